@@ -1,0 +1,55 @@
+# Everything a newcomer needs. The first target sets up `.venv/` by itself;
+# a second run finds it done and starts at once.
+PYTHON ?= python3
+VENV   ?= .venv
+PY     := $(VENV)/bin/python
+READY  := $(VENV)/.ready
+
+# TORCH=latest leaves torch and torchvision to the registry's newest release.
+CONSTRAINTS := requirements/constraints.txt
+ifeq ($(TORCH),latest)
+CONSTRAINTS := $(VENV)/constraints.txt
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow test-gpu ops format lint type clean
+
+help:  ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## set up .venv (done by every other target where needed)
+
+$(READY): requirements/runtime.txt requirements/mminstall.txt requirements/tests.txt requirements/constraints.txt setup.py
+	@echo "== Setting up $(VENV): a few minutes, most of it torch's download =="
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("make: CPython >= 3.10 is needed, $(PYTHON) is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.11")'
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || { echo "make: $(PYTHON) has no venv module; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@test "$(TORCH)" != latest || grep -v -E '^torch(vision)?==' requirements/constraints.txt > $(VENV)/constraints.txt
+	$(PY) -m pip install --disable-pip-version-check -c $(CONSTRAINTS) \
+	  -r requirements/runtime.txt -r requirements/mminstall.txt -r requirements/tests.txt
+	$(PY) -m pip install --disable-pip-version-check --no-deps -e .
+	@touch $@
+	@echo "== Set-up done =="
+
+demo: $(READY)  ## train Mask R-CNN with LTM-Swin on built-in data, evaluate, draw
+	$(PY) tools/demo.py
+
+test: $(READY)  ## the default tests
+	$(PY) -m pytest
+
+test-slow: $(READY)  ## tests that train, time or build something
+	$(PY) -m pytest -m slow --timeout 3600
+
+test-gpu: $(READY)  ## tests that need a CUDA device
+	$(PY) -m pytest -m gpu
+
+format: $(READY)  ## rewrite the code in the house format
+	$(PY) -m ruff format . && $(PY) -m ruff check --fix .
+
+lint: $(READY)  ## check format and lint
+	$(PY) -m ruff check . && $(PY) -m ruff format --check .
+
+type: $(READY)  ## check types
+	$(PY) -m mypy
+
+clean:  ## remove what was made here, except data and work_dirs
+	rm -rf $(VENV) .cache build *.egg-info

@@ -1,0 +1,11 @@
+"""ltm_mm: learnable token merging (LTM) for detection and segmentation.
+
+Import it before mmdet or mmseg: where mmcv has no compiled ops, that puts the
+stand-in of :mod:`ltm_mm.compat` in their place.
+"""
+
+from ltm_mm.compat import open_door
+
+__version__ = "0.1.0"
+
+open_door()

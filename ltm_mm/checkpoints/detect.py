@@ -1,0 +1,82 @@
+"""Tell a checkpoint's source by its keys, and bring it into the names used here."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+from . import mit_han_lab, mm, official, timm
+
+WRAPPERS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema")
+
+
+class Source(NamedTuple):
+    """A known format: its name, keys that give it away, and its converter."""
+
+    name: str
+    pattern: str
+    convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+
+
+# The first whose pattern is found in a key wins.
+SOURCES = (
+    Source("mit-han-lab EfficientViT", r"^(input_stem|stages\.\d+)\.op_list\.",
+           mit_han_lab.convert_efficientvit),
+    Source("OpenMMLab Swin", r"^stages\.\d+\.blocks\.\d+\.attn\.w_msa\.qkv\.", mm.convert_swin),
+    Source("official Swin", r"^layers\.0\.downsample\.", official.convert_swin),
+    Source("timm Swin", r"^layers[._]\d+\.blocks\.\d+\.attn\.qkv\.", timm.convert_swin),
+    Source("timm EfficientViT", r"^stem[._]in_conv\.conv\.", timm.convert_efficientvit),
+)  # fmt: skip
+
+
+def unwrap(checkpoint: object) -> dict[str, Tensor]:
+    """The state dict in a checkpoint, whatever it is wrapped in.
+
+    Args:
+        checkpoint: a state dict, or a mapping that holds one under ``state_dict``,
+            ``model`` or one of their usual variants.
+
+    Returns:
+        A new dict of the tensors alone, with the ``_metadata`` of the original if any.
+
+    Raises:
+        ValueError: if there is no tensor in it.
+    """
+    while isinstance(checkpoint, Mapping):
+        inner = next((k for k in WRAPPERS if isinstance(checkpoint.get(k), Mapping)), None)
+        if inner is None:
+            break
+        checkpoint = checkpoint[inner]
+    found = checkpoint.items() if isinstance(checkpoint, Mapping) else ()
+    state = StateDict((k, v) for k, v in found if isinstance(k, str) and isinstance(v, Tensor))
+    if not state:
+        held = list(checkpoint)[:5] if isinstance(checkpoint, Mapping) else type(checkpoint)
+        raise ValueError(f"no weights in the checkpoint: it holds {held}, not a state dict")
+    state._metadata = getattr(checkpoint, "_metadata", None)
+    return state
+
+
+class StateDict(dict):
+    """A dict that can carry ``_metadata``, the versions that modules convert old keys by."""
+
+    _metadata: dict | None = None
+
+
+def detect(keys: Iterable[str]) -> Source | None:
+    """The source whose names these keys have.
+
+    Args:
+        keys: of a state dict without prefixes (see :func:`.mm.strip_prefixes`).
+
+    Returns:
+        One of ``SOURCES``; None if none fits (weights saved from the same class do not
+        need one).
+
+    Raises:
+        ValueError: for Swin V2, whose attention is another function.
+    """
+    keys = list(keys)
+    if any(re.search(r"\.attn\.(w_msa\.)?(logit_scale|cpb_mlp\.)", key) for key in keys):
+        raise ValueError("the checkpoint holds Swin V2 weights; only Swin (V1) is served here")
+    return next((s for s in SOURCES if any(re.search(s.pattern, key) for key in keys)), None)

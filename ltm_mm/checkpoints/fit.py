@@ -1,0 +1,127 @@
+"""Bring a checkpoint into a backbone's names and sizes, or say why it cannot be (ours)."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .detect import detect, unwrap
+from .mm import strip_prefixes
+
+MERGE = re.compile(r"(^|\.)merge\.")
+# Follow from sizes alone, or count batches.
+DERIVED = re.compile(r"\.(relative_position_index|attn_mask|num_batches_tracked)$")
+# May be missing or left over: these, merging, and the norms of a pyramid's outputs (an
+# ImageNet checkpoint has none, one made for other out_indices has others).
+OPTIONAL = re.compile(rf"{MERGE.pattern}|{DERIVED.pattern}|^norm\d+\.")
+
+
+def to_backbone(
+    weights: Mapping, backbone: nn.Module, prefix: str | None = None
+) -> dict[str, Tensor]:
+    """Bring weights of any known source into a backbone's names, order and table sizes.
+
+    Args:
+        weights: a checkpoint or a state dict; heads in it are left out.
+        backbone: the backbone to fit; not changed.
+        prefix: of the backbone's keys; None: told by the keys.
+
+    Returns:
+        A state dict with keys and shapes of ``backbone``; what ``OPTIONAL`` names may be
+        missing.
+
+    Raises:
+        ValueError: if the weights are of another size or architecture; says where.
+    """
+    state: dict[str, Tensor] = unwrap(weights)
+    if prefix:
+        prefix = prefix.rstrip(".") + "."
+        state = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+        if not state:
+            raise ValueError(f"no key of the checkpoint starts with the prefix {prefix!r}")
+    state = strip_prefixes(state)
+    source = detect(state)
+    if source:
+        state = source.convert(state)
+    own = backbone.state_dict()
+    grid = getattr(backbone, "pos_grid", None)
+    state = {k: resize(k, v, own[k], grid) if k in own else v for k, v in state.items()}
+    _check(state, own, type(backbone).__name__, source.name if source else "unknown source")
+    return {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+
+
+def resize(key: str, value: Tensor, target: Tensor, grid: Sequence[int] | None = None) -> Tensor:
+    """Resample a position table for another window or image size, as mmdet does (bicubic).
+
+    Args:
+        key: the parameter's name; anything but a position table is returned as it is.
+        value: ``(S * S, heads)`` relative biases, or ``(1, S * S, C)`` absolute embedding.
+        target: the parameter it is for.
+        grid: rows and columns of the target's absolute embedding; None: a square.
+
+    Returns:
+        A table of the target's shape; ``value`` itself where that cannot be.
+    """
+    if key.endswith("relative_position_bias_table"):
+        tokens, grid = 0, None
+    elif key.endswith("absolute_pos_embed"):
+        tokens = 1
+    else:
+        return value
+    side, new = math.isqrt(value.shape[tokens]), math.isqrt(target.shape[tokens])
+    rows, cols = grid or (new, new)
+    same = value.shape == target.shape or value.shape[-1] != target.shape[-1]
+    if same or side**2 != value.shape[tokens] or rows * cols != target.shape[tokens]:
+        return value
+    table = value.reshape(1, side, side, -1).permute(0, 3, 1, 2)  # (1, C, S, S)
+    table = F.interpolate(table.float(), (rows, cols), mode="bicubic").to(value.dtype)
+    return table.permute(0, 2, 3, 1).reshape(target.shape)
+
+
+def _check(state: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str, source: str) -> None:
+    """Raise a ValueError that says where a state dict and a backbone's disagree."""
+    if not any(key in own for key in state):
+        raise ValueError(
+            f"the checkpoint ({source}) is of another architecture than {name}: it holds "
+            f"{some(list(state))}, the model wants {some(list(own))}"
+        )
+    missing = [k for k in own if k not in state and not OPTIONAL.search(k)]
+    extra = [k for k in state if k not in own and not OPTIONAL.search(k) and not _beyond(k, own)]
+    shapes = [
+        f"{k}: checkpoint {tuple(v.shape)}, model {tuple(own[k].shape)}"
+        for k, v in state.items()
+        if k in own and v.shape != own[k].shape and not OPTIONAL.search(k)
+    ]
+    parts = (("missing", missing), ("not in the model", extra), ("of another shape", shapes))
+    wrong = [f"{len(keys)} keys {what} ({some(keys)})" for what, keys in parts if keys]
+    if wrong:
+        raise ValueError(
+            f"the checkpoint ({source}: {_size(state)}) does not fit {name} ({_size(own)}): "
+            + "; ".join(wrong)
+        )
+
+
+def _beyond(key: str, own: Mapping[str, Tensor]) -> bool:
+    """Whether a key belongs to what follows the last stage of a shortened backbone."""
+    found = re.match(r"stages\.(\d+)\.(downsample\.)?", key)
+    last = max((int(m[1]) for k in own if (m := re.match(r"stages\.(\d+)\.", k))), default=-1)
+    return found is not None and int(found[1]) + bool(found[2]) > last >= 0
+
+
+def _size(state: Mapping[str, Tensor]) -> str:
+    """Width of the stem and blocks per stage, which tell a Swin-T from a Swin-S."""
+    stems = ("patch_embed.projection.weight", "stem.in_conv.conv.weight")
+    width = next((state[k].shape[0] for k in stems if k in state), "unknown")
+    last: dict[int, int] = {}
+    for key in state:
+        if found := re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", key):
+            stage, block = int(found[1]), int(found[2])
+            last[stage] = max(last.get(stage, 0), block)
+    return f"width {width}, blocks {tuple(last[i] + 1 for i in sorted(last))}"
+
+
+def some(items: Sequence[str], count: int = 3) -> str:
+    """The first items, for a message."""
+    return ", ".join(items[:count]) + (", ..." if len(items) > count else "")

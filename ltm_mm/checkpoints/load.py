@@ -1,0 +1,151 @@
+"""Load any supported checkpoint into a backbone, or into a whole detector or segmentor."""
+
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from torch import Tensor, nn
+
+from .detect import StateDict, unwrap
+from .fit import DERIVED, MERGE, some, to_backbone
+from .read import read_state_dict
+
+Weights = str | os.PathLike | Mapping
+
+
+class Report(NamedTuple):
+    """Names of the parameters loaded, left fresh, and of the checkpoint's left unused."""
+
+    loaded: list[str]
+    fresh: list[str]
+    unused: list[str]
+
+
+def load_backbone(
+    backbone: nn.Module, weights: Weights, prefix: str | None = None, trust: bool = False
+) -> Report:
+    """Load a backbone's weights and say so in one log line.
+
+    Args:
+        backbone: with mmdet's Swin or timm's EfficientViT parameter names.
+        weights: path or URL, a checkpoint or a state dict, from any known source.
+        prefix: of the backbone's keys, as in ``init_cfg``; None: told by the keys.
+        trust: see :func:`.read.read_state_dict`.
+
+    Returns:
+        What was loaded and what was not. ``merge`` parameters and output norms that the
+        weights do not hold stay fresh.
+
+    Raises:
+        ValueError: if the weights do not fit (nothing is loaded then) or cannot be read.
+        OSError: if the file cannot be found or downloaded.
+    """
+    given = _read(weights, trust)
+    state = to_backbone(given, backbone, prefix)
+    return _load(backbone, state, given, weights)
+
+
+def load_into(
+    model: nn.Module, weights: Weights, trust: bool = False, strict: bool = False
+) -> Report:
+    """Load a trained detector or segmentor, or backbone weights, into a whole model.
+
+    The backbone must fit. Other parts of another shape or name (a head for another
+    number of classes) start fresh, and the one log line says which.
+
+    Args:
+        model: with a ``backbone``, with or without merging.
+        weights: path or URL, a checkpoint or a state dict.
+        trust: see :func:`.read.read_state_dict`.
+        strict: for evaluation: it is an error if anything but merging stays fresh.
+
+    Returns:
+        See :func:`load_backbone`; names are those of the whole model.
+
+    Raises:
+        ValueError: if the backbone (with ``strict``, the model) does not fit, or the
+            checkpoint cannot be read.
+        OSError: if the file cannot be found or downloaded.
+    """
+    while is_model_wrapper(model):
+        model = model.module
+    given = _read(weights, trust)
+    names = [n for n, _ in model.named_modules() if re.search(r"(^|\.)(img_)?backbone$", n)]
+    if not names:
+        return _load(model, to_backbone(given, model), given, weights, (), strict)
+    state, misfits = _whole(given, model, names)
+    return _load(model, state, given, weights, misfits, strict)
+
+
+def _read(weights: Weights, trust: bool) -> dict[str, Tensor]:
+    return unwrap(weights) if isinstance(weights, Mapping) else read_state_dict(weights, trust)
+
+
+def _whole(
+    given: dict[str, Tensor], model: nn.Module, names: list[str]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """A whole model's state dict with its backbones adapted, and the misfits beside them."""
+    given_whole = {re.sub(r"^(module\.|_orig_mod\.)+", "", k): v for k, v in given.items()}
+    inside = tuple(f"{name}." for name in names)
+    own = model.state_dict()
+    # The metadata lets heads convert the names of their older versions.
+    state, misfits = StateDict(), []
+    state._metadata = getattr(given, "_metadata", None)
+    for name, prefix in zip(names, inside, strict=True):
+        part = {k[len(prefix) :]: v for k, v in given_whole.items() if k.startswith(prefix)}
+        adapted = to_backbone(part or given, model.get_submodule(name))
+        state |= {prefix + key: value for key, value in adapted.items()}
+    if not any(key.startswith(inside) for key in given_whole):
+        return state, []  # backbone weights alone
+    for key, value in given_whole.items():
+        if key in own and own[key].shape != value.shape and not key.startswith(inside):
+            shapes = f"checkpoint {tuple(value.shape)}, model {tuple(own[key].shape)}"
+            misfits.append(f"{key}: {shapes}")
+        elif not key.startswith(inside):
+            state[key] = value
+    return state, misfits
+
+
+def _load(
+    model: nn.Module,
+    state: dict[str, Tensor],
+    given: dict[str, Tensor],
+    weights: Weights,
+    misfits: Sequence[str] = (),
+    strict: bool = False,
+) -> Report:
+    """Load what fits, log one line, and report."""
+    own = [key for key in model.state_dict() if not DERIVED.search(key)]
+    missing, unused = model.load_state_dict(state, strict=False)
+    lacking = set(missing)
+    fresh = [key for key in own if key in lacking]
+    report = Report([key for key in own if key not in lacking], fresh, unused)
+    merges = [key for key in fresh if MERGE.search(key)]
+    norms = [key for key in fresh if re.search(r"^(.*backbone\.)?norm\d+\.", key)]
+    heads = [key for key in fresh if key not in {*merges, *norms}]
+    name = type(model).__name__
+    if strict and (norms or heads):
+        raise ValueError(
+            f"the checkpoint lacks {len(norms + heads)} parameters of {name}, which would be "
+            f"untrained: {some(misfits or norms + heads)}"
+        )
+    origin = "" if isinstance(weights, Mapping) else f" from {os.fspath(weights)}"
+    parts = [f"{name}: {len(report.loaded)} of {len(own)} tensors loaded{origin}"]
+    if merges:
+        parts.append(f"{len(merges)} of merging start fresh (e.g. {merges[0]})")
+    if norms:
+        parts.append(f"output norms start fresh ({some(norms)})")
+    if heads:
+        parts.append(f"{len(heads)} beside them START FRESH ({some(misfits or heads)})")
+    other = sum(bool(MERGE.search(key)) for key in given)
+    other -= sum(bool(MERGE.search(key)) for key in report.loaded)
+    if other:
+        parts.append(f"{other} of the checkpoint's merging are for other slots and not used")
+    if unused:
+        parts.append(f"{len(unused)} in the checkpoint are not used ({some(unused)})")
+    print_log("; ".join(parts), "current", logging.WARNING if heads else logging.INFO)
+    return report

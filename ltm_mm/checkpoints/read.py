@@ -1,0 +1,177 @@
+"""Read weights from a file or URL without running code that the file may hold."""
+
+import contextlib
+import os
+import pickle
+import re
+import socket
+import sys
+import urllib.error
+import urllib.parse
+from argparse import Namespace
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.dist import barrier
+from mmengine.logging.history_buffer import HistoryBuffer
+from mmengine.runner.checkpoint import get_external_models, get_mmcls_models
+from torch import Tensor
+
+from .detect import unwrap
+
+NET_TIMEOUT = 20.0  # seconds without an answer
+ZOOS: dict[str, Callable[[], dict[str, str]]] = {
+    "open-mmlab": get_external_models,
+    "mmcls": get_mmcls_models,
+}
+
+
+def read_state_dict(path: str | os.PathLike, trust: bool = False) -> dict[str, Tensor]:
+    """Tensors of a checkpoint, on the CPU, taken out of ``state_dict``, ``model``, ...
+
+    Args:
+        path: a local PyTorch or ``.safetensors`` file, an http(s) URL (kept in torch
+            hub's cache), or ``open-mmlab://name``, ``mmcls://name``.
+        trust: unpickle the file even if that may run code from it.
+
+    Returns:
+        The state dict, with its ``_metadata`` if it had any.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ConnectionError: the download failed.
+        ValueError: not a checkpoint, truncated, no weights in it, or it needs ``trust``.
+    """
+    name = os.fspath(path)
+    scheme = name.partition("://")[0] if "://" in name else None
+    if scheme in ZOOS:
+        name = _look_up(name, ZOOS[scheme]())
+        scheme = "https"
+    if scheme in ("http", "https"):
+        file = _fetch(name)
+    elif scheme is None:
+        file = Path(name).expanduser()
+    else:
+        raise ValueError(f"cannot read {name}: give a local path or an http(s) URL")
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"checkpoint {name} does not exist: give a local file or an https URL, or set "
+            "init_cfg=None to start from scratch"
+        )
+    try:
+        return unwrap(
+            _read_safetensors(file) if file.suffix == ".safetensors" else _unpickle(file, trust)
+        )
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _unpickle(file: Path, trust: bool) -> object:
+    """``torch.load``, with one ValueError for all the ways in which it can fail."""
+    try:
+        with contextlib.nullcontext() if trust else _harmless_globals():
+            return torch.load(file, map_location="cpu", weights_only=not trust)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"unpickling needs the module {error.name!r}, not installed here"
+        ) from error
+    except Exception as error:
+        unknown = re.findall(r"(?:GLOBAL|class|function) ([\w.]+\.\w+)", str(error))
+        if not trust and isinstance(error, pickle.UnpicklingError) and unknown:
+            raise ValueError(
+                f"the file holds more than weights ({unknown[0]}), and loading that can run code "
+                "from it: if you trust its origin, pass --trust-checkpoint (trust=True)"
+            ) from error
+        raise ValueError(
+            f"not a PyTorch checkpoint, or a truncated one ({_size(file)}): download or copy it "
+            "again"
+        ) from error
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ImportError("reading .safetensors needs: pip install safetensors") from error
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ValueError(
+            f"not a safetensors file, or a truncated one ({_size(file)}): download or copy it again"
+        ) from error
+
+
+def _size(file: Path) -> str:
+    return f"{file}, {file.stat().st_size} bytes"
+
+
+def _harmless_globals() -> contextlib.AbstractContextManager:
+    """Allow what mmengine's and common trainers' checkpoints hold beside tensors.
+
+    mmengine's own list has the builtin ``getattr``, with which a file can reach about
+    anything; here it reaches only the four statistics that a HistoryBuffer refers to.
+    """
+    if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):
+        return contextlib.nullcontext()  # torch < 2.6 cannot allow globals by name
+    multiarray = getattr(np, "_core", None) or np.core
+    allowed: list = [np.ndarray, np.dtype, HistoryBuffer, Namespace, slice, int, defaultdict]
+    allowed += {type(np.dtype(code)) for code in "?bBhHiIlLqQefdSU"}
+    for package in ("numpy.core", "numpy._core"):  # numpy 1's name and numpy 2's
+        for function in ("_reconstruct", "scalar"):
+            path = f"{package}.multiarray.{function}"
+            allowed.append((getattr(multiarray.multiarray, function), path))
+    allowed.append((_history_statistic, "builtins.getattr"))
+    return torch.serialization.safe_globals(allowed)
+
+
+def _history_statistic(owner: object, name: str) -> object:
+    """Stands for ``getattr`` in a HistoryBuffer's pickle."""
+    if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
+        raise pickle.UnpicklingError(f"Unsupported function builtins.getattr on {name}")
+    return getattr(owner, name)
+
+
+def _look_up(name: str, zoo: dict[str, str]) -> str:
+    key = name.partition("://")[2]
+    if key not in zoo:
+        raise ValueError(f"cannot read {name}: the installed mmengine knows no model of that name")
+    return zoo[key]
+
+
+def _fetch(url: str) -> Path:
+    """Download into torch hub's cache, once per machine; rank 0 goes first."""
+    first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    if not first:
+        barrier()
+    try:
+        return _download(url)
+    finally:
+        if first:
+            barrier()
+
+
+def _download(url: str) -> Path:
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    file = folder / Path(urllib.parse.urlparse(url).path).name
+    if file.is_file():
+        return file
+    folder.mkdir(parents=True, exist_ok=True)
+    checksum = re.search(r"-([a-f0-9]{8,})\.\w+$", file.name)
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(NET_TIMEOUT)
+    try:
+        torch.hub.download_url_to_file(
+            url, str(file), checksum and checksum[1], progress=sys.stderr.isatty()
+        )
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        raise ConnectionError(
+            f"could not download {url} ({error}): give a local path as "
+            "the checkpoint, or set init_cfg=None to start from scratch"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+    return file

@@ -1,0 +1,48 @@
+"""timm's Swin and MIT EfficientViT weights -> the names used here.
+
+The facts: since timm 0.9 a Swin stage *starts* with its patch merging
+(``layers.{i}.downsample``, i >= 1); before, it ended with it, as in the authors' files.
+``features_only`` models flatten sequential containers: ``layers_0.``, ``stages_0.``,
+``stem_in_conv.``.
+"""
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from . import official
+
+
+def convert_swin(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """timm Swin state dict (any version, also ``features_only``) -> mmdet's names.
+
+    Args:
+        state_dict: keys without any prefix (``layers.1.downsample.norm.weight``, ...).
+
+    Returns:
+        A new dict; reordered tensors are new, the others are shared.
+    """
+    out = {}
+    at_start = not any(re.match(r"layers[._]0\.downsample\.", key) for key in state_dict)
+    for key, value in official.convert_swin(state_dict).items():
+        if at_start and (found := re.match(r"stages\.(\d+)\.(downsample\..*)", key)):
+            key = f"stages.{int(found[1]) - 1}.{found[2]}"
+        out[key] = value
+    return out
+
+
+def convert_efficientvit(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """timm ``EfficientVit``/``EfficientVitLarge`` state dict, without its classifier.
+
+    Args:
+        state_dict: keys without any prefix, of the whole or the ``features_only`` model.
+
+    Returns:
+        A new dict (``stem.*``, ``stages.*``) that shares its tensors.
+    """
+    return {
+        re.sub(r"^(stem|stages)_", r"\1.", key): value
+        for key, value in state_dict.items()
+        if not key.startswith("head.")
+    }

@@ -1,0 +1,7 @@
+"""Small modules that hold parameters and call ``ltm_mm.ops``."""
+
+from .mask_module import MaskModule
+from .token_merger import TokenMerger
+from .window_attention import ShiftedWindowAttention, WindowAttention
+
+__all__ = ["MaskModule", "ShiftedWindowAttention", "TokenMerger", "WindowAttention"]

@@ -1,0 +1,42 @@
+"""Merging on a grid of tokens, the same for every backbone family (ours)."""
+
+from torch import Tensor, nn
+
+from ..ops import Merge, merge_grid, padded_windows
+from .mask_module import MaskModule
+
+
+class TokenMerger(nn.Module):
+    """Merges every w x w window of a token grid into s x s slots.
+
+    Undo it with :func:`ltm_mm.ops.unmerge_grid`. A later merge of the same stage is
+    given the masses of the slots it merges (``Merge.slot_mass()`` of the earlier one).
+
+    Args:
+        dim: channels (C).
+        window: tokens per window side (w).
+        slots: slots per window side (s), ``1 <= slots < window``.
+        steps: content steps of the mask module.
+    """
+
+    def __init__(self, dim: int, window: int, slots: int, steps: int = 1) -> None:
+        super().__init__()
+        self.window = window
+        self.slots = slots
+        self.mask = MaskModule(dim, window, slots, steps)
+
+    def forward(self, grid: Tensor, mass: Tensor | None = None) -> Merge:
+        """Merge a grid.
+
+        Args:
+            grid: tokens ``(B, H, W, C)``, any H, W >= 1.
+            mass: how many original tokens each token stands for ``(1 or B, H, W, 1)``;
+                0 keeps a token out (at least one of a window's must be in). None: 1.
+
+        Returns:
+            The merge; its ``slots`` are ``(B, ceil(H/w) * s, ceil(W/w) * s, C)``.
+        """
+        windows, mass = padded_windows(grid, self.window, mass)
+        to_slots, back = self.mask(windows, mass)
+        slots = merge_grid(grid, windows, to_slots.to(grid.dtype), self.window)
+        return Merge(grid, slots, back, mass, self.window)

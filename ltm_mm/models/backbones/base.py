@@ -1,0 +1,108 @@
+"""What all backbones here share: the contract of an OpenMMLab backbone (ours)."""
+
+from collections.abc import Sequence
+
+from mmengine.logging import print_log
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from ...checkpoints import load_backbone
+from ...layers import MaskModule
+from ...ops import Merge, unmerge_grid
+
+
+class LTMBackbone(BaseModule):
+    """Base of the backbones: freezing, initial weights, and the declared outputs.
+
+    A subclass sets ``out_channels`` and ``strides`` (one int per output map), calls
+    :meth:`freeze` at the end of ``__init__``, and returns a tuple of NCHW maps.
+
+    Args:
+        out_indices: stages whose maps are returned, rising.
+        num_stages: how many stages there are.
+        frozen_stages: the stem and the stages before this one get no gradient and
+            stay in eval mode; -1 freezes nothing.
+        init_cfg: ``dict(type='Pretrained', checkpoint=...)`` or None (from scratch).
+
+    Raises:
+        ValueError: if ``out_indices`` or ``frozen_stages`` is out of range.
+    """
+
+    out_channels: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def __init__(
+        self,
+        out_indices: Sequence[int],
+        num_stages: int,
+        frozen_stages: int,
+        init_cfg: dict | None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if not out_indices or any(not 0 <= i < num_stages for i in out_indices):
+            raise ValueError(
+                f"out_indices must name stages from 0 to {num_stages - 1}, got {out_indices!r}"
+            )
+        if not -1 <= frozen_stages <= num_stages:
+            raise ValueError(f"frozen_stages must lie in -1..{num_stages}, got {frozen_stages!r}")
+        if init_cfg and init_cfg.get("type") != "Pretrained":
+            raise ValueError(
+                "init_cfg must be None or dict(type='Pretrained', checkpoint=...), "
+                f"got {init_cfg!r}"
+            )
+        self.out_indices = tuple(out_indices)
+        self.frozen_stages = frozen_stages
+
+    def frozen_modules(self) -> list[nn.Module]:
+        """Modules (and parameters' owners) that ``frozen_stages`` freezes."""
+        raise NotImplementedError
+
+    def freeze(self) -> None:
+        """Stop the gradients of the frozen part and put it in eval mode."""
+        for module in self.frozen_modules():
+            module.eval()
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "LTMBackbone":
+        """Switch mode, keep the frozen part in eval mode, and return self."""
+        super().train(mode)
+        self.freeze()
+        return self
+
+    def init_weights(self) -> None:
+        """Draw fresh weights, or load ``init_cfg``'s checkpoint over them."""
+        self.reset_parameters()
+        if self.init_cfg is None:
+            print_log(
+                f"{type(self).__name__}: no checkpoint given, weights start from scratch",
+                logger="current",
+            )
+        else:
+            load_backbone(self, self.init_cfg["checkpoint"], prefix=self.init_cfg.get("prefix"))
+        self._is_init = True
+
+    def reset_parameters(self) -> None:
+        """Draw fresh weights; mask modules keep their own start."""
+        raise NotImplementedError
+
+    def modules_outside_masks(self) -> list[nn.Module]:
+        """All modules but the mask modules and their parts."""
+        inside = {
+            m for mask in self.modules() if isinstance(mask, MaskModule) for m in mask.modules()
+        }
+        return [m for m in self.modules() if m not in inside]
+
+
+def unmerge_all(grid: Tensor, merges: Sequence[Merge]) -> Tensor:
+    """Undo a stage's merges, the last one first.
+
+    Args:
+        grid: slots after the stage's last block ``(B, h, w, C)``.
+        merges: the stage's merges in the order they were made; may be empty.
+
+    Returns:
+        Tokens at the stage's full resolution ``(B, H, W, C)``.
+    """
+    for merged in reversed(merges):
+        grid = unmerge_grid(grid, merged)
+    return grid

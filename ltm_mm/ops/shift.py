@@ -1,0 +1,48 @@
+"""Which tokens may see each other in a shifted window.
+
+Source: Swin's cyclic shift (Liu et al., ICCV 2021, section 3.2). A window's mask
+depends only on whether it lies in the last row and in the last column, so there
+are four masks for every grid, whatever its size (ours).
+"""
+
+import torch
+from torch import Tensor
+
+BLOCKED = -100.0  # as the reference; small enough to vanish, finite in fp16
+
+
+def shift_masks(window: int, shift: int) -> Tensor:
+    """The four masks of shifted windows.
+
+    Args:
+        window: tokens per window side.
+        shift: how far the grid was rolled up and left, ``0 <= shift < window``.
+
+    Returns:
+        ``(4, N, N)``: added to the attention logits of a window of kind 0 (inner),
+        1 (last column), 2 (last row), 3 (both); 0 or -100.
+    """
+    wrapped = torch.arange(window) >= window - shift  # tokens from the other side
+    differs = wrapped[:, None] != wrapped[None, :]  # (w, w)
+    never = torch.zeros_like(differs)
+    masks = []
+    for row in (never, differs):
+        for col in (never, differs):
+            pair = row[:, None, :, None] | col[None, :, None, :]  # (w, w, w, w)
+            masks.append(pair.reshape(window * window, window * window))
+    return torch.stack(masks).float() * BLOCKED
+
+
+def window_kinds(rows: int, cols: int, device: torch.device) -> Tensor:
+    """Kind of every window of a grid of windows, as :func:`shift_masks` counts them.
+
+    Args:
+        rows, cols: windows per column and per row of the grid.
+        device: where the result lives.
+
+    Returns:
+        ``(rows * cols,)`` int64 in 0..3.
+    """
+    last_row = torch.arange(rows, device=device) == rows - 1
+    last_col = torch.arange(cols, device=device) == cols - 1
+    return (last_row[:, None] * 2 + last_col[None, :] * 1).flatten()

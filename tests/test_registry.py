@@ -1,0 +1,26 @@
+"""`type='ltm_mm.LTMSwin'` resolves without `custom_imports`, in a fresh interpreter."""
+
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import ltm_mm
+assert not any(name.startswith("ltm_mm.models") for name in __import__("sys").modules)
+from mmengine.config import ConfigDict
+from mmengine.registry import init_default_scope
+init_default_scope({scope!r})
+from {scope}.registry import MODELS
+backbone = MODELS.build(ConfigDict(type='ltm_mm.LTMSwin', slots='balanced', embed_dims=12,
+                                   num_heads=(1, 1, 1, 1)))
+print(type(backbone).__name__, backbone.plan[2])
+"""
+
+
+@pytest.mark.parametrize("scope", ["mmdet", "mmseg", "mmengine"])
+def test_builds_from_any_scope(scope):
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(scope=scope)], capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1:] == ["LTMSwin (7, 5, 5, 5, 5, 5)"], done.stderr[-2000:]
