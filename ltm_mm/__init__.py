@@ -9,3 +9,12 @@ from ltm_mm.compat import open_door
 __version__ = "0.1.0"
 
 open_door()
+
+
+def __getattr__(name: str) -> object:
+    """``apply`` and ``remove``, imported (with torch and mmengine) when first asked for."""
+    if name in ("apply", "remove"):
+        from ltm_mm.models import apply as module
+
+        return getattr(module, name)
+    raise AttributeError(f"module 'ltm_mm' has no attribute {name!r}")

@@ -8,7 +8,7 @@ attention and residual unmerging are ours: the paper's authors published no merg
 code to compare with.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from operator import mul
 
@@ -273,12 +273,25 @@ class SwinStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the blocks on a grid ``(B, H, W, C)``; same shape out."""
-        merges: list[Merge] = []
-        for block in self.blocks:
-            x, merged = block(x, merges[-1] if merges else None)
-            if merged is not None:
-                merges.append(merged)
-        return unmerge_all(x, merges)
+        return run_blocks(self.blocks, x)
+
+
+def run_blocks(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
+    """Run a stage's blocks and undo the merges they made.
+
+    Args:
+        blocks: :class:`SwinBlock` modules.
+        x: tokens ``(B, H, W, C)``.
+
+    Returns:
+        Tokens of the same shape.
+    """
+    merges: list[Merge] = []
+    for block in blocks:
+        x, merged = block(x, merges[-1] if merges else None)
+        if merged is not None:
+            merges.append(merged)
+    return unmerge_all(x, merges)
 
 
 class SwinBlock(nn.Module):

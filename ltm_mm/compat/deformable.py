@@ -1,0 +1,260 @@
+"""Deformable attention and convolution as mmcv's ``_ext`` offers them (ours).
+
+Attention (Zhu et al., ICLR 2021) goes through mmcv's own PyTorch version, which
+mmcv itself uses only on the CPU; convolution (Dai et al., ICCV 2017; Zhu et al.,
+CVPR 2019) through torchvision's kernel, which has mmcv's offset layout. The
+gradients come from running the forward again under autograd.
+
+Arguments that are mmcv's work space (``columns``, ``ones``), its tiling
+(``im2col_step``) or sizes that the tensors tell as well are not used.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torchvision
+from torch import Tensor
+
+from ltm_mm.compat.precision import wide
+
+
+def _write_gradients(
+    function: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    grad_output: Tensor,
+    buffers: Sequence[Tensor],
+) -> None:
+    """Copy the gradient of ``function(*inputs)`` by each input into its buffer."""
+    with torch.enable_grad():
+        leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+        output = function(*leaves)
+    grads = torch.autograd.grad(output, leaves, grad_output.to(output))
+    for buffer, grad in zip(buffers, grads, strict=True):
+        buffer.copy_(grad)
+
+
+def ms_deform_attn_forward(
+    value: Tensor,
+    value_spatial_shapes: Tensor,
+    value_level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    im2col_step: int,
+) -> Tensor:
+    """Weighted bilinear samples of several feature levels.
+
+    Args:
+        value: ``(B, K, heads, D)``, the levels' pixels one after another.
+        value_spatial_shapes: ``(levels, 2)``, height and width.
+        value_level_start_index: ``(levels,)``; follows from the shapes, not used.
+        sampling_locations: ``(B, Q, heads, levels, points, 2)``, x y in 0..1.
+        attention_weights: ``(B, Q, heads, levels, points)``.
+        im2col_step: not used.
+
+    Returns:
+        ``(B, Q, heads * D)``.
+    """
+    # That module asks for this one while it is imported, hence not at the top.
+    from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
+
+    return multi_scale_deformable_attn_pytorch(
+        value, value_spatial_shapes.tolist(), sampling_locations, attention_weights
+    )
+
+
+def ms_deform_attn_backward(
+    value: Tensor,
+    value_spatial_shapes: Tensor,
+    value_level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    grad_output: Tensor,
+    grad_value: Tensor,
+    grad_sampling_loc: Tensor,
+    grad_attn_weight: Tensor,
+    im2col_step: int,
+) -> None:
+    """Gradient of :func:`ms_deform_attn_forward`, into the last three tensors."""
+
+    def attention(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        return ms_deform_attn_forward(
+            value, value_spatial_shapes, value_level_start_index, locations, weights, im2col_step
+        )
+
+    _write_gradients(
+        attention,
+        (value, sampling_locations, attention_weights),
+        grad_output,
+        (grad_value, grad_sampling_loc, grad_attn_weight),
+    )
+
+
+def deform_conv_forward(
+    input: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    output: Tensor,
+    columns: Tensor,
+    ones: Tensor,
+    *,
+    dH: int,
+    dW: int,
+    padH: int,
+    padW: int,
+    dilationH: int,
+    dilationW: int,
+    **unused: int,
+) -> None:
+    """Deformable convolution without bias, into ``output``.
+
+    Args:
+        input: ``(B, C, H, W)``.
+        weight: ``(out, C / groups, kH, kW)``.
+        offset: ``(B, deform_groups * 2 * kH * kW, H_out, W_out)``, y x pairs in pixels.
+        output: ``(B, out, H_out, W_out)``, written.
+        dH, dW: stride.
+    """
+    geometry = (dH, dW), (padH, padW), (dilationH, dilationW)
+    output.copy_(_convolve(geometry, input, offset, weight))
+
+
+def deform_conv_backward_input(
+    input: Tensor,
+    offset: Tensor,
+    grad_output: Tensor,
+    grad_input: Tensor,
+    grad_offset: Tensor,
+    weight: Tensor,
+    columns: Tensor,
+    *,
+    dH: int,
+    dW: int,
+    padH: int,
+    padW: int,
+    dilationH: int,
+    dilationW: int,
+    **unused: int,
+) -> None:
+    """Gradient of :func:`deform_conv_forward` by input and offset, into the ``grad_`` tensors."""
+    geometry = (dH, dW), (padH, padW), (dilationH, dilationW)
+    _write_gradients(
+        lambda input, offset: _convolve(geometry, input, offset, weight),
+        (input, offset),
+        grad_output,
+        (grad_input, grad_offset),
+    )
+
+
+def deform_conv_backward_parameters(
+    input: Tensor,
+    offset: Tensor,
+    grad_output: Tensor,
+    grad_weight: Tensor,
+    columns: Tensor,
+    ones: Tensor,
+    *,
+    dH: int,
+    dW: int,
+    padH: int,
+    padW: int,
+    dilationH: int,
+    dilationW: int,
+    scale: float,
+    **unused: int,
+) -> None:
+    """Gradient of :func:`deform_conv_forward` by the weight, times ``scale``."""
+    geometry = (dH, dW), (padH, padW), (dilationH, dilationW)
+    # The convolution is linear in its weight: where the gradient is taken does not matter.
+    _write_gradients(
+        lambda weight: _convolve(geometry, input, offset, weight),
+        (torch.zeros_like(grad_weight),),
+        scale * grad_output,
+        (grad_weight,),
+    )
+
+
+def modulated_deform_conv_forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ones: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    output: Tensor,
+    columns: Tensor,
+    *,
+    stride_h: int,
+    stride_w: int,
+    pad_h: int,
+    pad_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    with_bias: bool,
+    **unused: int,
+) -> None:
+    """Modulated deformable convolution, into ``output``.
+
+    Args:
+        input: ``(B, C, H, W)``.
+        weight: ``(out, C / groups, kH, kW)``.
+        bias: ``(out,)``, used where ``with_bias``.
+        offset: ``(B, deform_groups * 2 * kH * kW, H_out, W_out)``, y x pairs in pixels.
+        mask: ``(B, deform_groups * kH * kW, H_out, W_out)``, factor of each sample.
+        output: ``(B, out, H_out, W_out)``, written.
+    """
+    geometry = (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w)
+    optional = (bias,) if with_bias else ()
+    output.copy_(_convolve(geometry, input, offset, weight, mask, *optional))
+
+
+def modulated_deform_conv_backward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ones: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    columns: Tensor,
+    grad_input: Tensor,
+    grad_weight: Tensor,
+    grad_bias: Tensor,
+    grad_offset: Tensor,
+    grad_mask: Tensor,
+    grad_output: Tensor,
+    *,
+    stride_h: int,
+    stride_w: int,
+    pad_h: int,
+    pad_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    with_bias: bool,
+    **unused: int,
+) -> None:
+    """Gradient of :func:`modulated_deform_conv_forward`, into the ``grad_`` tensors."""
+    geometry = (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w)
+    inputs = (input, offset, weight, mask, bias)
+    buffers = (grad_input, grad_offset, grad_weight, grad_mask, grad_bias)
+    used = 5 if with_bias else 4
+    _write_gradients(
+        lambda *tensors: _convolve(geometry, *tensors), inputs[:used], grad_output, buffers[:used]
+    )
+
+
+def _convolve(
+    geometry: tuple[tuple[int, int], tuple[int, int], tuple[int, int]],
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """torchvision's deformable convolution; geometry is stride, padding and dilation."""
+    return torchvision.ops.deform_conv2d(
+        wide(input),
+        wide(offset),
+        wide(weight),
+        None if bias is None else wide(bias),
+        *geometry,
+        None if mask is None else wide(mask),
+    )

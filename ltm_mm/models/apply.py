@@ -1,0 +1,223 @@
+"""Token merging on a model in memory: put it on, take it off (ours).
+
+Works on any built mmdet, mmseg or timm model with Swin or EfficientViT stages: each
+stage that the plan merges in is replaced by one that shares its parameters. Taking
+the merging off puts the very same stages back, with whatever training has changed.
+"""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from ..presets import Slots, resolve_plan
+from .backbones.base import LTMBackbone
+from .backbones.efficientvit import EfficientVitLTMStage, resolve_stage_plans
+from .backbones.swin import SwinBlock, run_blocks
+
+SERVED = "mmdet's, mmseg's or timm's SwinTransformer, timm's EfficientViT (MIT Han Lab)"
+EFFICIENTVIT_STAGES = ("EfficientVitStage", "EfficientVitLargeStage")
+SWIN_STAGES = ("SwinBlockSequence", "SwinTransformerStage")
+
+
+def apply(
+    model: nn.Module, slots: Slots = "balanced", steps: int = 1, window_size: int = 8
+) -> nn.Module:
+    """Merge tokens in a model that is already built, in place.
+
+    Its parameters stay the same objects (an optimiser that holds them goes on), and
+    its outputs keep their shapes; the mask modules' parameters are new. In a merged
+    Swin stage of a timm model, parameters have mmdet's names while merging is on, and
+    a grid that is no multiple of the window is padded before the shift, as in mmdet
+    (timm pads after it).
+
+    Args:
+        model: a detector, segmentor, classifier or backbone with Swin or EfficientViT
+            stages.
+        slots: the merging plan, as ``LTMSwin`` and ``LTMEfficientViT`` take it.
+        steps: content steps of the mask modules, >= 0.
+        window_size: tokens per merging window side of an EfficientViT; a Swin's
+            windows are its own.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        ValueError: if the model has no such stages, merges already, or the plan does
+            not fit.
+    """
+    if any(isinstance(m, LTMBackbone | MergedStage) for m in model.modules()):
+        raise ValueError(
+            "the model merges tokens already: call ltm_mm.remove(model) first, or change its "
+            "backbone's `slots`"
+        )
+    places = _stage_places(model)
+    if not places:
+        raise ValueError(f"{type(model).__name__} has no stages to merge in: use {SERVED}")
+    stages = [getattr(parent, name) for parent, name in places]
+    swin = type(stages[0]).__name__ in SWIN_STAGES
+    if swin:
+        window_size = _window(stages[0].blocks[0])
+        plan = resolve_plan(slots, [len(stage.blocks) for stage in stages], window_size)
+    else:
+        plan = resolve_stage_plans(slots, stages, window_size)
+    for (parent, name), stage, counts in zip(places, stages, plan, strict=True):
+        if not counts or counts[-1] >= window_size:
+            continue  # nothing to merge in this stage
+        make: Callable = _merged_swin_stage if swin else MergedEfficientVitStage
+        merged = make(stage, counts, window_size, steps)
+        first = next(stage.parameters())
+        setattr(parent, name, merged.to(first.device, first.dtype).train(stage.training))
+    return model
+
+
+def remove(model: nn.Module) -> nn.Module:
+    """Take the merging of :func:`apply` off again, in place.
+
+    Args:
+        model: a model that ``apply`` was called on; any other is left as it is.
+
+    Returns:
+        The model itself, with the stages it was built with; their parameters have the
+        values that training left them with.
+    """
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, MergedStage):
+                setattr(parent, name, child.restored())
+    return model
+
+
+class MergedStage:
+    """Part of a stage that stands in another's place and can give it back.
+
+    The replaced stage is kept out of the submodules (its parameters are those of the
+    blocks that run), but it is copied and pickled along.
+    """
+
+    _original: tuple[nn.Module]
+
+    def restored(self) -> nn.Module:
+        """The original stage, on the device and in the mode that this one is in."""
+        assert isinstance(self, nn.Module)
+        original = self._original[0]
+        for buffer in original.buffers():
+            buffer.data = buffer.data.to(next(self.parameters()).device)
+        return original.train(self.training)
+
+
+class MergedSwinStage(nn.Module, MergedStage):
+    """Swin blocks with merging beside the downsampling of the original stage.
+
+    Args:
+        original: mmdet's or mmseg's ``SwinBlockSequence``, timm's ``SwinTransformerStage``.
+        blocks: blocks that share the original's parameters.
+    """
+
+    def __init__(self, original: nn.Module, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self._original = (original,)
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = original.downsample
+
+
+class MergedMMStage(MergedSwinStage):
+    """In the place of mmdet's and mmseg's ``SwinBlockSequence``."""
+
+    def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> tuple:
+        """``(B, H * W, C)``, (H, W) -> what goes on, its size, the stage's map, its size."""
+        x = run_blocks(self.blocks, x.unflatten(1, hw_shape)).flatten(1, 2)
+        if self.downsample is None:
+            return x, hw_shape, x, hw_shape
+        return *self.downsample(x, hw_shape), x, hw_shape
+
+
+class MergedTimmStage(MergedSwinStage):
+    """In the place of timm's ``SwinTransformerStage``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, H, W, C)`` -> the stage's map, channel-last."""
+        return run_blocks(self.blocks, self.downsample(x))
+
+
+class MergedEfficientVitStage(EfficientVitLTMStage, MergedStage):
+    """In the place of timm's ``EfficientVitStage``."""
+
+    def __init__(self, original: nn.Module, counts: Sequence[int], window: int, steps: int) -> None:
+        super().__init__(original, counts, window, steps)
+        self._original = (original,)
+
+
+def _stage_places(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Parent and name of every stage of the model's (one) backbone, in order."""
+    names = SWIN_STAGES + EFFICIENTVIT_STAGES
+    return [
+        (parent, name)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if type(child).__name__ in names
+        and type(child).__module__.split(".")[0] in ("mmdet", "mmseg", "timm")
+    ]
+
+
+def _window(block: nn.Module) -> int:
+    """Tokens per window side of a Swin block of mmdet, mmseg or timm."""
+    window = block.window_size if hasattr(block, "window_size") else block.attn.window_size
+    rows, cols = (window, window) if isinstance(window, int) else window
+    if rows != cols:
+        raise ValueError(f"only square windows can be merged, the model's are {rows} x {cols}")
+    return rows
+
+
+def _merged_swin_stage(
+    stage: nn.Module, counts: Sequence[int], window: int, steps: int
+) -> MergedSwinStage:
+    timm = type(stage).__name__ == "SwinTransformerStage"
+    grids = (window, *counts[:-1])
+    blocks = [
+        _share_swin_block(block, window, grid, slots, steps, timm)
+        for block, grid, slots in zip(stage.blocks, grids, counts, strict=True)
+    ]
+    return (MergedTimmStage if timm else MergedMMStage)(stage, blocks)
+
+
+def _share_swin_block(
+    block: nn.Module, window: int, grid: int, slots: int, steps: int, timm: bool
+) -> SwinBlock:
+    """Our Swin block around another's layers and parameters."""
+    if _window(block) != window:
+        raise ValueError(
+            f"all windows of the model must have one size to be merged, found {_window(block)} "
+            f"and {window}: build the timm model with always_partition=True"
+        )
+    attention = block.attn if timm else block.attn.w_msa
+    dim = attention.proj.out_features
+    mine = SwinBlock(
+        dim,
+        attention.num_heads,
+        window,
+        grid,
+        slots,
+        shifted=any(block.shift_size) if timm else block.attn.shift_size > 0,
+        hidden=1,  # the MLP is the other's
+        drop_path=0.0,
+        steps=steps,
+        drop=0.0,
+        act_cfg=dict(type="GELU"),
+        norm_cfg=dict(type="LN"),
+        with_cp=getattr(block, "with_cp", False),
+        qkv_bias=attention.qkv.bias is not None,
+        qk_scale=attention.scale,
+        attn_drop=attention.attn_drop.p,
+    )
+    mine.norm1, mine.norm2 = block.norm1, block.norm2
+    share = mine.attn.w_msa
+    share.qkv, share.proj, share.proj_drop = attention.qkv, attention.proj, attention.proj_drop
+    share.relative_position_bias_table = attention.relative_position_bias_table
+    if timm:
+        first = nn.Sequential(block.mlp.fc1, block.mlp.act, block.mlp.drop1)
+        mine.ffn.layers = nn.Sequential(first, block.mlp.fc2, block.mlp.drop2)
+        mine.drop_path = block.drop_path1
+    else:
+        mine.ffn.layers = block.ffn.layers
+        mine.drop_path = block.attn.drop
+    return mine

@@ -1,0 +1,295 @@
+"""LTM-EfficientViT: EfficientViT of MIT Han Lab with learnable token merging.
+
+Papers: EfficientViT: Multi-Scale Linear Attention for High-Resolution Dense Prediction
+(Cai et al., ICCV 2023, arXiv 2205.14756); Efficient Visual Transformer by Learnable
+Token Merging (Wang & Yang, TPAMI 2025, arXiv 2407.15219). The blocks are timm's
+(Apache-2.0, ``timm.models.efficientvit_mit``) under timm's parameter names. Windowed
+merging on the grid and residual unmerging are ours: the paper's authors published no
+merging code to compare with.
+
+Not to be confused with the EfficientViT of MSRA (Liu et al., CVPR 2023; timm's
+``efficientvit_m0`` ... ``m5``), another network of the same name.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from ...layers import TokenMerger
+from ...ops import Merge
+from ...presets import Plan, Slots, resolve_plan
+from ...registry import MODELS
+from .base import LTMBackbone, unmerge_all
+
+ARCHS = ("b0", "b1", "b2", "b3", "l1", "l2", "l3")
+
+
+@MODELS.register_module()
+class LTMEfficientViT(LTMBackbone):
+    """EfficientViT whose attention stages merge tokens and unmerge them at their end.
+
+    An attention stage is a convolution that halves the resolution and then blocks of
+    a context module (linear attention) and a local module (inverted bottleneck with a
+    depth-wise convolution). In a merged block the context module runs on all tokens,
+    its output is merged, and the local module and the stage's later blocks run on the
+    grid of slots; the stage's end leads the update back to all tokens. With
+    ``slots=None`` it equals timm's ``features_only`` model.
+
+    Args:
+        arch: 'b0' to 'b3' (the last two of four stages have attention) or 'l1' to 'l3'
+            (the last one has).
+        slots: None (no merging), a preset ('light', 'balanced', 'fast'), or one entry
+            per stage: None (always for a stage without attention), an int s (merge
+            to s x s slots in the stage's first attention block), or one int per
+            attention block, e.g. ``(None, None, (8, 6, 6), (8, 6, 6, 5))`` for 'b1'.
+        steps: content steps of the mask modules, >= 0 (0: the learnable prior only).
+        window_size: tokens per window side, >= 1, of the grids at stride 16 and 32.
+        in_channels: channels of the image.
+        out_indices: stages whose maps are returned; later stages are not built.
+        frozen_stages: -1 nothing, 0 the stem, k the first k stages too.
+        norm_eval: keep batch normalisation in eval mode while training (running
+            statistics as loaded; for small batches).
+        with_cp: recompute activations in the backward pass to save memory.
+        init_cfg: ``dict(type='Pretrained', checkpoint=path or URL)`` or None.
+
+    Raises:
+        ValueError: if an argument does not fit; says what is allowed.
+        ImportError: if timm is missing.
+    """
+
+    def __init__(
+        self,
+        arch: str = "b1",
+        slots: Slots = "balanced",
+        steps: int = 1,
+        window_size: int = 8,
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | None = None,
+    ) -> None:
+        if arch not in ARCHS:
+            raise ValueError(f"unknown arch {arch!r}: choose from {', '.join(ARCHS)}")
+        reference = _timm_model(arch, in_channels)
+        super().__init__(out_indices, len(reference.stages), frozen_stages, init_cfg)
+        self.norm_eval = norm_eval
+        self.plan = resolve_stage_plans(slots, reference.stages, window_size)
+        self.stem = reference.stem
+        self.stages = nn.ModuleList(
+            EfficientVitLTMStage(stage, plan, window_size, steps, with_cp)
+            for stage, plan in zip(
+                reference.stages[: max(self.out_indices) + 1], self.plan, strict=False
+            )
+        )
+        info = [reference.feature_info[i] for i in self.out_indices]
+        self.out_channels = tuple(entry["num_chs"] for entry in info)
+        self.strides = tuple(entry["reduction"] for entry in info)
+        self.freeze()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Feature pyramid of a batch of images.
+
+        Args:
+            x: images ``(B, in_channels, H, W)``, any H, W >= 1 pixel.
+
+        Returns:
+            One map ``(B, out_channels[k], ceil(H / strides[k]), ceil(W / strides[k]))``
+            per entry of ``out_indices``.
+        """
+        x = self.stem(_fast_layout(x))
+        outs = []
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            if i in self.out_indices:
+                outs.append(x.contiguous())
+        return tuple(outs)
+
+    def train(self, mode: bool = True) -> "LTMEfficientViT":
+        """Switch mode, keep what is frozen in eval mode, and return self."""
+        super().train(mode)
+        for module in self.modules():
+            if self.norm_eval and isinstance(module, _BatchNorm):
+                module.eval()
+        return self
+
+    def frozen_modules(self) -> list[nn.Module]:
+        """The stem from 0 on, then one stage each."""
+        return [] if self.frozen_stages < 0 else [self.stem, *self.stages[: self.frozen_stages]]
+
+    def reset_parameters(self) -> None:
+        """Fresh weights as the reference draws them: each layer's own default."""
+        for module in self.modules_outside_masks():
+            if hasattr(module, "reset_parameters") and module is not self:
+                module.reset_parameters()
+
+
+class EfficientVitLTMStage(nn.Module):
+    """A stage of timm's EfficientViT that merges on the way in and unmerges at its end.
+
+    It shares the given stage's blocks and can stand in its place: the same parameter
+    names, plus those that contain ``.merge.``. The given stage is not changed.
+
+    Args:
+        stage: timm's ``EfficientVitStage`` or ``EfficientVitLargeStage``.
+        plan: slots per window side that each attention block's local module runs on,
+            one int per attention block; ``()`` for a stage without attention.
+        window: tokens per window side.
+        steps: content steps of the mask modules.
+        with_cp: recompute each block's activations in the backward pass.
+    """
+
+    def __init__(
+        self,
+        stage: nn.Module,
+        plan: Sequence[int],
+        window: int,
+        steps: int = 1,
+        with_cp: bool = False,
+    ) -> None:
+        super().__init__()
+        self.with_cp = with_cp
+        self.blocks = nn.ModuleList()
+        grids, slots = iter((window, *plan)), iter(plan)
+        for block in stage.blocks:
+            if hasattr(block, "context_module"):
+                block = AttentionBlock(block, next(grids), next(slots), steps)
+            self.blocks.append(block)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the blocks: ``(B, C_in, H, W)`` -> ``(B, C, ceil(H/2), ceil(W/2))``."""
+        merges: list[Merge] = []
+        for block in self.blocks:
+            x = _fast_layout(x)
+            if not isinstance(block, AttentionBlock):
+                x = self._run(block, x)
+                continue
+            x, merged = self._run(block, x, merges[-1] if merges else None)
+            if merged is not None:
+                merges.append(merged)
+        if not merges:
+            return x
+        return _channels_first(unmerge_all(_channels_last(x), merges))
+
+    def _run(self, block: nn.Module, *args: Tensor | Merge | None):  # noqa: ANN202
+        if self.with_cp and args[0].requires_grad:
+            return checkpoint(
+                block, *args, use_reentrant=False, context_fn=lambda: _contexts(block)
+            )
+        return block(*args)
+
+
+class AttentionBlock(nn.Module):
+    """Attention on all that comes in, a merge where planned, and the local module.
+
+    Args:
+        block: timm's ``EfficientVitBlock``, whose modules it shares.
+        grid: tokens or slots per window side that come in.
+        slots: slots per window side that go out.
+        steps: content steps of the mask module.
+    """
+
+    def __init__(self, block: nn.Module, grid: int, slots: int, steps: int) -> None:
+        super().__init__()
+        self.context_module = block.context_module
+        self.merge = None
+        if slots < grid:
+            norm = block.context_module.main.proj.norm.weight
+            self.merge = TokenMerger(norm.numel(), grid, slots, steps).to(norm)
+        self.local_module = block.local_module
+
+    def forward(self, x: Tensor, earlier: Merge | None) -> tuple[Tensor, Merge | None]:
+        """Run the block.
+
+        Args:
+            x: tokens or slots ``(B, C, H, W)``.
+            earlier: the merge that made them slots, if any.
+
+        Returns:
+            The grid that goes out ``(B, C, h, w)``, and this block's merge if it makes one.
+        """
+        x = _fast_layout(self.context_module(x))
+        merged = None
+        if self.merge is not None:
+            merged = self.merge(_channels_last(x), earlier.slot_mass() if earlier else None)
+            x = _channels_first(merged.slots)
+        return self.local_module(x), merged
+
+
+def resolve_stage_plans(slots: Slots, stages: Sequence[nn.Module], window: int) -> Plan:
+    """Slots per window side of every attention block of every stage.
+
+    Args:
+        slots: as :class:`LTMEfficientViT`.
+        stages: timm's stages.
+        window: tokens per window side.
+
+    Returns:
+        One tuple per stage, one int per attention block; ``()`` without attention.
+
+    Raises:
+        ValueError: if the plan does not fit; says what is allowed.
+    """
+    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+        raise ValueError(f"window_size must be an int >= 1, got {window!r}")
+    depths = [sum(hasattr(b, "context_module") for b in stage.blocks) for stage in stages]
+    if isinstance(slots, Sequence) and not isinstance(slots, str):
+        for i, (entry, depth) in enumerate(zip(slots, depths, strict=False)):
+            if entry is not None and depth == 0:
+                raise ValueError(
+                    f"slots of stage {i}: the stage has no attention, so there is nothing to "
+                    f"merge in; give None, got {entry!r}"
+                )
+    plans = resolve_plan(slots, depths, window)
+    return tuple(plan[:depth] for plan, depth in zip(plans, depths, strict=True))
+
+
+def _timm_model(arch: str, in_channels: int) -> nn.Module:
+    """timm's classifier, which lends its stem and stages."""
+    try:
+        from timm.models import efficientvit_mit
+    except ImportError as error:
+        raise ImportError("LTMEfficientViT needs timm: pip install 'timm>=1.0'") from error
+    return getattr(efficientvit_mit, f"efficientvit_{arch}")(in_chans=in_channels)
+
+
+def _fast_layout(x: Tensor) -> Tensor:
+    """The memory format that convolutions are fastest in on the CPU; as it is elsewhere."""
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """``(B, C, H, W)`` -> ``(B, H, W, C)``."""
+    return x.permute(0, 2, 3, 1)
+
+
+def _channels_first(x: Tensor) -> Tensor:
+    """``(B, H, W, C)`` -> ``(B, C, H, W)``."""
+    return x.permute(0, 3, 1, 2)
+
+
+def _contexts(module: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """Contexts of the first run and of the one in the backward pass."""
+    return nullcontext(), _untracked(module)
+
+
+@contextmanager
+def _untracked(module: nn.Module) -> Iterator[None]:
+    """Batch normalisation without an update of its running statistics.
+
+    A block recomputed in the backward pass would count its batch a second time.
+    """
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
+    norms = [m for m in norms if m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

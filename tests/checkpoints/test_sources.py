@@ -1,0 +1,239 @@
+"""Weights of every source, through the shipped converters, give the reference's outputs."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import timm.models.swin_transformer as timm_swin
+import torch
+import torch.nn.functional as F
+from mmdet.models.backbones.swin import SwinTransformer, swin_converter
+from mmengine.config import ConfigDict
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from ltm_mm.checkpoints import load_backbone, to_backbone
+from ltm_mm.checkpoints.detect import detect, unwrap
+from ltm_mm.checkpoints.mit_han_lab import convert_efficientvit
+from ltm_mm.checkpoints.mm import strip_prefixes
+from ltm_mm.checkpoints.official import convert_swin
+from ltm_mm.models.backbones import LTMSwin
+from ltm_mm.models.backbones.efficientvit import LTMEfficientViT
+
+from .tiny import TINY, randomize
+
+Weights = dict[str, Tensor]
+
+
+def as_features_only(weights: Weights) -> Weights:
+    """Names of timm's ``features_only`` models."""
+    return {re.sub(r"^layers\.", "layers_", k): v for k, v in weights.items() if "head" not in k}
+
+
+@pytest.mark.parametrize("build", [SwinTransformer, lambda **kw: LTMSwin(slots=None, **kw)])
+@pytest.mark.parametrize("source", ["official", "timm", "timm features_only", "OpenMMLab"])
+def test_swin_outputs_are_timms(
+    timm_model: nn.Module, official_weights: Weights, source: str, build: Callable
+) -> None:
+    weights = {
+        "official": lambda: official_weights,
+        "timm": timm_model.state_dict,
+        "timm features_only": lambda: as_features_only(timm_model.state_dict()),
+        "OpenMMLab": lambda: swin_converter(official_weights),
+    }[source]()
+    backbone = build(**TINY)
+    backbone.eval()
+    missing = backbone.load_state_dict(to_backbone(weights, backbone), strict=False).missing_keys
+    assert all(re.search(r"^norm\d|relative_position_index", key) for key in missing)
+    x = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        maps = timm_model.forward_intermediates(x, intermediates_only=True)
+        outs = backbone(x)
+    for out, reference in zip(outs, maps, strict=True):
+        # Our output norms are fresh: plain normalisation over the channels.
+        normed = F.layer_norm(reference.permute(0, 2, 3, 1), reference.shape[1:2])
+        assert_close(out.permute(0, 2, 3, 1), normed, rtol=1e-5, atol=1e-5)
+
+
+def test_official_fixture_is_what_timm_takes_for_official(
+    timm_model: nn.Module, official_weights: Weights
+) -> None:
+    back = timm_swin.checkpoint_filter_fn({"model": official_weights}, timm_model)
+    assert_close(back, dict(timm_model.state_dict()))
+
+
+def test_official_conversion_is_mmdets(official_weights: Weights) -> None:
+    theirs = {k.removeprefix("backbone."): v for k, v in swin_converter(official_weights).items()}
+    ours = convert_swin(official_weights)
+    left_out = theirs.keys() - ours.keys()
+    assert all(re.search(r"^norm\.|attn_mask|position_index", key) for key in left_out)
+    assert_close(ours, {key: theirs[key] for key in ours})
+
+
+def test_init_cfg_of_an_official_file_gives_mmdets_backbone(
+    official_weights: Weights, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "swin.pth")
+    torch.save({"model": official_weights}, path)
+    init = {"init_cfg": ConfigDict(type="Pretrained", checkpoint=path), "convert_weights": True}
+    theirs, ours = SwinTransformer(**TINY, **init), LTMSwin(slots=None, **TINY, **init)
+    for backbone in (theirs, ours):
+        backbone.init_weights()
+    assert_close(dict(ours.state_dict()), dict(theirs.state_dict()), rtol=0, atol=0)
+
+
+def test_table_for_another_window_is_resized_as_mmdet_does(tmp_path: Path) -> None:
+    saved = randomize(SwinTransformer(**TINY | {"window_size": 3}))
+    path = str(tmp_path / "window3.pth")
+    torch.save({f"backbone.{k}": v for k, v in saved.state_dict().items()
+                if "relative_position_index" not in k}, path)  # fmt: skip
+    init = {"init_cfg": ConfigDict(type="Pretrained", checkpoint=path)}
+    theirs, ours = SwinTransformer(**TINY, **init), LTMSwin(slots=None, **TINY, **init)
+    for backbone in (theirs, ours):
+        backbone.init_weights()
+    assert_close(dict(ours.state_dict()), dict(theirs.state_dict()))
+
+
+def test_absolute_embedding_is_resized() -> None:
+    build = dict(slots=None, use_abs_pos_embed=True, **TINY)
+    saved = randomize(LTMSwin(pretrain_img_size=32, **build))
+    grown = LTMSwin(pretrain_img_size=(48, 64), **build)
+    load_backbone(grown, saved.state_dict())
+    table = saved.absolute_pos_embed.unflatten(1, (8, 8)).permute(0, 3, 1, 2)
+    expected = F.interpolate(table, (12, 16), mode="bicubic").flatten(2).transpose(1, 2)
+    assert_close(grown.absolute_pos_embed, expected)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda w: {"state_dict": {f"backbone.{k}": v for k, v in w.items()}, "epoch": 3},
+        lambda w: {"model": {f"module.backbone.{k}": v for k, v in w.items()}},
+        lambda w: {f"img_backbone.{k}": v for k, v in w.items()} | {"head.x": torch.ones(1)},
+        lambda w: {"model": {"state_dict": w}, "optimizer": {}},
+        lambda w: {"state_dict_ema": {f"_orig_mod.{k}": v for k, v in w.items()}},
+        lambda w: {"model": {f"encoder.{k}": v for k, v in w.items()}},
+        lambda w: {f"backbone.timm_model.{k}": v for k, v in w.items()},
+    ],
+)
+@pytest.mark.parametrize("source", ["official", "OpenMMLab"])
+def test_wrappers_and_prefixes_make_no_difference(
+    official_weights: Weights, wrap: Callable, source: str
+) -> None:
+    weights = official_weights
+    if source == "OpenMMLab":
+        weights = strip_prefixes(swin_converter(weights))
+    backbone = LTMSwin(slots=None, **TINY)
+    assert_close(to_backbone(wrap(weights), backbone), to_backbone(weights, backbone))
+
+
+def test_prefix_chooses_among_several_backbones(official_weights: Weights) -> None:
+    both = {f"teacher.{k}": v for k, v in official_weights.items()}
+    both |= {f"student.{k}": v + 1 for k, v in official_weights.items()}
+    backbone = LTMSwin(slots=None, **TINY)
+    chosen = to_backbone(both, backbone, prefix="teacher")
+    assert_close(chosen, to_backbone(official_weights, backbone))
+
+
+# Keys of mit-han-lab/efficientvit's models, and timm's names for the same tensors.
+B_SERIES = {
+    "backbone.input_stem.op_list.0.conv.weight": "stem.in_conv.conv.weight",
+    "backbone.input_stem.op_list.1.main.depth_conv.norm.bias":
+        "stem.res0.main.depth_conv.norm.bias",
+    "backbone.stages.0.op_list.0.main.inverted_conv.conv.weight":
+        "stages.0.blocks.0.main.inverted_conv.conv.weight",
+    "backbone.stages.3.op_list.2.context_module.main.aggreg.0.1.weight":
+        "stages.3.blocks.2.context_module.main.aggreg.0.1.weight",
+    "backbone.stages.3.op_list.2.local_module.main.point_conv.norm.running_var":
+        "stages.3.blocks.2.local_module.main.point_conv.norm.running_var",
+}  # fmt: skip
+L_SERIES = {
+    "backbone.stages.0.op_list.0.conv.weight": "stem.in_conv.conv.weight",
+    "backbone.stages.0.op_list.1.main.conv2.norm.weight": "stem.res0.main.conv2.norm.weight",
+    "backbone.stages.1.op_list.0.main.spatial_conv.conv.weight":
+        "stages.0.blocks.0.main.spatial_conv.conv.weight",
+    "backbone.stages.4.op_list.3.context_module.main.qkv.conv.weight":
+        "stages.3.blocks.3.context_module.main.qkv.conv.weight",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("names", "arch"), [(B_SERIES, "b0"), (L_SERIES, "l1")])
+def test_mit_han_lab_names(names: dict[str, str], arch: str) -> None:
+    given = {key: torch.tensor(i) for i, key in enumerate(names)}
+    head = {"head.op_list.0.conv.weight": torch.tensor(-1)}
+    out = convert_efficientvit(strip_prefixes(given | head))
+    assert out == {name: given[key] for key, name in names.items()}
+    reference = timm.create_model(f"efficientvit_{arch}", num_classes=0)
+    assert set(out) <= set(reference.state_dict())
+
+
+def as_mit_han_lab(weights: Weights, large: bool) -> Weights:
+    """timm's EfficientViT weights under the names of MIT Han Lab's repository."""
+    stem = "stages.0" if large else "input_stem"
+    patterns = (
+        (r"^stem\.in_conv", lambda _: f"{stem}.op_list.0"),
+        (r"^stem\.res(\d)", lambda m: f"{stem}.op_list.{int(m[1]) + 1}"),
+        (r"^stages\.(\d)\.blocks", lambda m: f"stages.{int(m[1]) + large}.op_list"),
+    )
+    out = {}
+    for key, value in weights.items():
+        for pattern, name in patterns:
+            key, found = re.subn(pattern, name, key)
+            if found:
+                break
+        out[f"backbone.{key}"] = value
+    return out
+
+
+@pytest.mark.parametrize("arch", ["b0", "l1"])
+@pytest.mark.parametrize("source", ["timm", "timm features_only", "mit-han-lab"])
+def test_efficientvit_outputs_are_timms(arch: str, source: str) -> None:
+    whole = timm.create_model(f"efficientvit_{arch}")
+    features = timm.create_model(f"efficientvit_{arch}", features_only=True).eval()
+    body = {k: v for k, v in whole.state_dict().items() if not k.startswith("head.")}
+    flat = dict(zip(features.state_dict(), body.values(), strict=True))
+    features.load_state_dict(flat)
+    weights = {
+        "timm": whole.state_dict(),
+        "timm features_only": flat,
+        "mit-han-lab": {"state_dict": as_mit_han_lab(body, arch == "l1")},
+    }[source]
+    backbone = LTMEfficientViT(arch, slots=None).eval()
+    backbone.load_state_dict(to_backbone(weights, backbone), strict=True)
+    x = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        assert_close(backbone(x), tuple(features(x)), rtol=1e-5, atol=1e-5)
+
+
+def test_efficientvit_loads_merged_or_shortened() -> None:
+    weights = timm.create_model("efficientvit_b0").state_dict()
+    merged = LTMEfficientViT("b0", slots=(None, None, 4, 4))
+    report = load_backbone(merged, weights)
+    assert all(".merge." in key for key in report.fresh)
+    assert len(report.fresh) == sum(".merge." in key for key in merged.state_dict())
+    short = LTMEfficientViT("b0", slots=None, out_indices=(1, 2))
+    assert load_backbone(short, weights).fresh == []
+    assert_close(short.stages[0].state_dict(), merged.stages[0].state_dict())
+
+
+@pytest.mark.parametrize(
+    ("key", "source"),
+    [
+        ("layers.0.downsample.reduction.weight", "official Swin"),
+        ("layers.2.blocks.0.attn.qkv.weight", "timm Swin"),
+        ("layers_0.blocks.0.attn.qkv.weight", "timm Swin"),
+        ("stages.0.blocks.0.attn.w_msa.qkv.weight", "OpenMMLab Swin"),
+        ("stem_in_conv.conv.weight", "timm EfficientViT"),
+        ("input_stem.op_list.0.conv.weight", "mit-han-lab EfficientViT"),
+        ("layer1.0.conv1.weight", None),
+    ],
+)
+def test_detect(key: str, source: str | None) -> None:
+    found = detect([key])
+    assert (found and found.name) == source
+
+
+def test_unwrap_keeps_the_versions_of_modules(timm_model: nn.Module) -> None:
+    assert unwrap({"state_dict": timm_model.state_dict()})._metadata["layers"] == {"version": 1}

@@ -1,0 +1,146 @@
+"""The door: who gets to be ``mmcv._ext``, when, and what is said about it."""
+
+import os
+import subprocess
+import sys
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from ltm_mm.compat import require
+
+ROOT = Path(__file__).parents[2]
+COMPILED = PathFinder.find_spec("mmcv._ext", find_spec("mmcv").submodule_search_locations)
+
+
+def python(code: str, *path: Path) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter, with folders put first on its path."""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (*path, ROOT)))}
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False
+    )
+
+
+def test_import_is_silent_and_cheap() -> None:
+    done = python(
+        "import ltm_mm, sys; sys.exit(str({'torch', 'mmcv', 'mmengine'} & {*sys.modules}))"
+    )
+    assert (done.stdout, done.stderr) == ("", "set()\n")
+
+
+def test_ops_need_no_openmmlab() -> None:
+    done = python(
+        "import sys; sys.modules.update(mmengine=None, mmcv=None); import ltm_mm.ops, ltm_mm.layers"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("real", "expected"), [(True, "/mmcv/_ext.py"), (False, "/ltm_mm/compat/ext.py")]
+)
+def test_the_real_ext_wins(tmp_path: Path, real: bool, expected: str) -> None:
+    package = tmp_path / "mmcv"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    if real:
+        (package / "_ext.py").touch()
+    find = "import ltm_mm, importlib.util as util; print(util.find_spec('mmcv._ext').origin)"
+    done = python(find, tmp_path)
+    assert done.stdout.endswith(expected + "\n"), done.stderr
+
+
+@pytest.mark.skipif(bool(COMPILED), reason="compiled mmcv is installed")
+def test_one_notice_and_mmcv_goes_on() -> None:
+    done = python(
+        "import ltm_mm, torch, mmcv.utils; from mmcv.ops import nms;"
+        "[nms(torch.rand(3, 4), torch.rand(3), 0.5) for _ in range(2)];"
+        "print(mmcv.utils.collect_env()['MMCV Compiler'])"
+    )
+    assert done.stdout.endswith("none (ltm_mm's stand-in)\n"), done.stderr
+    assert (done.stdout + done.stderr).count("mmcv has no compiled ops here") == 1
+
+
+def test_other_ops_name_the_way_out(stand_in: ModuleType) -> None:
+    with pytest.raises(NotImplementedError) as caught:
+        stand_in.carafe_forward(1, masks=2)
+    message = str(caught.value)
+    assert "'carafe_forward' needs compiled mmcv" in message
+    assert "make ops" in message
+    assert "\n" not in message
+    with pytest.raises(AttributeError, match="__path__"):
+        stand_in.__path__  # noqa: B018
+
+
+def test_every_op_of_mmcv_can_be_imported(stand_in: ModuleType) -> None:
+    import mmcv.ops
+
+    assert all(hasattr(mmcv.ops, name) for name in mmcv.ops.__all__)
+
+
+def test_too_late_is_said_in_one_line() -> None:
+    late = "import mmdet.structures.mask.structures, warnings; import ltm_mm"
+    warned = [line for line in python(late).stderr.splitlines() if "before ltm_mm" in line]
+    if COMPILED:
+        assert warned == []
+    else:
+        assert len(warned) == 1
+        assert "mmdet was imported before ltm_mm" in warned[0]
+        assert "put `import ltm_mm` first" in warned[0]
+
+
+def test_custom_imports_open_the_door(tmp_path: Path) -> None:
+    """mmdet's own tools, which never import ltm_mm: the config does."""
+    config = tmp_path / "config.py"
+    config.write_text("custom_imports = dict(imports=['ltm_mm'])\ndefault_scope = 'mmdet'\n")
+    done = python(
+        "from mmengine.config import Config; from mmengine.registry import init_default_scope\n"
+        "from mmdet.utils import setup_cache_size_limit_of_dynamo\n"  # as mmdet's train.py
+        f"init_default_scope(Config.fromfile({str(config)!r}).default_scope)\n"
+        "from mmdet.registry import MODELS; print(MODELS.get('SingleRoIExtractor').__name__)"
+    )
+    assert done.stdout.splitlines()[-1:] == ["SingleRoIExtractor"], done.stderr
+    assert "before ltm_mm" not in done.stderr
+
+
+def test_require_names_the_command() -> None:
+    require("torch", "sys")
+    with pytest.raises(ModuleNotFoundError, match=r"package .*`pip install no_such_package`"):
+        require("torch", "no_such_package")
+
+
+def test_require_openmmlab(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ltm_mm.compat.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"mmdet is needed .* -r requirements/mminstall"):
+        require("mmdet")
+
+
+@pytest.mark.parametrize(
+    ("fake", "expected"),
+    [
+        ("", "no Python at FAKE: run 'make setup' first"),
+        ('exec REAL -S "$@"', "torch is not installed: run 'make setup' first"),
+        (  # no ops are installed and pip finds no wheel: on to the compiler
+            'case "$*" in *_ext*|*download*) exit 1;; esac; exec REAL "$@"',
+            "no C++ compiler (no-such-compiler): install one",
+        ),
+    ],
+    ids=["no Python", "no torch", "no compiler"],
+)
+def test_build_script_says_what_is_missing(tmp_path: Path, fake: str, expected: str) -> None:
+    path = tmp_path / "python"
+    if fake:
+        path.write_text("#!/bin/sh\n" + fake.replace("REAL", sys.executable))
+        path.chmod(0o755)
+    done = subprocess.run(
+        [ROOT / "requirements" / "build_ops.sh", path],
+        env=os.environ | {"CXX": "no-such-compiler", "MMCV_CACHE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert expected.replace("FAKE", str(path)) in done.stderr
+    assert done.stderr.count("\n") == 1
