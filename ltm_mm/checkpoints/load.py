@@ -1,9 +1,10 @@
 """Load any supported checkpoint into a backbone, or into a whole detector or segmentor."""
 
+import contextlib
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from mmengine.logging import print_log
@@ -45,8 +46,9 @@ def load_backbone(
         OSError: if the file cannot be found or downloaded.
     """
     given = _read(weights, trust)
-    state = to_backbone(given, backbone, prefix)
-    return _load(backbone, state, given, weights)
+    with _naming(weights):
+        state = to_backbone(given, backbone, prefix)
+        return _load(backbone, state, given, weights)
 
 
 def load_into(
@@ -61,7 +63,8 @@ def load_into(
         model: with a ``backbone``, with or without merging.
         weights: path or URL, a checkpoint or a state dict.
         trust: see :func:`.read.read_state_dict`.
-        strict: for evaluation: it is an error if anything but merging stays fresh.
+        strict: for evaluation: it is an error if anything but merging stays fresh (what
+            the checkpoint does hold is in the model by then).
 
     Returns:
         See :func:`load_backbone`; names are those of the whole model.
@@ -75,14 +78,26 @@ def load_into(
         model = model.module
     given = _read(weights, trust)
     names = [n for n, _ in model.named_modules() if re.search(r"(^|\.)(img_)?backbone$", n)]
-    if not names:
-        return _load(model, to_backbone(given, model), given, weights, (), strict)
-    state, misfits = _whole(given, model, names)
-    return _load(model, state, given, weights, misfits, strict)
+    with _naming(weights):
+        if not names:
+            return _load(model, to_backbone(given, model), given, weights, (), strict)
+        state, misfits = _whole(given, model, names)
+        return _load(model, state, given, weights, misfits, strict)
 
 
 def _read(weights: Weights, trust: bool) -> dict[str, Tensor]:
     return unwrap(weights) if isinstance(weights, Mapping) else read_state_dict(weights, trust)
+
+
+@contextlib.contextmanager
+def _naming(weights: Weights) -> Iterator[None]:
+    """Put the file's name before what is wrong with its weights."""
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(weights, Mapping):
+            raise
+        raise ValueError(f"{os.fspath(weights)}: {error}") from error
 
 
 def _whole(
@@ -136,16 +151,19 @@ def _load(
     origin = "" if isinstance(weights, Mapping) else f" from {os.fspath(weights)}"
     parts = [f"{name}: {len(report.loaded)} of {len(own)} tensors loaded{origin}"]
     if merges:
-        parts.append(f"{len(merges)} of merging start fresh (e.g. {merges[0]})")
+        parts.append(f"{len(merges)} merging parameters start fresh (e.g. {merges[0]})")
     if norms:
         parts.append(f"output norms start fresh ({some(norms)})")
     if heads:
-        parts.append(f"{len(heads)} beside them START FRESH ({some(misfits or heads)})")
+        which = some(misfits or heads)
+        parts.append(f"{len(heads)} other parameters start fresh and need training ({which})")
     other = sum(bool(MERGE.search(key)) for key in given)
     other -= sum(bool(MERGE.search(key)) for key in report.loaded)
     if other:
-        parts.append(f"{other} of the checkpoint's merging are for other slots and not used")
+        parts.append(
+            f"{other} merging parameters of the checkpoint are for other slots and not used"
+        )
     if unused:
-        parts.append(f"{len(unused)} in the checkpoint are not used ({some(unused)})")
+        parts.append(f"{len(unused)} of the checkpoint are not used ({some(unused)})")
     print_log("; ".join(parts), "current", logging.WARNING if heads else logging.INFO)
     return report

@@ -78,6 +78,8 @@ def _unpickle(file: Path, trust: bool) -> object:
         raise ValueError(
             f"unpickling needs the module {error.name!r}, not installed here"
         ) from error
+    except (PermissionError, MemoryError):
+        raise
     except Exception as error:
         unknown = re.findall(r"(?:GLOBAL|class|function) ([\w.]+\.\w+)", str(error))
         if not trust and isinstance(error, pickle.UnpicklingError) and unknown:

@@ -1,7 +1,8 @@
 """timm's Swin and MIT EfficientViT weights -> the names used here.
 
 The facts: since timm 0.9 a Swin stage *starts* with its patch merging
-(``layers.{i}.downsample``, i >= 1); before, it ended with it, as in the authors' files.
+(``layers.{i}.downsample``, i >= 1); files from before have the official names and go
+through :mod:`.official`.
 ``features_only`` models flatten sequential containers: ``layers_0.``, ``stages_0.``,
 ``stem_in_conv.``.
 """
@@ -15,7 +16,7 @@ from . import official
 
 
 def convert_swin(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """timm Swin state dict (any version, also ``features_only``) -> mmdet's names.
+    """timm Swin state dict (0.9 or later, also ``features_only``) -> mmdet's names.
 
     Args:
         state_dict: keys without any prefix (``layers.1.downsample.norm.weight``, ...).
@@ -24,9 +25,8 @@ def convert_swin(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         A new dict; reordered tensors are new, the others are shared.
     """
     out = {}
-    at_start = not any(re.match(r"layers[._]0\.downsample\.", key) for key in state_dict)
     for key, value in official.convert_swin(state_dict).items():
-        if at_start and (found := re.match(r"stages\.(\d+)\.(downsample\..*)", key)):
+        if found := re.match(r"stages\.(\d+)\.(downsample\..*)", key):
             key = f"stages.{int(found[1]) - 1}.{found[2]}"
         out[key] = value
     return out

@@ -1,5 +1,5 @@
 """Everything that ``ltm_mm.registry.MODELS`` holds."""
 
-from .backbones import LTMSwin
+from .backbones import LTMEfficientViT, LTMSwin
 
-__all__ = ["LTMSwin"]
+__all__ = ["LTMEfficientViT", "LTMSwin"]

@@ -19,8 +19,7 @@ from ltm_mm.checkpoints.detect import detect, unwrap
 from ltm_mm.checkpoints.mit_han_lab import convert_efficientvit
 from ltm_mm.checkpoints.mm import strip_prefixes
 from ltm_mm.checkpoints.official import convert_swin
-from ltm_mm.models.backbones import LTMSwin
-from ltm_mm.models.backbones.efficientvit import LTMEfficientViT
+from ltm_mm.models.backbones import LTMEfficientViT, LTMSwin
 
 from .tiny import TINY, randomize
 

@@ -1,5 +1,6 @@
 """Backbones with learnable token merging, one architecture family per file."""
 
+from .efficientvit import LTMEfficientViT
 from .swin import LTMSwin
 
-__all__ = ["LTMSwin"]
+__all__ = ["LTMEfficientViT", "LTMSwin"]

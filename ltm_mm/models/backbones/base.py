@@ -22,7 +22,9 @@ class LTMBackbone(BaseModule):
         num_stages: how many stages there are.
         frozen_stages: the stem and the stages before this one get no gradient and
             stay in eval mode; -1 freezes nothing.
-        init_cfg: ``dict(type='Pretrained', checkpoint=...)`` or None (from scratch).
+        init_cfg: ``dict(type='Pretrained', checkpoint=path or URL)``, with ``prefix`` and
+            ``trust`` of :func:`ltm_mm.checkpoints.load_backbone` where needed; None: from
+            scratch.
 
     Raises:
         ValueError: if ``out_indices`` or ``frozen_stages`` is out of range.
@@ -78,7 +80,12 @@ class LTMBackbone(BaseModule):
                 logger="current",
             )
         else:
-            load_backbone(self, self.init_cfg["checkpoint"], prefix=self.init_cfg.get("prefix"))
+            load_backbone(
+                self,
+                self.init_cfg["checkpoint"],
+                prefix=self.init_cfg.get("prefix"),
+                trust=self.init_cfg.get("trust", False),
+            )
         self._is_init = True
 
     def reset_parameters(self) -> None:

@@ -13,17 +13,19 @@ Not to be confused with the EfficientViT of MSRA (Liu et al., CVPR 2023; timm's
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ...layers import TokenMerger
-from ...ops import Merge
+from ...ops import Merge, unmerge_grid
 from ...presets import Plan, Slots, resolve_plan
 from ...registry import MODELS
-from .base import LTMBackbone, unmerge_all
+from .base import LTMBackbone
 
 ARCHS = ("b0", "b1", "b2", "b3", "l1", "l2", "l3")
 
@@ -172,11 +174,11 @@ class EfficientVitLTMStage(nn.Module):
             x, merged = self._run(block, x, merges[-1] if merges else None)
             if merged is not None:
                 merges.append(merged)
-        if not merges:
-            return x
-        return _channels_first(unmerge_all(_channels_last(x), merges))
+        for merged in reversed(merges):
+            x = unmerge_map(x, merged)
+        return x
 
-    def _run(self, block: nn.Module, *args: Tensor | Merge | None):  # noqa: ANN202
+    def _run(self, block: nn.Module, *args: Any) -> Any:
         if self.with_cp and args[0].requires_grad:
             return checkpoint(
                 block, *args, use_reentrant=False, context_fn=lambda: _contexts(block)
@@ -216,9 +218,32 @@ class AttentionBlock(nn.Module):
         x = _fast_layout(self.context_module(x))
         merged = None
         if self.merge is not None:
-            merged = self.merge(_channels_last(x), earlier.slot_mass() if earlier else None)
-            x = _channels_first(merged.slots)
+            height, width = x.shape[2:]
+            mass = earlier.slot_mass()[:, :height, :width] if earlier else None
+            merged = self.merge(x.permute(0, 2, 3, 1), mass)
+            # Slots that lie beyond the grid's edge as a whole would only repeat it.
+            window, side = self.merge.window, self.merge.slots
+            rows, cols = ((n * side + window - 1) // window for n in (height, width))
+            x = merged.slots[:, :rows, :cols].permute(0, 3, 1, 2)
         return self.local_module(x), merged
+
+
+def unmerge_map(x: Tensor, merged: Merge) -> Tensor:
+    """Residual unmerging of a map, whose edge stands for the slots left out beyond it.
+
+    Args:
+        x: the slots after the blocks that ran on them ``(B, C, h, w)``.
+        merged: what the merge left behind.
+
+    Returns:
+        ``(B, C, H, W)``.
+    """
+    slots = merged.slots.permute(0, 3, 1, 2)  # (B, C, h', w'), h' >= h, w' >= w
+    update = x - slots[:, :, : x.shape[2], : x.shape[3]]
+    beyond = (0, slots.shape[3] - x.shape[3], 0, slots.shape[2] - x.shape[2])
+    if torch.compiler.is_exporting() or any(beyond):
+        update = F.pad(update, beyond, mode="replicate")
+    return unmerge_grid((slots + update).permute(0, 2, 3, 1), merged).permute(0, 3, 1, 2)
 
 
 def resolve_stage_plans(slots: Slots, stages: Sequence[nn.Module], window: int) -> Plan:
@@ -238,8 +263,8 @@ def resolve_stage_plans(slots: Slots, stages: Sequence[nn.Module], window: int) 
     if isinstance(window, bool) or not isinstance(window, int) or window < 1:
         raise ValueError(f"window_size must be an int >= 1, got {window!r}")
     depths = [sum(hasattr(b, "context_module") for b in stage.blocks) for stage in stages]
-    if isinstance(slots, Sequence) and not isinstance(slots, str):
-        for i, (entry, depth) in enumerate(zip(slots, depths, strict=False)):
+    if isinstance(slots, list | tuple) and len(slots) == len(depths):
+        for i, (entry, depth) in enumerate(zip(slots, depths, strict=True)):
             if entry is not None and depth == 0:
                 raise ValueError(
                     f"slots of stage {i}: the stage has no attention, so there is nothing to "
@@ -250,27 +275,18 @@ def resolve_stage_plans(slots: Slots, stages: Sequence[nn.Module], window: int) 
 
 
 def _timm_model(arch: str, in_channels: int) -> nn.Module:
-    """timm's classifier, which lends its stem and stages."""
+    """timm's model, which lends its stem and stages."""
     try:
         from timm.models import efficientvit_mit
     except ImportError as error:
         raise ImportError("LTMEfficientViT needs timm: pip install 'timm>=1.0'") from error
-    return getattr(efficientvit_mit, f"efficientvit_{arch}")(in_chans=in_channels)
+    build = getattr(efficientvit_mit, f"efficientvit_{arch}")
+    return build(in_chans=in_channels, head_widths=(1, 1), num_classes=0)  # no head to draw
 
 
 def _fast_layout(x: Tensor) -> Tensor:
     """The memory format that convolutions are fastest in on the CPU; as it is elsewhere."""
     return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """``(B, C, H, W)`` -> ``(B, H, W, C)``."""
-    return x.permute(0, 2, 3, 1)
-
-
-def _channels_first(x: Tensor) -> Tensor:
-    """``(B, H, W, C)`` -> ``(B, C, H, W)``."""
-    return x.permute(0, 3, 1, 2)
 
 
 def _contexts(module: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
@@ -284,12 +300,12 @@ def _untracked(module: nn.Module) -> Iterator[None]:
 
     A block recomputed in the backward pass would count its batch a second time.
     """
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
-    norms = [m for m in norms if m.track_running_stats]
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count

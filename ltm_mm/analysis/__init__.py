@@ -1,0 +1,1 @@
+"""Measuring: which configs merging fits, and what it costs and saves."""
