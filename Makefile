@@ -30,8 +30,10 @@ $(READY): requirements/runtime.txt requirements/mminstall.txt requirements/tests
 	@touch $@
 	@echo "== Set-up done =="
 
+DEMO := work_dirs/demo
 demo: $(READY)  ## train Mask R-CNN with LTM-Swin on built-in data, evaluate, draw
-	$(PY) tools/demo.py
+	$(PY) tools/train.py configs/ltm_swin_maskrcnn_shapes.py --work-dir $(DEMO)
+	$(PY) tools/test.py configs/ltm_swin_maskrcnn_shapes.py $$(cat $(DEMO)/last_checkpoint) --work-dir $(DEMO) --show-dir $(DEMO)/pictures
 
 test: $(READY)  ## the default tests
 	$(PY) -m pytest
@@ -41,6 +43,9 @@ test-slow: $(READY)  ## tests that train, time or build something
 
 test-gpu: $(READY)  ## tests that need a CUDA device
 	$(PY) -m pytest -m gpu
+
+ops: $(READY)  ## build mmcv's compiled ops (about 12 minutes; optional)
+	@requirements/build_ops.sh $(PY)
 
 format: $(READY)  ## rewrite the code in the house format
 	$(PY) -m ruff format . && $(PY) -m ruff check --fix .

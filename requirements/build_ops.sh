@@ -83,6 +83,10 @@ headers=$("$py" -c 'import sysconfig; print(sysconfig.get_path("include"))')
 [ -e "$headers/Python.h" ] ||
   die "no Python.h in $headers: install Python's headers (Debian, Ubuntu: 'apt-get install python3-dev'); ltm_mm works without the ops"
 
+[[ $key != *cuda ]] || "$py" -c 'from torch.utils.cpp_extension import CUDA_HOME as home
+raise SystemExit(not home)' 2>/dev/null ||
+  die "no CUDA toolkit (nvcc): install that of torch's CUDA version or set CUDA_HOME; ltm_mm works without the ops"
+
 # The build's own tools stay out of the environment. setuptools 80 is the only
 # series that knows mmcv's licence field and still has pkg_resources.
 say "fetching the build's tools"

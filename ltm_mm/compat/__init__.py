@@ -6,6 +6,8 @@ when they are imported. :func:`open_door` puts a finder at the *end* of
 found, so the compiled ops always win, and nothing is imported until mmcv asks.
 ``import ltm_mm`` opens the door; it must come before mmdet and mmseg, because
 those look for mmcv's ops once, while they are imported.
+
+The same finder says what to do where mmengine or mmcv are missing altogether.
 """
 
 import sys
@@ -13,29 +15,34 @@ import warnings
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec, spec_from_file_location
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
-__all__ = ["open_door", "require"]
+__all__ = ["open_door"]
 
 # Modules that survive the failing import of mmcv's ops and remember it.
 _KEEP_FALLBACKS = ("mmdet.structures.mask.structures", "mmseg.models.losses.focal_loss")
-_OPENMMLAB = ("mmengine", "mmcv", "mmdet", "mmseg")
 
 
-class _StandInFinder(MetaPathFinder):
-    """Answers for ``mmcv._ext``, and for nothing else, with ``ext.py`` beside this file."""
+class _LastFinder(MetaPathFinder):
+    """Asked for what nobody else found: answers for ``mmcv._ext`` with ``ext.py``."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != "mmcv._ext":
-            return None
-        return spec_from_file_location(fullname, Path(__file__).with_name("ext.py"))
+        if fullname == "mmcv._ext":
+            return spec_from_file_location(fullname, Path(__file__).with_name("ext.py"))
+        if fullname in ("mmengine", "mmcv"):
+            raise ModuleNotFoundError(
+                f"{fullname} is not installed, and of ltm_mm only `ops` and `layers` work without "
+                "it: run `pip install -r requirements/mminstall.txt` in ltm_mm's checkout",
+                name=fullname,
+            )
+        return None
 
 
-_FINDER = _StandInFinder()
+_FINDER = _LastFinder()
 
 
 def open_door() -> None:
@@ -55,20 +62,3 @@ def open_door() -> None:
             "(or build the ops with `make ops`)",
             stacklevel=3,
         )
-
-
-def require(*names: str) -> None:
-    """Raise one clear line for the first of the packages that is not installed.
-
-    Args:
-        names: import names, such as ``"mmengine"`` or ``"timm"``.
-
-    Raises:
-        ModuleNotFoundError: names the package and the command that installs it.
-    """
-    for name in names:
-        if find_spec(name) is None:
-            wanted = "-r requirements/mminstall.txt" if name in _OPENMMLAB else name
-            raise ModuleNotFoundError(
-                f"{name} is needed here and not installed: run `pip install {wanted}`", name=name
-            )

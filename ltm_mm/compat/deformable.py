@@ -250,6 +250,14 @@ def _convolve(
     bias: Tensor | None = None,
 ) -> Tensor:
     """torchvision's deformable convolution; geometry is stride, padding and dilation."""
+    if mask is not None:
+        size = [
+            (length + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
+            for length, kernel, stride, pad, dilation in zip(
+                input.shape[2:], weight.shape[2:], *geometry, strict=True
+            )
+        ]
+        offset, mask = _as_read(offset, size), _as_read(mask, size)
     return torchvision.ops.deform_conv2d(
         wide(input),
         wide(offset),
@@ -258,3 +266,15 @@ def _convolve(
         *geometry,
         None if mask is None else wide(mask),
     )
+
+
+def _as_read(x: Tensor, size: Sequence[int]) -> Tensor:
+    """What mmcv's kernel reads from offsets or masks made for a larger map.
+
+    It walks each image's numbers as if they were laid out for the output's size; mmdet's
+    DyHead gives it a finer level's offsets and is trained with what comes of that.
+    """
+    if list(x.shape[2:]) == list(size):
+        return x
+    channels = x.shape[1]
+    return x.flatten(1)[:, : channels * size[0] * size[1]].unflatten(1, (channels, *size))

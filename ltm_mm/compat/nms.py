@@ -73,6 +73,5 @@ def softnms(
         else:
             factor = torch.where(iou >= iou_threshold, method * (1 - iou), 1.0)
         scores = torch.where(rest, scores * factor, scores)
-        # "not below", so that a NaN (two boxes without area) stays, as in mmcv
-        rest &= ~(scores < min_score)
+        rest &= scores >= min_score
     return torch.tensor(kept, dtype=torch.long, device=boxes.device)

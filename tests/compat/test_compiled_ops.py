@@ -86,6 +86,19 @@ def modulated_deform_conv(with_bias: bool) -> tuple[Inputs, Callable]:
     return with_gradients(inputs), run
 
 
+def modulated_deform_conv_of_finer_offsets() -> tuple[Inputs, Callable]:
+    """As mmdet's DyHead calls it: offsets and masks of a map twice as large."""
+    from mmcv.ops import modulated_deform_conv2d
+
+    shapes = [(2, 4, 5, 6), (2, 18, 10, 12), (2, 9, 10, 12), (8, 4, 3, 3)]
+    inputs = [torch.randn(shape) for shape in shapes]
+
+    def run(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+        return modulated_deform_conv2d(x, offset, mask, weight, None, 1, 1, 1, 1, 1)
+
+    return with_gradients(inputs), run
+
+
 def attention() -> tuple[Inputs, Callable]:
     from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
 
@@ -154,6 +167,7 @@ def compare(case: Callable, args: tuple, device: str) -> None:
         (deform_conv, ()),
         (modulated_deform_conv, (False,)),
         (modulated_deform_conv, (True,)),
+        (modulated_deform_conv_of_finer_offsets, ()),
     ],
 )
 def test_equals_compiled(case: Callable, args: tuple, device: str) -> None:

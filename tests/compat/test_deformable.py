@@ -191,3 +191,16 @@ def test_convolution_in_bfloat16() -> None:
     exact = modulated_conv(*(tensor.float() for tensor in half))
     torch.testing.assert_close(output, exact.bfloat16())
     assert (output - expected).abs().mean() < 0.1 * expected.abs().mean()
+
+
+def test_finer_offsets_are_read_as_mmcv_reads_them() -> None:
+    """mmdet's DyHead gives a map's convolution the offsets of one twice as large."""
+    from mmcv.ops import modulated_deform_conv2d
+
+    x, weight = torch.randn(2, 4, 5, 6), torch.randn(8, 4, 3, 3)
+    offset, mask = torch.randn(2, 18, 10, 12), torch.rand(2, 9, 10, 12)
+    found = modulated_deform_conv2d(x, offset, mask, weight, None, 1, 1, 1, 1, 1)
+    read_offset = torch.stack([o.flatten()[: 18 * 30].view(18, 5, 6) for o in offset])
+    read_mask = torch.stack([m.flatten()[: 9 * 30].view(9, 5, 6) for m in mask])
+    expected = modulated_deform_conv2d(x, read_offset, read_mask, weight, None, 1, 1, 1, 1, 1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)

@@ -10,8 +10,6 @@ from types import ModuleType
 
 import pytest
 
-from ltm_mm.compat import require
-
 ROOT = Path(__file__).parents[2]
 COMPILED = PathFinder.find_spec("mmcv._ext", find_spec("mmcv").submodule_search_locations)
 
@@ -92,29 +90,30 @@ def test_too_late_is_said_in_one_line() -> None:
 
 
 def test_custom_imports_open_the_door(tmp_path: Path) -> None:
-    """mmdet's own tools, which never import ltm_mm: the config does."""
+    """mmdet's own tools, which never import ltm_mm: the config does, before the models load."""
     config = tmp_path / "config.py"
-    config.write_text("custom_imports = dict(imports=['ltm_mm'])\ndefault_scope = 'mmdet'\n")
+    config.write_text("custom_imports = dict(imports=['ltm_mm'])\n")
     done = python(
-        "from mmengine.config import Config; from mmengine.registry import init_default_scope\n"
+        "from mmengine.config import Config; import mmengine.runner\n"
         "from mmdet.utils import setup_cache_size_limit_of_dynamo\n"  # as mmdet's train.py
-        f"init_default_scope(Config.fromfile({str(config)!r}).default_scope)\n"
-        "from mmdet.registry import MODELS; print(MODELS.get('SingleRoIExtractor').__name__)"
+        f"Config.fromfile({str(config)!r})\n"
+        "from mmcv.ops import RoIAlign; print(RoIAlign.__name__)"
     )
-    assert done.stdout.splitlines()[-1:] == ["SingleRoIExtractor"], done.stderr
+    assert done.stdout.splitlines()[-1:] == ["RoIAlign"], done.stderr
     assert "before ltm_mm" not in done.stderr
 
 
-def test_require_names_the_command() -> None:
-    require("torch", "sys")
-    with pytest.raises(ModuleNotFoundError, match=r"package .*`pip install no_such_package`"):
-        require("torch", "no_such_package")
-
-
-def test_require_openmmlab(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ltm_mm.compat.find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"mmdet is needed .* -r requirements/mminstall"):
-        require("mmdet")
+@pytest.mark.parametrize("name", ["mmengine", "mmcv"])
+def test_missing_openmmlab_is_said_in_one_line(name: str) -> None:
+    done = python(
+        "import ltm_mm, sys; sys.path = [p for p in sys.path if 'site-packages' not in p]\n"
+        f"try: import {name}.utils\nexcept ImportError as error: print(error.name)\n"
+        f"import {name}"
+    )
+    assert done.stdout == f"{name}\n"
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"ModuleNotFoundError: {name} is not installed")
+    assert "`pip install -r requirements/mminstall.txt`" in last
 
 
 @pytest.mark.parametrize(
