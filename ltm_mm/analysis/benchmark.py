@@ -1,0 +1,265 @@
+"""Measure models side by side: time, memory, and the parts they go to (ours)."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..engine.errors import UserError
+from .flops import count_macs
+from .latency import Clock, interleave, part_times, peak_memory, weight_memory
+from .latency import threads as use_threads
+from .plots import plot_latency
+from .random_data import random_data
+from .report import Row, machine, save_json, to_markdown
+from .rivals import build_models
+
+AMP = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Bench:
+    """Models on their device, ready to be timed in turn.
+
+    Args:
+        models: name -> backbone, or mmdet's or mmseg's whole model.
+        size: height and width of the images in pixels.
+        device: 'cpu' or 'cuda'.
+        amp: None, 'fp16' or 'bf16'.
+        compiled: compile the backbones with ``torch.compile``.
+        channels_last: that memory format for weights and images.
+        clock: seconds so far; on a GPU wall time.
+
+    Raises:
+        UserError: if there is no such device.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        size: tuple[int, int],
+        device: str = "cpu",
+        amp: str | None = None,
+        compiled: bool = False,
+        channels_last: bool = False,
+        clock: Clock = time.perf_counter,
+    ) -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise UserError("--device cuda: no GPU is visible to PyTorch; use --device cpu")
+        self.device = torch.device(device)
+        self.size = size
+        self.amp = amp
+        self.compiled = compiled
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.clock = clock
+        self.models = {
+            n: m.to(self.device).to(memory_format=self.layout) for n, m in models.items()
+        }
+        self.macs: dict[str, dict[str, int]] = {}
+        for name, model in tqdm(self.models.items(), desc="work", unit="model", leave=False):
+            model.eval()
+            forward = self._forward(model, 1)
+            self.macs[name] = dict(count_macs(model, torch.empty(0), forward).by_part)
+        self._calls = {n: _compile_backbone(m) if compiled else m for n, m in self.models.items()}
+
+    def measure(self, batch: int, rounds: int, train_step: bool = False) -> list[Row]:
+        """Time, memory and parts of every model.
+
+        Args:
+            batch: images per pass.
+            rounds: rounds that count; two more come before them.
+            train_step: also forward, backward and a step of AdamW, in training mode.
+
+        Returns:
+            One row per model, in their order.
+        """
+        for model in self.models.values():
+            model.eval()
+        runs = {name: self._forward(model, batch) for name, model in self._calls.items()}
+        seconds = self._time(runs, rounds, f"forward, batch {batch}")
+        rows = []
+        for name, model in self.models.items():
+            parts = {}
+            if not self.compiled:
+                parts = part_times(model, runs[name], self.device, self.clock)
+            memory = weight_memory(model) + peak_memory(runs[name], self.device)
+            count = sum(p.numel() for p in model.parameters())
+            rows.append(Row(name, batch, count, self.macs[name], seconds[name], parts, memory))
+        if train_step:
+            self._measure_training(rows, batch, rounds)
+        return rows
+
+    def _measure_training(self, rows: list[Row], batch: int, rounds: int) -> None:
+        for model in self.models.values():
+            model.train()
+        optimizers = {
+            name: torch.optim.AdamW(model.parameters(), lr=1e-6)
+            for name, model in self.models.items()
+        }
+        runs = {
+            name: self._train_step(model, batch, optimizers[name])
+            for name, model in self._calls.items()
+        }
+        seconds = self._time(runs, rounds, f"training step, batch {batch}")
+        for row in rows:
+            row.train = seconds[row.name]
+            state = optimizers[row.name].state.values()
+            held = sum(v.nbytes for s in state for v in s.values() if isinstance(v, Tensor))
+            peak = peak_memory(runs[row.name], self.device)
+            row.train_memory = weight_memory(self.models[row.name]) + held + peak
+
+    def _time(
+        self, runs: Mapping[str, Callable[[], object]], rounds: int, what: str
+    ) -> dict[str, list[float]]:
+        with tqdm(total=(rounds + 2) * len(runs), desc=what, unit="run", mininterval=1) as bar:
+            return interleave(
+                {name: _counted(run, bar) for name, run in runs.items()}, rounds, 2, self.clock
+            )
+
+    def _forward(self, model: nn.Module, batch: int) -> Callable[[], None]:
+        call = self._call(model, batch, "tensor")
+
+        def run() -> None:
+            with torch.no_grad(), self._autocast():
+                call()
+            self._synchronize()
+
+        return run
+
+    def _train_step(
+        self, model: nn.Module, batch: int, optimizer: torch.optim.Optimizer
+    ) -> Callable[[], None]:
+        call = self._call(model, batch, "loss")
+
+        def run() -> None:
+            with self._autocast():
+                out = _trained(call)
+            if isinstance(out, dict):
+                loss = model.parse_losses(out)[0]
+            else:
+                loss = sum(m.float().square().mean() for m in out)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            self._synchronize()
+
+        return run
+
+    def _call(self, model: nn.Module, batch: int, mode: str) -> Callable[[], object]:
+        """One pass on random images; a whole model's data are made ready beforehand."""
+        if not hasattr(model, "data_preprocessor"):
+            generator = torch.Generator().manual_seed(0)
+            images = torch.randn(batch, 3, *self.size, generator=generator)
+            images = images.to(self.device).to(memory_format=self.layout)
+            return lambda: model(images)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            data = random_data(model, batch, self.size, training=mode == "loss")
+        data["inputs"] = data["inputs"].to(memory_format=self.layout)
+        return lambda: model(**data, mode=mode)
+
+    def _autocast(self) -> AbstractContextManager:
+        return torch.autocast(self.device.type, AMP[self.amp]) if self.amp else nullcontext()
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def _trained(call: Callable[[], object]) -> object:
+    """A pass in training mode, in which batch normalisation may want more images."""
+    try:
+        return call()
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            "--train-step: the model normalises over the batch, which one image is too few for: "
+            "use --batch 2 or more"
+        ) from error
+
+
+def _counted(run: Callable[[], object], bar: tqdm) -> Callable[[], None]:
+    def counted() -> None:
+        run()
+        bar.update()
+
+    return counted
+
+
+def _compile_backbone(model: nn.Module) -> nn.Module:
+    """The model with its backbone compiled; the rest runs as it is."""
+    if not hasattr(model, "backbone"):
+        return torch.compile(model)
+    model.backbone.compile()
+    return model
+
+
+def run_benchmark(
+    config: str,
+    against: Sequence[str] = (),
+    ltm: Sequence[str] = (),
+    whole_model: bool = False,
+    size: Sequence[int] = (800, 1216),
+    batch: Sequence[int] = (1,),
+    rounds: int = 10,
+    device: str = "cpu",
+    threads: int | None = None,
+    amp: str | None = None,
+    compile: bool = False,
+    channels_last: bool = False,
+    train_step: bool = False,
+    cpu_time: bool = False,
+    out: str = "work_dirs/benchmark",
+) -> list[Row]:
+    """What ``tools/benchmark.py`` does: measure, print the tables, write JSON and picture.
+
+    Args:
+        config, against, ltm, whole_model, size: see :func:`.rivals.build_models`.
+        batch: batch sizes, measured one after the other.
+        threads: CPU threads; None: as PyTorch chooses.
+        cpu_time: the process's CPU seconds instead of wall time; one thread, CPU only.
+        out: folder for the files.
+        rounds, device, amp, compile, channels_last, train_step: see :class:`Bench`.
+
+    Returns:
+        One row per batch size and model.
+
+    Raises:
+        UserError: for a mistake in the input.
+    """
+    settings = {k: v for k, v in locals().items() if k != "out"}
+    numbers = {"--size": size, "--batch": batch, "--rounds": [rounds]}
+    numbers["--threads"] = [] if threads is None else [threads]
+    for option, values in numbers.items():
+        if any(value < 1 for value in values):
+            raise UserError(f"{option} must be 1 or more, got {' '.join(map(str, values))}")
+    if cpu_time and (threads != 1 or device != "cpu"):
+        raise UserError("--cpu-time adds up all threads: it needs --threads 1 and --device cpu")
+    image = (size[0], size[1])
+    with use_threads(threads):
+        bench = Bench(
+            build_models(config, ltm, against, image, whole_model),
+            image,
+            device,
+            amp,
+            compile,
+            channels_last,
+            time.process_time if cpu_time else time.perf_counter,
+        )
+        rows: list[Row] = []
+        stem = Path(out, Path(config.rpartition("::")[2]).stem)
+        about = machine()
+        for count in batch:
+            rows += bench.measure(count, rounds, train_step)
+            save_json(stem.with_suffix(".json"), rows, settings, about)
+            print(f"\nbatch {count}, {image[0]} x {image[1]} pixels\n")
+            print(to_markdown(rows[-len(bench.models) :]), flush=True)
+    on = about["gpu"] if device == "cuda" else f"{about['cpu']}, {about['threads']} thread(s)"
+    picture = stem.with_suffix(".png")
+    plot_latency(picture, rows, f"{config}, {image[0]} x {image[1]}, {on}")
+    print(f"\n{on}, torch {about['torch']}\n  {stem.with_suffix('.json')}\n  {picture}")
+    return rows

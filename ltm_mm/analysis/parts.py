@@ -1,0 +1,134 @@
+"""Which part of a network a module belongs to, so that costs can be told apart (ours).
+
+The parts of a backbone are attention, the MLP (an EfficientViT's local module), what
+merging adds (mask modules, merging and unmerging) and the rest (embedding, norms,
+residual sums, downsampling, convolution stages); of a detector or segmentor also its
+neck and heads.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from ..layers import TokenMerger
+from ..models.apply import MergedStage
+from ..models.backbones.efficientvit import EfficientVitLTMStage
+from ..models.backbones.swin import SwinStage
+
+ATTENTION, MLP, MERGE, REST, HEADS = "attention", "mlp", "merge", "rest", "neck and heads"
+PARTS = (ATTENTION, MLP, MERGE, REST, HEADS)
+
+# Attributes by which our blocks and those of mmdet, mmseg and timm hold their parts.
+_ATTRIBUTES = {
+    "attn": ATTENTION,
+    "context_module": ATTENTION,
+    "ffn": MLP,
+    "mlp": MLP,
+    "local_module": MLP,
+    "merge": MERGE,
+}
+# Where they merge, what these do themselves, outside their children, is unmerging.
+_STAGES = (SwinStage, EfficientVitLTMStage, MergedStage)
+
+
+def parts_of(model: nn.Module) -> dict[str, str]:
+    """Part of every module's own work, without its children's.
+
+    Args:
+        model: a backbone, or a model that has one as ``backbone``.
+
+    Returns:
+        Name, as in ``named_modules()``, -> one of ``PARTS``. timm's Swin cuts its
+        windows in the block and not in ``attn``: there it counts as the rest.
+    """
+    whole = isinstance(getattr(model, "backbone", None), nn.Module)
+    parts = {}
+    for name, module in model.named_modules():
+        steps = name.split(".")
+        if whole and steps[0] != "backbone":
+            parts[name] = HEADS
+        elif isinstance(module, _STAGES) and _merges(module):
+            parts[name] = MERGE
+        else:
+            parts[name] = next((_ATTRIBUTES[s] for s in steps if s in _ATTRIBUTES), REST)
+    return parts
+
+
+def _merges(stage: nn.Module) -> bool:
+    return any(isinstance(module, TokenMerger) for module in stage.modules())
+
+
+class PartMeter:
+    """Charges what a meter reads to the part that is running; a context manager.
+
+    Hooks read the meter wherever a pass enters or leaves a module of another part, so
+    a part's share does not hold what other parts do inside it.
+
+    Args:
+        model: see :func:`parts_of`; it is called as a module within the context.
+        read: the meter: a count or time so far, or a mark such as a CUDA event.
+        between: what lies between two readings. Default: their difference.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        read: Callable[[], Any],
+        between: Callable[[Any, Any], float] = lambda before, after: after - before,
+    ) -> None:
+        self._model = model
+        self._read = read
+        self._between = between
+        self._running: list[str] = []
+        self._spans: list[tuple[str, Any, Any]] = []
+        self._last: Any = None
+
+    def __enter__(self) -> "PartMeter":
+        modules = dict(self._model.named_modules())
+        parts = parts_of(self._model)
+        self._handles = []
+        for name, part in parts.items():
+            if name and parts[_holder(name, modules)] == part:
+                continue  # changes nothing
+            enter, leave = self._hooks(part)
+            self._handles.append(modules[name].register_forward_pre_hook(enter))
+            self._handles.append(modules[name].register_forward_hook(leave))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def totals(self) -> dict[str, float]:
+        """What was charged to each part that was charged something, in ``PARTS``' order."""
+        totals = dict.fromkeys(PARTS, 0)
+        for part, before, after in self._spans:
+            totals[part] += self._between(before, after)
+        return {part: total for part, total in totals.items() if total}
+
+    def _hooks(self, part: str) -> tuple[Callable[..., None], Callable[..., None]]:
+        def enter(*_: object) -> None:
+            self._charge()
+            self._running.append(part)
+
+        def leave(*_: object) -> None:
+            self._charge()
+            self._running.pop()
+
+        return enter, leave
+
+    def _charge(self) -> None:
+        now = self._read()
+        if self._running:
+            self._spans.append((self._running[-1], self._last, now))
+        self._last = now
+
+
+def _holder(name: str, modules: dict[str, nn.Module]) -> str:
+    """The nearest module above; a list of modules never runs itself."""
+    while name:
+        name = name.rpartition(".")[0]
+        if not isinstance(modules[name], nn.ModuleList | nn.ModuleDict):
+            break
+    return name

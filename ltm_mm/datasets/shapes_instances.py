@@ -1,0 +1,35 @@
+"""The shapes data set for mmdet's detectors."""
+
+from mmdet.datasets import CocoDataset
+
+from ltm_mm.datasets.shapes import SHAPES, ensure_shapes
+from ltm_mm.registry import DATASETS
+
+
+@DATASETS.register_module()
+class ShapesInstances(CocoDataset):
+    """mmdet's ``CocoDataset`` on the built-in shapes, drawn into ``data_root`` on first use.
+
+    Args:
+        data_root: Folder of the data set.
+        **kwargs: As for ``CocoDataset``.
+
+    Raises:
+        ValueError: ``data_root`` exists and holds something else.
+    """
+
+    METAINFO = {
+        "classes": SHAPES,
+        "palette": [
+            (230, 60, 60),
+            (60, 180, 75),
+            (60, 90, 230),
+            (250, 200, 30),
+            (220, 60, 220),
+            (30, 200, 210),
+        ],
+    }
+
+    def __init__(self, *, data_root: str = "data/shapes/", **kwargs) -> None:
+        ensure_shapes(data_root)
+        super().__init__(data_root=data_root, **kwargs)

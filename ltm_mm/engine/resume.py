@@ -1,0 +1,112 @@
+"""Find a checkpoint to go on from; survive one that was being written when a run died."""
+
+import logging
+import os
+from pathlib import Path
+from zipfile import is_zipfile
+
+import torch
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from torch import nn
+
+from ..checkpoints import read_state_dict
+from .errors import UserError
+
+UNTRUSTED = "--trust-checkpoint"
+
+
+def find_resume(resume: str | None, work_dir: str, trust: bool) -> str | None:
+    """The checkpoint that training goes on from.
+
+    Args:
+        resume: a path; 'auto' for the newest readable one in ``work_dir``; None.
+        work_dir: where the earlier run saved.
+        trust: see :func:`ltm_mm.checkpoints.read_state_dict`.
+
+    Returns:
+        A path; None to start afresh.
+
+    Raises:
+        UserError: the file is missing or damaged, holds no training state, or needs
+            trust; with 'auto', if there are checkpoints and none can be read.
+    """
+    if resume is None:
+        return None
+    if resume != "auto":
+        check_resumable(resume, trust)
+        return resume
+    damaged = []
+    for path in saved_checkpoints(work_dir):
+        try:
+            check_resumable(path, trust)
+        except UserError as error:
+            if UNTRUSTED in str(error):
+                raise
+            damaged.append(path)
+            print_log(f"not resuming from it: {error}", level=logging.WARNING)
+            continue
+        return path
+    if damaged:
+        raise UserError(
+            f"--resume: no checkpoint in {work_dir} can be resumed from "
+            f"({', '.join(Path(p).name for p in damaged)}); delete them or leave --resume out to "
+            "start afresh"
+        )
+    print_log(f"--resume: no checkpoint in {work_dir} yet, training starts afresh")
+    return None
+
+
+def saved_checkpoints(work_dir: str) -> list[str]:
+    """Checkpoints of a run: the last one that was written whole, then the rest, newest first."""
+    folder = Path(work_dir)
+    note = folder / "last_checkpoint"
+    noted = Path(note.read_text().strip()) if note.is_file() else None
+    # The best model's file has no optimizer state.
+    rest = [p for p in folder.glob("*.pth") if not p.name.startswith("best_")]
+    rest.sort(key=lambda p: p.stat().st_mtime, reverse=True)
+    if noted is not None:  # a folder that was moved keeps its old path in the note
+        noted = noted if noted.exists() else folder / noted.name
+        rest = [noted, *(p for p in rest if p.name != noted.name)] if noted.exists() else rest
+    return [str(p) for p in rest]
+
+
+def check_resumable(path: str, trust: bool) -> None:
+    """Raise a UserError unless ``path`` is a whole checkpoint with training state."""
+    checkpoint = read_checkpoint(path, trust)
+    if not isinstance(checkpoint, dict) or not {"meta", "message_hub"} <= set(checkpoint):
+        raise UserError(
+            f"{path} holds weights but no training state, so nothing to resume; "
+            f"use --checkpoint {path} to start from its weights"
+        )
+
+
+def read_checkpoint(path: str, trust: bool) -> object:
+    """All of a checkpoint; unpickled freely only once it is known to be harmless.
+
+    Raises:
+        UserError: missing, damaged, or in need of trust.
+    """
+    try:
+        read_state_dict(path, trust=trust)
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from error
+    path = os.path.expanduser(path)
+    return torch.load(path, map_location="cpu", weights_only=False, mmap=is_zipfile(path))
+
+
+def check_same_model(model: nn.Module, path: str, trust: bool) -> None:
+    """Raise a UserError if a checkpoint to resume from is of another model.
+
+    mmengine would load what fits and go on with the rest untrained.
+    """
+    saved = read_checkpoint(path, trust)["state_dict"]
+    own = (model.module if is_model_wrapper(model) else model).state_dict()
+    wrong = [k for k in own if k not in saved] + [k for k in saved if k not in own]
+    wrong += [k for k in own if k in saved and own[k].shape != saved[k].shape]
+    if wrong:
+        raise UserError(
+            f"--resume: {path} was saved by another model ({len(wrong)} parameters differ: "
+            f"{', '.join(wrong[:3])}); resume with the config, --ltm and --cfg-options of that "
+            f"run, or use --checkpoint {path} to start from its weights"
+        )

@@ -1,0 +1,321 @@
+"""Train and test from a config: what ``tools/train.py`` and ``tools/test.py`` call."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.hooks import Hook
+from mmengine.registry import OPTIMIZERS, RUNNERS
+from mmengine.runner import Runner
+
+from .config import load_config
+from .data import build_loaders, missing
+from .errors import UserError, no_such_type
+from .hooks import SegPictures, StartFrom, load
+from .resume import check_same_model, find_resume
+from .swap import parse_slots, use_ltm
+
+
+def train(
+    config: str,
+    work_dir: str | None = None,
+    resume: str | None = None,
+    checkpoint: str | None = None,
+    trust_checkpoint: bool = False,
+    ltm: str | None = None,
+    amp: bool = False,
+    auto_scale_lr: bool = False,
+    cfg_options: Mapping[str, object] | None = None,
+    launcher: str = "none",
+) -> Runner:
+    """Train the model of a config.
+
+    Args:
+        config: see :func:`.config.load_config`.
+        work_dir: for logs and checkpoints; default ``work_dirs/<config's name>``.
+        resume: a checkpoint, or 'auto' for the newest readable one in ``work_dir``.
+        checkpoint: weights to start from, of a backbone or of a whole model, plain or
+            merging. Not used where ``resume`` finds something to go on from.
+        trust_checkpoint: read files that may run code, see
+            :func:`ltm_mm.checkpoints.read_state_dict`.
+        ltm: exchange the backbone, see :func:`.swap.parse_slots`.
+        amp: mixed precision (GPU).
+        auto_scale_lr: scale the learning rate with the batch, if the config allows it.
+        cfg_options: changes to the config.
+        launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
+
+    Returns:
+        The runner, after training.
+
+    Raises:
+        UserError: for a mistake in the input; see also :func:`.errors.clean_errors`.
+    """
+    cfg = _prepare(config, work_dir, ltm, cfg_options, launcher)
+    _require(cfg, "train_dataloader", "train_cfg", "optim_wrapper")
+    if checkpoint:
+        _require_file(checkpoint)
+    if amp:
+        _use_amp(cfg)
+    if auto_scale_lr:
+        _require(cfg, "auto_scale_lr")
+        cfg.auto_scale_lr.enable = True
+    cfg.load_from = find_resume(resume, cfg.work_dir, trust_checkpoint) or cfg.get("load_from")
+    cfg.resume = resume is not None and cfg.load_from is not None
+    resumed = cfg.load_from if cfg.resume else None
+    if resumed or checkpoint:
+        drop_pretrained(cfg)
+    runner = _build(cfg)
+    _check_optimizer(cfg)
+    if resumed:
+        check_same_model(runner.model, resumed, trust_checkpoint)
+    elif checkpoint:
+        runner.register_hook(StartFrom(checkpoint, trust_checkpoint))
+    with _files_named(cfg):
+        build_loaders(runner, "train", "val")
+        runner.train()
+    _report(runner, {"metrics": _last_metrics(runner)})
+    return runner
+
+
+def evaluate(
+    config: str,
+    checkpoint: str,
+    work_dir: str | None = None,
+    out: str | None = None,
+    show_dir: str | None = None,
+    tta: bool = False,
+    trust_checkpoint: bool = False,
+    ltm: str | None = None,
+    cfg_options: Mapping[str, object] | None = None,
+    launcher: str = "none",
+) -> dict[str, float]:
+    """Evaluate a checkpoint with a config's test set.
+
+    Args:
+        config: see :func:`.config.load_config`.
+        checkpoint: a whole model's, plain or merging.
+        work_dir: for logs; default ``work_dirs/<config's name>``.
+        out: a ``.pkl`` file for the predictions; with mmseg also a folder for label maps.
+        show_dir: folder for pictures of the predictions.
+        tta: test-time augmentation as the config sets it up.
+        trust_checkpoint, ltm, cfg_options, launcher: see :func:`train`.
+
+    Returns:
+        Metrics by name.
+
+    Raises:
+        UserError: see :func:`train`; also if the checkpoint is of another model.
+    """
+    cfg = _prepare(config, work_dir, ltm, cfg_options, launcher)
+    _require(cfg, "test_dataloader", "test_cfg", "test_evaluator")
+    _require_file(checkpoint)
+    drop_pretrained(cfg)
+    hooks = draw_into(cfg, show_dir) if show_dir else []
+    if show_dir and launcher != "none":
+        _say("mmdet and mmseg draw the images of the first rank only; for all, use one process")
+    if out:
+        _check_out(cfg, out)
+    if tta:
+        _use_tta(cfg)
+    cfg.load_from, cfg.resume = None, False
+    runner = _build(cfg)
+    for hook in hooks:
+        runner.register_hook(hook)
+    load(runner, checkpoint, trust_checkpoint, strict=True)
+    with _files_named(cfg):
+        build_loaders(runner, "test")
+        metrics = runner.test()
+    _report(runner, {"metrics": metrics, "pictures": show_dir, "predictions": out})
+    return metrics
+
+
+def drop_pretrained(cfg: Config) -> None:
+    """Keep a model from loading weights that a whole checkpoint replaces anyway."""
+    _drop(cfg.model)
+
+
+def _drop(node: object) -> None:
+    if isinstance(node, (list, tuple)):
+        for child in node:
+            _drop(child)
+    if not isinstance(node, dict):
+        return
+    for key, value in node.items():
+        if key == "pretrained" and value:
+            node[key] = None if isinstance(value, str) else False
+        elif key == "init_cfg" and isinstance(value, dict) and value.get("type") == "Pretrained":
+            node[key] = None
+        else:
+            _drop(value)
+
+
+def draw_into(cfg: Config, folder: str) -> list[Hook]:
+    """Have pictures of all predictions written to a folder; returns hooks to be added."""
+    if cfg.get("default_scope") == "mmseg":
+        if not cfg.get("visualizer"):
+            cfg.visualizer = dict(type="mmseg.SegLocalVisualizer", name="visualizer")
+        return [SegPictures(folder)]
+    hook = (cfg.get("default_hooks") or {}).get("visualization") or {}
+    hook = {"type": "mmdet.DetVisualizationHook", **hook, "draw": True}
+    # An absolute path, because mmdet puts a relative one below the log.
+    hook["test_out_dir"] = os.path.abspath(folder)
+    cfg.merge_from_dict({"default_hooks.visualization": hook})
+    if not cfg.get("visualizer"):
+        cfg.visualizer = dict(type="mmdet.DetLocalVisualizer", name="visualizer")
+    return []
+
+
+def _prepare(
+    config: str,
+    work_dir: str | None,
+    ltm: str | None,
+    cfg_options: Mapping[str, object] | None,
+    launcher: str,
+) -> Config:
+    """The config as the command line changes it, and the process group where one is needed."""
+    cfg = load_config(config, cfg_options)
+    _require(cfg, "model")
+    stem = Path(cfg.filename).stem
+    if ltm is not None:
+        for line in use_ltm(cfg, parse_slots(ltm)):
+            _say(line)
+        # Runs with different plans must not resume from one another.
+        stem += f"_ltm-{ltm}" if ltm.isalpha() else "_ltm"
+    if work_dir or not cfg.get("work_dir"):
+        cfg.work_dir = work_dir or os.path.join("work_dirs", stem)
+    cfg.launcher = launcher
+    if launcher == "pytorch" and "RANK" not in os.environ:
+        raise UserError(
+            "--launcher pytorch needs torchrun: use tools/dist_train.sh or dist_test.sh"
+        )
+    if launcher != "none" and get_device() == "cpu":
+        _use_cpu_ranks(cfg)
+    return cfg
+
+
+def _use_cpu_ranks(cfg: Config) -> None:
+    """mmengine's launcher wants a GPU per rank; without one, ranks share the CPU over gloo."""
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo")
+    wrapper = dict(
+        type="MMDistributedDataParallel",
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get("find_unused_parameters", False),
+    )
+    cfg.model_wrapper_cfg = {**wrapper, **(cfg.get("model_wrapper_cfg") or {}), "device_ids": None}
+    if _replace_type(cfg.model, "SyncBN", "BN"):
+        _say("no GPU: SyncBN, which needs one, is BN here, with statistics per rank")
+
+
+def _replace_type(node: object, old: str, new: str) -> int:
+    """Exchange a type's name everywhere below ``node``; returns how often."""
+    count = 0
+    if isinstance(node, dict):
+        if node.get("type") == old:
+            node["type"] = new
+            count = 1
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        count += sum(_replace_type(child, old, new) for child in node)
+    return count
+
+
+def _build(cfg: Config) -> Runner:
+    return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+
+
+@contextmanager
+def _files_named(cfg: Config) -> Iterator[None]:
+    """Name the config's option beside a file that is missing."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(missing(cfg, error)) from error
+
+
+def _require(cfg: Config, *keys: str) -> None:
+    for key in keys:
+        if not cfg.get(key):
+            raise UserError(f"{cfg.filename} has no {key}, which is needed here")
+
+
+def _require_file(checkpoint: str) -> None:
+    """Say so before anything is built, not after."""
+    if "://" not in checkpoint and not Path(checkpoint).expanduser().is_file():
+        raise UserError(f"checkpoint {checkpoint} does not exist")
+
+
+def _use_amp(cfg: Config) -> None:
+    if get_device() == "cpu":
+        raise UserError("--amp needs a GPU, and none is visible; leave it out")
+    cfg.optim_wrapper.type = "AmpOptimWrapper"
+    cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
+
+
+def _check_optimizer(cfg: Config) -> None:
+    """mmengine's own message for an unknown optimizer does not name it."""
+    kind = (cfg.optim_wrapper.get("optimizer") or {}).get("type")
+    with OPTIMIZERS.switch_scope_and_registry(cfg.get("default_scope")) as known:
+        if isinstance(kind, str) and known.get(kind) is None:
+            raise UserError(no_such_type(kind, "optimizer"))
+
+
+def _use_tta(cfg: Config) -> None:
+    """Wrap the model as mmdet's and mmseg's own test tools do."""
+    _require(cfg, "tta_model", "tta_pipeline")
+    cfg.model = dict(**cfg.tta_model, module=cfg.model)
+    cfg.test_dataloader.dataset.pipeline = deepcopy(cfg.tta_pipeline)
+
+
+def _check_out(cfg: Config, out: str) -> None:
+    """Have the predictions written: a pickle of all, or mmseg's label maps in a folder."""
+    evaluators = cfg.test_evaluator
+    evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
+    if out.endswith((".pkl", ".pickle")):
+        kind = "mmdet.DumpDetResults" if cfg.get("default_scope") == "mmdet" else "DumpResults"
+        cfg.test_evaluator = [*evaluators, dict(type=kind, out_file_path=out)]
+    elif cfg.get("default_scope") == "mmseg":
+        for evaluator in evaluators:
+            evaluator.update(output_dir=out, keep_results=True)
+    else:
+        raise UserError(f"--out {out}: the file's name must end in .pkl")
+
+
+def _last_metrics(runner: Runner) -> dict[str, float]:
+    """The newest validation metrics of a training run."""
+    scalars = runner.message_hub.log_scalars
+    named = {k[4:]: v.current() for k, v in scalars.items() if k.startswith("val/")}
+    return {k: v for k, v in named.items() if not k.endswith("time")}
+
+
+def _report(runner: Runner, results: Mapping[str, object]) -> None:
+    """Say where everything is."""
+    if runner.rank:
+        return
+    note = Path(runner.work_dir, "last_checkpoint")
+    best = runner.message_hub.runtime_info.get("best_ckpt")
+    metrics = results.get("metrics") or {}
+    lines = {
+        "work dir": runner.work_dir,
+        "log": runner._log_dir,
+        "checkpoint": note.read_text().strip() if note.is_file() else None,
+        "best checkpoint": best,
+        **results,
+        "metrics": ", ".join(f"{k} {v:.4g}" for k, v in metrics.items() if _number(v)),
+    }
+    print("\n".join(["Done.", *(f"  {k:<16}{v}" for k, v in lines.items() if v)]), flush=True)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float))
+
+
+def _say(line: str) -> None:
+    """Print a line once, however many ranks there are."""
+    if not int(os.environ.get("RANK", 0)):
+        print(line, flush=True)

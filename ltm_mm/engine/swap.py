@@ -1,0 +1,141 @@
+"""Exchange the backbone of any MM config for its learnable-token-merging counterpart."""
+
+import ast
+from collections.abc import Iterator, Mapping
+
+from mmengine.config import Config
+
+from ..presets import PRESETS, Slots
+from .errors import UserError
+
+SWIN, EFFICIENTVIT = "ltm_mm.LTMSwin", "ltm_mm.LTMEfficientViT"
+# mmpretrain's Swin has other keywords and parameter names than mmdet's and mmseg's.
+OTHER_SWIN_SCOPES = ("mmpretrain", "mmcls")
+BACKBONE_KEYS = ("backbone", "img_backbone")
+
+
+def parse_slots(text: str) -> Slots:
+    """Slots from the command line: a preset's name, ``none``, or a plan as Python literal.
+
+    Raises:
+        UserError: if it is none of these.
+    """
+    if text == "none":
+        return None
+    if text in PRESETS:
+        return text
+    try:
+        plan = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        plan = text
+    if not isinstance(plan, (tuple, list)):
+        raise UserError(
+            f"--ltm {text}: give none, {', '.join(PRESETS)}, or a plan with one entry per stage "
+            "such as '(None, None, (7, 5, 5, 5, 5, 5), 5)'"
+        )
+    return plan
+
+
+def use_ltm(cfg: Config, slots: Slots) -> list[str]:
+    """Exchange every backbone of a config's model that can be exchanged, in place.
+
+    Args:
+        cfg: of mmdet, mmseg, or of what builds on them. A Swin Transformer (mmdet's or
+            mmseg's) becomes LTMSwin, timm's EfficientViT (through ``TIMMBackbone``)
+            LTMEfficientViT, with all else kept; an LTM backbone gets the new slots.
+        slots: the merging plan, see :func:`ltm_mm.presets.resolve_plan`.
+
+    Returns:
+        One line per backbone that says what was changed.
+
+    Raises:
+        UserError: if the model has no backbone that can be exchanged.
+    """
+    scope = cfg.get("default_scope") or ""
+    lines, others = [], []
+    for path, backbone in _backbones(cfg.get("model") or {}, "model"):
+        scope_here = backbone.get("_scope_") or scope
+        old = _name(backbone["type"])
+        new = _exchange(backbone, scope_here)
+        if new is None:
+            others.append(f"{path} is {old}{_variant(backbone)}")
+            continue
+        backbone["type"], backbone["slots"] = new, slots
+        lines.append(f"{path}: {old} -> {new} (slots={slots!r})")
+    if not lines:
+        raise UserError(
+            f"--ltm has nothing to exchange: {'; '.join(others) or 'the model has no backbone'}. "
+            "It serves SwinTransformer of mmdet and mmseg, and TIMMBackbone with MIT Han Lab's "
+            "efficientvit_b0 ... b3, l1 ... l3"
+        )
+    return lines
+
+
+def _backbones(node: object, path: str) -> Iterator[tuple[str, dict]]:
+    """Every backbone's dict in a model's config, with its dotted key."""
+    if isinstance(node, (list, tuple)):
+        for index, child in enumerate(node):
+            yield from _backbones(child, f"{path}.{index}")
+    elif isinstance(node, Mapping):
+        for key, child in node.items():
+            if key in BACKBONE_KEYS and isinstance(child, Mapping) and "type" in child:
+                yield f"{path}.{key}", child
+            else:
+                yield from _backbones(child, f"{path}.{key}")
+
+
+def _exchange(backbone: dict, scope: str) -> str | None:
+    """The counterpart's type, after fitting the arguments to it; None if there is none."""
+    name = _name(backbone["type"])
+    package, _, short = name.rpartition(".")
+    package = package.partition(".")[0] or scope
+    if name in (SWIN, EFFICIENTVIT) or (short in ("LTMSwin", "LTMEfficientViT")):
+        return f"ltm_mm.{short}"
+    if short == "SwinTransformer" and package not in OTHER_SWIN_SCOPES:
+        return SWIN
+    if short == "TIMMBackbone" and _arch(backbone) is not None:
+        _fit_timm(backbone)
+        return EFFICIENTVIT
+    return None
+
+
+def _name(kind: object) -> str:
+    """A type's name, which a lazily imported config holds as a class."""
+    return kind if isinstance(kind, str) else f"{kind.__module__.split('.')[0]}.{kind.__name__}"
+
+
+def _variant(backbone: Mapping) -> str:
+    """The part of a backbone's config that tells variants of a type apart, for a message."""
+    known = backbone.get("model_name") or backbone.get("depth") or backbone.get("arch")
+    return f" ({known})" if known else ""
+
+
+def _arch(backbone: Mapping) -> str | None:
+    """``b1`` for timm's ``efficientvit_b1.r224_in1k``; None for any other network."""
+    family, _, arch = backbone.get("model_name", "").partition(".")[0].rpartition("_")
+    return arch if family == "efficientvit" and arch[:1] in ("b", "l") else None
+
+
+def _fit_timm(backbone: dict) -> None:
+    """Turn ``TIMMBackbone``'s arguments into ``LTMEfficientViT``'s, weights included."""
+    backbone["arch"] = _arch(backbone)
+    name = backbone.pop("model_name")
+    backbone.pop("features_only", None)
+    path, pretrained = backbone.pop("checkpoint_path", ""), backbone.pop("pretrained", True)
+    if not path and pretrained:
+        path = _timm_weights(name)
+    if path:
+        backbone["init_cfg"] = dict(type="Pretrained", checkpoint=path)
+
+
+def _timm_weights(name: str) -> str:
+    """Address of the weights that timm loads for a model's name."""
+    import timm
+
+    try:
+        card = timm.models.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise UserError(f"timm knows no weights {name!r}: {error}") from error
+    if card is None or not card.hf_hub_id:
+        raise UserError(f"timm has no pretrained weights for {name}: set pretrained=False")
+    return f"https://huggingface.co/{card.hf_hub_id}/resolve/main/model.safetensors"

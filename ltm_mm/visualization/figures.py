@@ -1,0 +1,96 @@
+"""Figures: their grid of panels, their lettering, and how they are written."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps, colors
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from .merge_map import Pixels
+
+# Okabe & Ito's colours for all kinds of colour vision, without black, then Tol's muted ones.
+CLASSES = (
+    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442",
+    "#882255", "#44AA99", "#DDCC77", "#332288", "#999933", "#AA4499", "#88CCEE",
+)  # fmt: skip
+HEAT = "cividis"  # even steps of brightness, told apart without colour too
+TEXT = "#222222"
+DPI = 150
+COLUMN = 2.4  # inches: five columns stay legible at the width of a README
+
+
+def rgb(colour: str) -> NDArray[np.uint8]:
+    """A colour's three bytes."""
+    return (np.array(colors.to_rgb(colour)) * 255).round().astype(np.uint8)
+
+
+def panels(
+    rows: int, columns: int, aspect: float, width: float = COLUMN, extra: float = 0.8
+) -> tuple[Figure, NDArray]:
+    """A figure with a grid of bare panels.
+
+    Args:
+        rows, columns: of the grid.
+        aspect: height over width of what the panels show.
+        width: inches per column.
+        extra: inches of height for titles, legend and caption together.
+
+    Returns:
+        The figure and its axes ``(rows, columns)``.
+    """
+    height = width * float(np.clip(aspect, 0.3, 2.5))
+    size = (width * columns, height * rows + extra)
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.01, hspace=0.01)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        for spine in axis.spines.values():
+            spine.set_visible(False)
+    return figure, axes
+
+
+def show(axis: Axes, image: Pixels) -> None:
+    """An image in a panel: pixel for pixel where it is enlarged, smoothed where shrunk."""
+    axis.imshow(image, interpolation="antialiased")
+
+
+def heading(axis: Axes, text: str) -> None:
+    """A panel's title."""
+    axis.set_title(text, fontsize=10, color=TEXT, linespacing=1.25)
+
+
+def caption(figure: Figure, text: str) -> None:
+    """The line below all panels."""
+    figure.supxlabel(text, fontsize=10, color=TEXT)
+
+
+def heat_over(ground: Pixels, values: NDArray) -> Pixels:
+    """Lay values 0..1 ``(H, W)`` over an image ``(H, W, 3)``, clear where they are 0."""
+    heat = colormaps[HEAT](values)[..., :3] * 255
+    strength = np.clip(values * 4, 0, 0.9)[..., None]
+    return (ground * (1 - strength) + heat * strength).astype(np.uint8)
+
+
+def enlarged(image: Pixels, scale: int) -> Pixels:
+    """Every pixel ``scale`` times as wide and high."""
+    return image.repeat(scale, 0).repeat(scale, 1)
+
+
+def pixels_of(figure: Figure) -> Pixels:
+    """A figure as an image ``(H, W, 3)``, for a logger or a page."""
+    canvas = figure.canvas
+    assert isinstance(canvas, FigureCanvasAgg)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def save(figure: Figure, path: Path, dpi: int = DPI) -> Path:
+    """Write a figure as a PNG file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=dpi)
+    return path

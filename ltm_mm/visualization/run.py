@@ -1,0 +1,362 @@
+"""Draw what merging does, from a config: what ``tools/visualize.py`` calls."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.logging import MMLogger
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.runner import set_random_seed
+from PIL import Image
+from torch import nn
+from tqdm import tqdm
+
+from ..checkpoints import load_into
+from ..engine import UserError, load_config, parse_slots, use_ltm
+from ..engine.run import drop_pretrained
+from ..layers import TokenMerger
+from ..models.apply import MergedStage, remove
+from .comparison import comparison_figure
+from .figures import DPI, save
+from .merge_map import Pixels, View, draw_merge_map, merge_masks_of
+from .panels import (
+    Scene,
+    departure_figure,
+    detailed_points,
+    mask_note,
+    merge_map_figure,
+    weights_figure,
+)
+from .predictions import predict
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+Points = Sequence[tuple[int, int]]
+
+
+def visualize(
+    config: str,
+    image: str,
+    checkpoint: str | None = None,
+    out_dir: str | None = None,
+    points: Points | None = None,
+    score_thr: float = 0.3,
+    trust_checkpoint: bool = False,
+    ltm: str | None = None,
+    cfg_options: Mapping[str, object] | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+    dpi: int = DPI,
+) -> list[Path]:
+    """Draw merge maps, merge weights, departure from the prior, and predictions.
+
+    Args:
+        config: see :func:`ltm_mm.engine.load_config`; its backbone merges, or ``ltm`` is given.
+        image: an image, or a folder of images.
+        checkpoint: a whole model's or a backbone's, plain or merging; None: as a training
+            would start.
+        out_dir: for the pictures, a folder per image; default ``work_dirs/<config's
+            name>/visualize``.
+        points: (x, y) in pixels, whose slots' merge weights are shown; None: chosen by detail.
+        score_thr: instances below this score are not drawn.
+        trust_checkpoint: see :func:`ltm_mm.checkpoints.read_state_dict`.
+        ltm: exchange the backbone, see :func:`ltm_mm.engine.parse_slots`.
+        cfg_options: changes to the config.
+        device: that the model runs on.
+        seed: of the weights that start fresh.
+        dpi: pixels per inch of the figures, which are 12 inches wide with four stages.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: for a mistake in the input. Of a folder, images that cannot be read are
+            left out and named at the end.
+    """
+    files = find_images(image)
+    cfg = load_config(config, cfg_options)
+    if not cfg.get("model"):
+        raise UserError(f"{cfg.filename} has no model, which is needed here")
+    if ltm is not None:
+        print("\n".join(use_ltm(cfg, parse_slots(ltm))), flush=True)
+    pair = build_pair(cfg, checkpoint, trust_checkpoint, device, seed)
+    artist = Artist(pair.merged, pair.plain, test_pipeline(cfg), pair.classes, pair.caption, dpi)
+    folder = Path(out_dir or Path("work_dirs", Path(cfg.filename).stem, "visualize"))
+    written: list[Path] = []
+    failed: list[str] = []
+    with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
+        for file, place in _places(files, folder):
+            try:
+                written += artist.draw(file, place, points, score_thr)
+            except UserError as error:
+                if len(files) == 1:
+                    raise
+                failed.append(str(error))
+                tqdm.write(f"left out: {error}", file=sys.stderr)
+    print("\n".join(["Done.", *_places_written(written, folder)]), flush=True)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(files)} images were left out, see above")
+    return written
+
+
+class Pair(NamedTuple):
+    """A model with and without merging, the same weights in both."""
+
+    merged: nn.Module
+    plain: nn.Module
+    classes: Sequence[str] | None
+    caption: str
+
+
+def build_pair(cfg: Config, checkpoint: str | None, trust: bool, device: str, seed: int) -> Pair:
+    """Build the model of a config with and without merging.
+
+    Raises:
+        UserError: if the model does not merge or the checkpoint does not fit.
+    """
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {device} cannot be used here ({reason}): give cpu") from error
+    cfg = deepcopy(cfg)
+    plain_cfg = deepcopy(cfg)
+    use_ltm(plain_cfg, None)
+    if checkpoint:
+        drop_pretrained(cfg)
+    drop_pretrained(plain_cfg)
+    with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
+        set_random_seed(seed)
+        merged, plain = MODELS.build(cfg.model), MODELS.build(plain_cfg.model)
+        if not any(isinstance(m, TokenMerger) for m in merged.modules()):
+            raise UserError(
+                f"the model of {cfg.filename} merges no tokens: give --ltm balanced, or set "
+                "model.backbone.slots"
+            )
+        with _quiet():
+            merged.init_weights()
+        weights = "untrained weights"
+        if checkpoint:
+            weights = f"weights {Path(checkpoint).name}"
+            try:
+                load_into(merged, checkpoint, trust=trust)
+            except (ValueError, OSError) as error:
+                named = "" if checkpoint in str(error) else f"{checkpoint}: "
+                raise UserError(f"{named}{error}") from error
+        elif "Pretrained" in str(cfg.model):
+            weights = "pretrained backbone, untrained heads"
+        classes = class_names(cfg)
+    share_weights(merged, plain)
+    for model in (merged, plain):
+        model.to(device).eval()
+    return Pair(merged, plain, classes, f"{Path(cfg.filename).stem}, {weights}")
+
+
+def share_weights(merged: nn.Module, plain: nn.Module) -> None:
+    """Load a merging model's weights into its plain twin.
+
+    Raises:
+        ValueError: if the two are not twins.
+    """
+    missing, unused = plain.load_state_dict(merged.state_dict(), strict=False)
+    odd = [*missing, *(key for key in unused if ".merge." not in key)]
+    if odd:
+        raise ValueError(f"the plain model is no twin of the merging one: {odd[0]} differs")
+
+
+def plain_twin(model: nn.Module) -> nn.Module:
+    """A plain copy of a model that :func:`ltm_mm.apply` was used on.
+
+    Raises:
+        ValueError: if it was not: build the config again with ``slots=None`` then, and
+            :func:`share_weights`.
+    """
+    if not any(isinstance(m, MergedStage) for m in model.modules()):
+        raise ValueError(f"ltm_mm.apply was not used on this {type(model).__name__}")
+    return remove(deepcopy(model))
+
+
+class Artist:
+    """Draws what merging does to images.
+
+    Args:
+        merged: mmdet's or mmseg's model with merging, in eval mode.
+        plain: the same without.
+        pipeline: the test pipeline's transforms, with which images are loaded and prepared.
+        classes: names of the classes; None: numbers.
+        caption: a line about model and weights for the figures.
+        dpi: pixels per inch of the figures.
+    """
+
+    def __init__(
+        self,
+        merged: nn.Module,
+        plain: nn.Module,
+        pipeline: Compose,
+        classes: Sequence[str] | None = None,
+        caption: str = "",
+        dpi: int = DPI,
+    ) -> None:
+        self.merged, self.plain = merged, plain
+        self.load, *prepare = pipeline.transforms
+        self.prepare = Compose(prepare)
+        self.classes = classes
+        self.caption = caption
+        self.dpi = dpi
+
+    def draw(
+        self, file: Path, folder: Path, points: Points | None = None, score_thr: float = 0.3
+    ) -> list[Path]:
+        """Write all pictures of one image into a folder.
+
+        Args:
+            file: the image.
+            folder: is made where it is missing.
+            points, score_thr: see :func:`visualize`.
+
+        Returns:
+            The files written.
+
+        Raises:
+            UserError: if the image cannot be read, or a point lies outside of it.
+        """
+        image, data = self.read(file)
+        height, width = image.shape[:2]
+        for x, y in points or ():
+            if not (0 <= x < width and 0 <= y < height):
+                raise UserError(
+                    f"--points {x},{y} lies outside of {file}: give 0..{width - 1},0..{height - 1}"
+                )
+        scene = self.scene(image, data)
+        figures = {
+            "merge_map": merge_map_figure(scene),
+            "weights": weights_figure(scene, points or detailed_points(image)),
+            "departure": departure_figure(scene),
+            "predictions": comparison_figure(
+                image,
+                predict(self.plain, data, score_thr),
+                predict(self.merged, data, score_thr),
+                self.classes,
+                f"{self.caption}, scores from {score_thr:g}{mask_note(scene.stages)}",
+            ),
+        }
+        written = [
+            save(figure, folder / f"{name}.png", self.dpi) for name, figure in figures.items()
+        ]
+        for stage in scene.stages:
+            path = folder / f"merge_map_{stage.name.replace('.', '_')}.png"
+            Image.fromarray(draw_merge_map(image, stage, scene.view)).save(path)
+            written.append(path)
+        return written
+
+    def read(self, file: Path) -> tuple[Pixels, dict[str, Any]]:
+        """An image as the pipeline loads it, and what the pipeline makes of it.
+
+        Returns:
+            The image ``(H, W, 3)`` in RGB, turned as its EXIF tag says, and the packed sample.
+        """
+        # The last two are what mmseg's data sets add and its steps read.
+        named = dict(img_path=str(file), img_id=0, seg_fields=[], reduce_zero_label=False)
+        try:
+            loaded = self.load(named)
+            _check_whole(file)
+        except MemoryError:
+            raise
+        except Exception as error:  # each imaging library has its own
+            why = "is damaged or no image" if os.path.getsize(file) else "is empty"
+            raise UserError(f"{file} {why}: give an image file") from error
+        image = np.asarray(loaded["img"])
+        image = image if image.ndim == 3 else image[..., None].repeat(3, -1)
+        rgb = np.ascontiguousarray(image[..., 2::-1].clip(0, 255).astype(np.uint8))
+        return rgb, self.prepare(loaded)
+
+    def scene(self, image: Pixels, data: Mapping[str, Any]) -> Scene:
+        """The masks of an image, of one pass of the backbone over all of it."""
+        batch = {key: [value] for key, value in data.items()}
+        inputs = self.merged.data_preprocessor(batch, False)["inputs"]
+        view = View.from_meta(data["data_samples"].metainfo)
+        stages = merge_masks_of(self.merged.backbone, inputs)
+        return Scene(image, view, stages, self.caption)
+
+
+def find_images(source: str) -> list[Path]:
+    """The image, or the images of a folder, in order of their names."""
+    path = Path(source).expanduser()
+    if not path.is_dir():
+        if not path.is_file():
+            raise UserError(f"{source}: there is no such image or folder")
+        return [path]
+    files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES and f.is_file())
+    if not files:
+        raise UserError(f"{source} holds no image: a name must end in {', '.join(SUFFIXES)}")
+    return files
+
+
+def test_pipeline(cfg: Config) -> Compose:
+    """The config's test pipeline without the steps that load annotations."""
+    for key in ("test_dataloader", "val_dataloader"):
+        dataset = (cfg.get(key) or {}).get("dataset") or {}
+        while "pipeline" not in dataset and ("dataset" in dataset or "datasets" in dataset):
+            dataset = dataset["dataset"] if "dataset" in dataset else dataset["datasets"][0]
+        if dataset.get("pipeline"):
+            break
+    else:
+        raise UserError(f"{cfg.filename} has no test_dataloader with a pipeline, needed here")
+    steps = [t for t in dataset["pipeline"] if "Annotations" not in str(t["type"])]
+    with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
+        return Compose(steps)
+
+
+def class_names(cfg: Config) -> Sequence[str] | None:
+    """Names of the classes that the config's test set has, in its own scope."""
+    dataset = (cfg.get("test_dataloader") or {}).get("dataset") or {}
+    known = dict(dataset.get("metainfo") or {})
+    if "classes" not in known and isinstance(dataset.get("type"), str):
+        known = getattr(DATASETS.get(dataset["type"]), "METAINFO", {})
+    classes = known.get("classes")
+    return classes if isinstance(classes, (tuple, list)) else None
+
+
+def _places(files: Sequence[Path], folder: Path) -> Iterator[tuple[Path, Path]]:
+    """Each image and the folder for its pictures; with a progress bar for several."""
+    stems = [file.stem for file in files]
+    for file in tqdm(files, unit="image", disable=len(files) == 1):
+        # Two images of one name keep their suffixes, so that none overwrites the other's.
+        yield file, folder / (file.stem if stems.count(file.stem) == 1 else file.name)
+
+
+def _places_written(files: Sequence[Path], folder: Path) -> list[str]:
+    """Lines that say where the pictures are: by name for one image, by folder for several."""
+    places = {file.parent for file in files}
+    if len(places) <= 1:
+        return [f"  {file}" for file in files]
+    return [f"  {len(files)} pictures of {len(places)} images in {folder}"]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep mmengine from logging how every single parameter was drawn."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _check_whole(file: Path) -> None:
+    """Raise for a file that breaks off: loaders fill up what is missing with grey."""
+    try:
+        with Image.open(file) as image:
+            image.load()
+    except Image.UnidentifiedImageError:
+        return  # a format that only the pipeline's loader knows

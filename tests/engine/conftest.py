@@ -1,0 +1,73 @@
+"""Tiny trainings: the built-in config and data, cut down until only the plumbing is left."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mmengine.registry import DefaultScope
+
+from ltm_mm.datasets import ensure_shapes
+from tests.conftest import ROOT
+
+SHAPES_CONFIG = str(ROOT / "configs" / "ltm_swin_maskrcnn_shapes.py")
+
+
+def data_options(root: Path) -> dict[str, object]:
+    """Options that point the built-in Mask R-CNN config at a folder and make it tiny."""
+    options: dict[str, object] = {
+        "train_dataloader.batch_size": 2,
+        "train_cfg.max_epochs": 1,
+        "train_cfg.val_interval": 1,
+        "default_hooks.logger.interval": 1,
+    }
+    for part in ("train", "val", "test"):
+        options[f"{part}_dataloader.dataset.data_root"] = str(root)
+        options[f"{part}_dataloader.num_workers"] = 0
+        options[f"{part}_dataloader.persistent_workers"] = False
+        if part != "train":
+            file = root / "annotations" / "instances_val.json"
+            options[f"{part}_evaluator.ann_file"] = str(file)
+    return options
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few images of the built-in shapes data set; not to be changed by a test."""
+    return ensure_shapes(tmp_path_factory.mktemp("data") / "shapes", {"train": 4, "val": 2})
+
+
+@pytest.fixture
+def options(shapes: Path) -> Callable[..., dict[str, object]]:
+    """Options for a tiny run on ``shapes``; keywords replace or add some (``__`` for dots)."""
+
+    def make(root: Path = shapes, **changes: object) -> dict[str, object]:
+        named = {key.replace("__", "."): value for key, value in changes.items()}
+        return {**data_options(root), **named}
+
+    return make
+
+
+def _metainfo(package_path: str, cfg_path: str) -> dict:
+    """Stands for mmengine's look-up of a config in all metafiles of a package; it finds none.
+
+    mmengine then takes the path as it is, which is what the look-up ends in, too.
+    """
+    raise ValueError(cfg_path)
+
+
+@pytest.fixture(autouse=True)
+def _quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what only makes a log nicer or a path longer to find; seconds per runner."""
+    monkeypatch.setattr("mmengine.runner.runner.collect_env", dict)
+    monkeypatch.setattr("yapf.yapflib.yapf_api.FormatCode", lambda text, **_: (text, True))
+    monkeypatch.setattr("mmengine.config.utils._get_cfg_metainfo", _metainfo)
+
+
+@pytest.fixture(autouse=True)
+def _default_scope() -> Iterator[None]:
+    """Runners set mmengine's default scope for the whole process; put it back."""
+    instances = DefaultScope._instance_dict
+    before = instances.copy()
+    yield
+    instances.clear()
+    instances.update(before)

@@ -1,0 +1,143 @@
+"""The exchange of backbones in configs."""
+
+import pytest
+from mmengine.config import Config
+
+from ltm_mm.engine import UserError, load_config, parse_slots, use_ltm
+from ltm_mm.registry import MODELS
+
+TIMM = {"type": "TIMMBackbone", "model_name": "efficientvit_b1.r224_in1k"}
+
+
+def config(backbone: dict, scope: str = "mmdet") -> Config:
+    return Config({"default_scope": scope, "model": {"type": "Any", "backbone": backbone}})
+
+
+@pytest.mark.parametrize(
+    ("backbone", "scope"),
+    [
+        ({"type": "SwinTransformer"}, "mmdet"),
+        ({"type": "SwinTransformer"}, "mmseg"),
+        ({"type": "mmdet.SwinTransformer"}, "mmseg"),
+        ({"type": "SwinTransformer", "_scope_": "mmseg"}, "mmengine"),
+    ],
+)
+def test_swin_is_exchanged_and_all_else_kept(backbone: dict, scope: str) -> None:
+    backbone = {
+        **backbone,
+        "embed_dims": 128,
+        "init_cfg": {"type": "Pretrained", "checkpoint": "x"},
+    }
+    cfg = config(backbone, scope)
+    (line,) = use_ltm(cfg, "fast")
+    assert line == f"model.backbone: {backbone['type']} -> ltm_mm.LTMSwin (slots='fast')"
+    assert cfg.model.backbone.to_dict() == {**backbone, "type": "ltm_mm.LTMSwin", "slots": "fast"}
+
+
+def test_lazily_imported_config() -> None:
+    from mmdet.models import SwinTransformer
+
+    cfg = config({"type": SwinTransformer})
+    assert use_ltm(cfg, None) == [
+        "model.backbone: mmdet.SwinTransformer -> ltm_mm.LTMSwin (slots=None)"
+    ]
+    assert cfg.model.backbone.type == "ltm_mm.LTMSwin"
+
+
+def test_merging_backbone_gets_the_new_slots() -> None:
+    cfg = config({"type": "ltm_mm.LTMSwin", "slots": "light"})
+    use_ltm(cfg, "fast")
+    assert cfg.model.backbone.slots == "fast"
+
+
+def test_nested_detector_and_several_backbones() -> None:
+    swin = {"type": "mmdet.SwinTransformer"}
+    model = {"detector": {"backbone": dict(swin)}, "branches": [{"img_backbone": dict(swin)}]}
+    cfg = Config({"model": model})
+    assert len(use_ltm(cfg, "light")) == 2
+    assert cfg.model.detector.backbone.type == "ltm_mm.LTMSwin"
+    assert cfg.model.branches[0].img_backbone.slots == "light"
+
+
+@pytest.mark.parametrize(
+    ("extra", "init_cfg"),
+    [
+        ({"pretrained": False}, None),
+        ({"checkpoint_path": "b1.pt"}, {"type": "Pretrained", "checkpoint": "b1.pt"}),
+        (
+            {},
+            {
+                "type": "Pretrained",
+                "checkpoint": "https://huggingface.co/timm/efficientvit_b1.r224_in1k"
+                "/resolve/main/model.safetensors",
+            },
+        ),
+    ],
+)
+def test_timm_efficientvit(extra: dict, init_cfg: dict | None) -> None:
+    cfg = config({**TIMM, "features_only": True, "out_indices": (1, 2), **extra})
+    use_ltm(cfg, "balanced")
+    expected = {
+        "type": "ltm_mm.LTMEfficientViT",
+        "arch": "b1",
+        "out_indices": (1, 2),
+        "slots": "balanced",
+    }
+    assert cfg.model.backbone.to_dict() == expected | ({"init_cfg": init_cfg} if init_cfg else {})
+    MODELS.build(cfg.model.backbone)  # the keywords are the counterpart's
+
+
+@pytest.mark.parametrize(
+    ("backbone", "scope", "line"),
+    [
+        ({"type": "ResNet", "depth": 50}, "mmdet", r"model.backbone is ResNet \(50\)"),
+        ({"type": "SwinTransformer", "arch": "tiny"}, "mmpretrain", "SwinTransformer of mmdet and"),
+        ({"type": "TIMMBackbone", "model_name": "efficientvit_m0"}, "mmseg", "efficientvit_m0"),
+        ({"type": "TIMMBackbone", "model_name": "resnet50"}, "mmseg", "resnet50"),
+    ],
+)
+def test_backbone_it_cannot_serve(backbone: dict, scope: str, line: str) -> None:
+    cfg = config(backbone, scope)
+    before = cfg.to_dict()
+    with pytest.raises(UserError, match=line):
+        use_ltm(cfg, "balanced")
+    assert cfg.to_dict() == before
+
+
+def test_model_without_backbone() -> None:
+    with pytest.raises(UserError, match="has no backbone"):
+        use_ltm(Config({"model": {"type": "Any"}}), "balanced")
+
+
+@pytest.mark.parametrize(
+    ("text", "slots"),
+    [
+        ("none", None),
+        ("balanced", "balanced"),
+        ("(None, None, (7, 5, 5, 5, 5, 5), 5)", (None, None, (7, 5, 5, 5, 5, 5), 5)),
+        ("[7, 6, 5, 4]", [7, 6, 5, 4]),
+    ],
+)
+def test_parse_slots(text: str, slots: object) -> None:
+    assert parse_slots(text) == slots
+
+
+@pytest.mark.parametrize("text", ["blanced", "7", "(7,", "__import__('os')"])
+def test_parse_slots_refuses(text: str) -> None:
+    with pytest.raises(UserError, match="give none, light, balanced, fast, or a plan"):
+        parse_slots(text)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py",
+        "mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py",
+    ],
+)
+def test_installed_config_builds_after_the_exchange(source: str) -> None:
+    cfg = load_config(source, {"model.backbone.embed_dims": 24})
+    use_ltm(cfg, "balanced")
+    backbone = MODELS.build(cfg.model.backbone)
+    assert type(backbone).__name__ == "LTMSwin"
+    assert backbone.out_channels == (24, 48, 96, 192)

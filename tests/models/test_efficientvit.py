@@ -1,0 +1,249 @@
+"""LTM-EfficientViT against timm's EfficientViT (MIT Han Lab), and its own options."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from ltm_mm.models import LTMEfficientViT
+from ltm_mm.models.backbones.efficientvit import EfficientVitLTMStage, unmerge_map
+from ltm_mm.ops import Merge
+
+from .contract import BackboneContract, randomise
+
+
+class FeaturesOfWhole(nn.Module):
+    """timm's classifier as a backbone: its own parameter names, its stages' maps."""
+
+    def __init__(self, arch: str) -> None:
+        super().__init__()
+        whole = timm.create_model(f"efficientvit_{arch}")
+        self.stem, self.stages = whole.stem, whole.stages
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        x, maps = self.stem(x), []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+
+class TestEfficientViTContract(BackboneContract):
+    plans = ["light", "balanced", "fast", (None, None, 5, (8, 3))]
+
+    def build(self, **kwargs):
+        return LTMEfficientViT(**{"arch": "b0", **kwargs})
+
+    def reference(self):
+        return FeaturesOfWhole("b0")
+
+    def branch_ends(self, model):
+        blocks = [b for stage in model.stages[2:] for b in list(stage.blocks)[1:]]
+        return [
+            end
+            for b in blocks
+            for end in (b.context_module.main.proj, b.local_module.main.point_conv)
+        ]
+
+    def is_stem(self, name):
+        return name.startswith("stem.")
+
+    def in_stage(self, name, stage):
+        return name.startswith(f"stages.{stage}.")
+
+
+def same_as_timm(arch: str, *size: int) -> None:
+    """The weights of ours in timm's ``features_only`` model give the same maps."""
+    model = LTMEfficientViT(arch, slots=None).train()
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.uniform_(norm.bias, -0.5, 0.5)
+            norm.momentum = 0.5
+    with torch.no_grad():
+        model(torch.randn(4, 3, 64, 64))  # running statistics that keep the maps near 1
+    reference = timm.create_model(f"efficientvit_{arch}", features_only=True)
+    flat = {
+        k.replace("stem.", "stem_", 1).replace("stages.", "stages_", 1): v
+        for k, v in model.state_dict().items()
+    }
+    reference.load_state_dict(flat)
+    x = torch.randn(*size)
+    with torch.no_grad():
+        found, expected = model.eval()(x), reference.eval()(x)
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        assert_close(a, b, rtol=1e-5, atol=1e-5)
+    assert list(model.out_channels) == reference.feature_info.channels()
+    assert list(model.strides) == reference.feature_info.reduction()
+
+
+@pytest.mark.parametrize("size", [(1, 3, 224, 224), (2, 3, 231, 317)])
+@pytest.mark.parametrize("arch", ["b0", "b1"])
+def test_equals_timms_features_only_model(arch, size):
+    same_as_timm(arch, *size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(1, 3, 224, 224), (2, 3, 231, 317)])
+@pytest.mark.parametrize("arch", ["b2", "b3", "l1", "l2", "l3"])
+def test_larger_archs_equal_timms(arch, size):
+    same_as_timm(arch, *size)
+
+
+@pytest.mark.parametrize("arch", ["b2", "l1"])
+def test_has_timms_names_and_merges_in_attention_stages_only(arch):
+    with torch.device("meta"):
+        whole = timm.create_model(f"efficientvit_{arch}").state_dict()
+        plain = LTMEfficientViT(arch, slots=None)
+        merged = LTMEfficientViT(arch, slots="fast")
+    names = [key for key in whole if not key.startswith("head.")]
+    assert list(plain.state_dict()) == names
+    new = [key for key in merged.state_dict() if key not in set(names)]
+    assert all(".merge." in key for key in new)
+    last = {"b": {"2", "3"}, "l": {"3"}}[arch[0]]
+    assert {key.split(".")[1] for key in new} == last
+    assert [bool(plan) for plan in merged.plan] == [str(i) in last for i in range(4)]
+
+
+def test_a_plan_says_which_local_modules_run_on_slots():
+    model = LTMEfficientViT("b1", slots=(None, None, (8, 6, 5), 4)).eval()
+    sizes = []
+    for stage in model.stages[2:]:
+        for block in list(stage.blocks)[1:]:
+            for module in (block.context_module, block.local_module):
+                module.register_forward_hook(lambda _m, _x, y: sizes.append(tuple(y.shape[2:])))
+    with torch.no_grad():
+        model(torch.randn(1, 3, 256, 512))
+    stage2 = [(16, 32)] * 3 + [(12, 24)] * 2 + [(10, 20)]
+    stage3 = [(8, 16)] + [(4, 8)] * 7
+    assert sizes == stage2 + stage3
+
+
+def test_slots_beyond_the_edge_are_left_out():
+    """A grid of 9 x 11 tokens at 8 -> 6 needs 7 x 9 slots, not two windows' 12 x 12."""
+    model = LTMEfficientViT("b0", slots=(None, None, (6, 5), None)).eval()
+    grids, masses = [], []
+    for block in list(model.stages[2].blocks)[1:]:
+        block.local_module.register_forward_hook(lambda _m, x, _y: grids.append(x[0].shape[2:]))
+        block.merge.register_forward_pre_hook(lambda _m, args: masses.append(args[1]))
+    with torch.no_grad():
+        maps = model(torch.randn(1, 3, 144, 176))
+    assert grids == [(7, 9), (6, 8)]
+    assert masses[0] is None
+    assert masses[1].shape == (1, 7, 9, 1)
+    assert masses[1][0, 1, 1] > masses[1][0, -1, -1] > 0  # a corner slot stands for less
+    assert maps[2].shape[2:] == (9, 11)
+
+
+def test_the_edge_stands_for_the_slots_left_out():
+    tokens = torch.randn(1, 3, 4, 2)
+    slots = torch.randn(1, 4, 4, 2)
+    back = torch.rand(1, 4, 4, 4).softmax(-1)  # 2 x 2 windows of 2 x 2 tokens, 2 x 2 slots each
+    merged = Merge(tokens, slots, back, None, 2)
+    kept = slots[:, :3, :3].permute(0, 3, 1, 2)
+    assert_close(unmerge_map(kept, merged), tokens.permute(0, 3, 1, 2), rtol=0, atol=0)
+    expected = tokens.permute(0, 3, 1, 2) + 2
+    assert_close(unmerge_map(kept + 2, merged), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_stage_shares_timms_blocks_and_leaves_it_as_it_was():
+    stage = timm.create_model("efficientvit_b0").stages[2].eval()
+    x = torch.randn(1, 32, 20, 20)
+    with torch.no_grad():
+        before = stage(x)
+    names = list(stage.state_dict())
+    mine = EfficientVitLTMStage(stage, (6, 4), window=8).double()
+    assert {id(p) for p in stage.parameters()} <= {id(p) for p in mine.parameters()}
+    mine.float()
+    with torch.no_grad():
+        assert_close(stage(x), before, rtol=0, atol=0)
+    assert list(stage.state_dict()) == names
+
+
+def test_norm_eval_keeps_running_statistics():
+    for norm_eval in (False, True):
+        model = LTMEfficientViT("b0", norm_eval=norm_eval)
+        assert model.train() is model
+        norm = model.stages[3].blocks[0].main.point_conv.norm
+        before = norm.running_mean.clone()
+        model(torch.randn(2, 3, 64, 64))
+        assert torch.equal(norm.running_mean, before) is norm_eval
+        assert model.training
+
+
+def test_checkpointing_runs_a_block_twice_and_counts_its_batch_once():
+    x, states = torch.randn(2, 3, 64, 64), []
+    start = LTMEfficientViT("b0").state_dict()
+    for with_cp in (False, True):
+        model, runs = LTMEfficientViT("b0", with_cp=with_cp).train(), []
+        model.load_state_dict(start)
+        for stage in model.stages:
+            stage.blocks[1].register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
+        sum(m.mean() for m in model(x)).backward()
+        assert len(runs) == (8 if with_cp else 4)
+        states.append(model.state_dict())
+    for key, value in states[0].items():
+        assert_close(states[1][key], value, rtol=1e-5, atol=1e-6)
+    assert states[1]["stages.2.blocks.0.main.point_conv.norm.num_batches_tracked"] == 1
+
+
+def test_steps_and_window_size_and_in_channels_matter():
+    x = torch.randn(1, 4, 128, 160)
+    start = randomise(LTMEfficientViT("b0", in_channels=4)).state_dict()
+    seen = []
+    for options in (dict(steps=0), dict(steps=1), dict(steps=2), dict(window_size=4)):
+        model = LTMEfficientViT("b0", in_channels=4, **options).eval()
+        state = {
+            k: v for k, v in start.items() if ".merge." not in k or "window_size" not in options
+        }
+        model.load_state_dict(state, strict=False)
+        with torch.no_grad():
+            seen.append(model(x)[-1])
+    for i, a in enumerate(seen):
+        for b in seen[i + 1 :]:
+            assert (a - b).abs().max() > 1e-7
+
+
+def test_stages_behind_the_last_map_are_not_built():
+    model = LTMEfficientViT("b1", out_indices=(0, 2))
+    assert len(model.stages) == 3
+    assert model.out_channels == (32, 128)
+    assert model.strides == (4, 16)
+
+
+def test_fresh_weights_leave_masks_at_their_start():
+    model = LTMEfficientViT("b0")
+    norm = model.stages[2].blocks[0].main.point_conv.norm
+    nn.init.constant_(norm.weight, 5.0)
+    before = model.stages[0].blocks[0].main.point_conv.conv.weight.clone()
+    mask = model.stages[2].blocks[2].merge.mask
+    prior = mask.prior.clone()
+    model.init_weights()
+    assert (norm.weight == 1).all()
+    assert not torch.equal(model.stages[0].blocks[0].main.point_conv.conv.weight, before)
+    assert_close(mask.prior, prior, rtol=0, atol=0)
+    assert (mask.mlp[2].weight == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(arch="m0"), "unknown arch 'm0': choose from b0, b1"),
+        (dict(slots=(None, 6, 6, 6)), "slots of stage 1: the stage has no attention"),
+        (dict(arch="l1", slots=(None, None, 6, 6)), "slots of stage 2: the stage has no attention"),
+        (
+            dict(slots=(None, None, (8, 6), 6)),
+            "stage 2: give None, one int, or one int for each of ",
+        ),
+        (dict(slots=(None, None, (6, 6, 7), 6)), "stage 2: .* rises"),
+        (dict(window_size=0), "window_size must be an int >= 1, got 0"),
+        (dict(window_size=(8, 4)), r"window_size must be an int >= 1, got \(8, 4\)"),
+        (dict(window_size=4, slots=(None, None, 6, None)), "6 is not an int from 1 to the window"),
+    ],
+)
+def test_bad_arguments_get_one_clear_line(kwargs, message):
+    with pytest.raises(ValueError, match=message) as error:
+        LTMEfficientViT(**kwargs)
+    assert "\n" not in str(error.value)

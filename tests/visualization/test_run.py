@@ -1,0 +1,256 @@
+"""From config and image file to pictures: both tasks, every kind of image, bad input."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import DefaultScope
+from PIL import Image
+
+import ltm_mm
+from ltm_mm.engine import UserError, clean_errors, load_config
+from ltm_mm.visualization import Artist, build_pair, plain_twin, visualize
+from ltm_mm.visualization.run import find_images
+from ltm_mm.visualization.run import test_pipeline as pipeline_of
+from tests.conftest import ROOT
+
+DETECTOR = str(ROOT / "configs" / "ltm_swin_maskrcnn_shapes.py")
+SEGMENTOR = str(ROOT / "configs" / "ltm_efficientvit_upernet_shapes.py")
+SIZES = {"test_dataloader.dataset.pipeline.1.scale": (96, 96)}
+
+
+@pytest.fixture(autouse=True)
+def _quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what only makes a path longer to find; seconds per config."""
+
+    def metainfo(package_path: str, cfg_path: str) -> dict:
+        raise ValueError(cfg_path)
+
+    monkeypatch.setattr("mmengine.config.utils._get_cfg_metainfo", metainfo)
+
+
+def photo(height: int = 67, width: int = 90) -> Image.Image:
+    """A picture with a gradient and a bright square near its upper left corner."""
+    y, x = np.mgrid[:height, :width]
+    pixels = np.stack([x * 255 // width, y * 255 // height, (x + y) % 256], -1).astype(np.uint8)
+    pixels[8:20, 8:24] = (250, 240, 20)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="module")
+def artist() -> Iterator[Artist]:
+    """Draws with a tiny detector."""
+    cfg = load_config(DETECTOR, SIZES)
+    pair = build_pair(cfg, None, False, "cpu", 0)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        yield Artist(pair.merged, pair.plain, pipeline_of(cfg), pair.classes, pair.caption)
+
+
+@pytest.mark.parametrize(
+    ("config", "stages"), [(DETECTOR, (0, 1, 2, 3)), (SEGMENTOR, (2, 3))], ids=["mmdet", "mmseg"]
+)
+def test_end_to_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture, config: str, stages: tuple[int, ...]
+) -> None:
+    photo().save(tmp_path / "photo.png")
+    written = visualize(
+        config, str(tmp_path / "photo.png"), out_dir=str(tmp_path / "out"), cfg_options=SIZES
+    )
+    names = ["merge_map", "weights", "departure", "predictions"]
+    names += [f"merge_map_stages_{k}" for k in stages]
+    assert written == [tmp_path / "out" / "photo" / f"{name}.png" for name in names]
+    for file in written:
+        with Image.open(file) as picture:
+            assert picture.size > (90, 67)
+            assert np.asarray(picture).std() > 0
+        assert str(file) in capsys.readouterr().out or file != written[0]
+
+
+def test_merge_map_of_a_photo_follows_it(artist: Artist, tmp_path: Path) -> None:
+    """The drawn map, averaged over all pixels, has the photo's own colours: none is lost."""
+    photo(133, 207).save(tmp_path / "photo.png")
+    image, data = artist.read(tmp_path / "photo.png")
+    scene = artist.scene(image, data)
+    assert scene.view.image == (133, 207)
+    from ltm_mm.visualization import draw_merge_map
+
+    for stage in scene.stages:
+        drawn = draw_merge_map(image, stage, scene.view, 1, borders=False)
+        assert drawn.shape == image.shape
+        np.testing.assert_allclose(drawn.mean((0, 1)), image.mean((0, 1)), atol=0.6)
+
+
+@pytest.mark.parametrize("kind", ["grey", "grey with alpha", "alpha", "palette", "16 bit"])
+def test_kinds_of_images(artist: Artist, tmp_path: Path, kind: str) -> None:
+    picture = photo()
+    expected = np.asarray(picture)
+    if kind in ("grey", "grey with alpha"):
+        picture = picture.convert("L" if kind == "grey" else "LA")
+        expected = np.asarray(picture.convert("RGB"))
+    elif kind == "alpha":
+        picture.putalpha(255)
+    elif kind == "palette":
+        picture = picture.quantize(64)
+        expected = np.asarray(picture.convert("RGB"))
+    else:
+        grey = np.asarray(picture.convert("L"))
+        picture = Image.fromarray(grey.astype(np.uint16) * 257)
+        expected = grey[..., None].repeat(3, -1)
+    picture.save(tmp_path / "photo.png")
+    image, data = artist.read(tmp_path / "photo.png")
+    np.testing.assert_array_equal(image, expected)
+    assert len(artist.scene(image, data).stages) == 4
+
+
+def test_photo_turned_by_its_exif_tag(artist: Artist, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter clockwise
+    photo().save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    image, data = artist.read(tmp_path / "turned.jpg")
+    upright = np.asarray(photo()).swapaxes(0, 1)[:, ::-1]
+    assert image.shape == upright.shape == (90, 67, 3)
+    assert np.abs(image.astype(int) - upright).mean() < 6
+    assert artist.scene(image, data).view.image == (90, 67)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(b"", "is empty"), (b"no image at all", "is damaged or no image"), (None, "is damaged")],
+    ids=["empty", "text", "cut off"],
+)
+def test_files_that_are_no_images(
+    artist: Artist, tmp_path: Path, content: bytes | None, expected: str
+) -> None:
+    file = tmp_path / "photo.jpg"
+    if content is None:
+        photo(200, 300).save(file, quality=95)
+        content = file.read_bytes()[:-4000]
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=expected):
+        artist.read(file)
+
+
+def test_point_outside_the_image(artist: Artist, tmp_path: Path) -> None:
+    photo().save(tmp_path / "photo.png")
+    with pytest.raises(UserError, match=r"--points 90,5 lies outside .* 0\.\.89,0\.\.66"):
+        artist.draw(tmp_path / "photo.png", tmp_path / "out", points=[(90, 5)])
+
+
+def test_folder_goes_on_after_a_bad_image(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    photo().save(tmp_path / "a.png")
+    photo().save(tmp_path / "a.jpg")
+    (tmp_path / "b.jpg").write_bytes(b"no image")
+    (tmp_path / "notes.txt").write_text("not looked at")
+    out = tmp_path / "out"
+    options = {**SIZES, "model.backbone.slots": (None, None, None, 5)}
+    with pytest.raises(SystemExit) as ended, clean_errors():
+        visualize(DETECTOR, str(tmp_path), out_dir=str(out), cfg_options=options)
+    assert ended.value.code == 1
+    assert sorted(folder.name for folder in out.iterdir()) == ["a.jpg", "a.png"]
+    said = capsys.readouterr()
+    assert f"10 pictures of 2 images in {out}" in said.out
+    assert "left out: " in said.err
+    assert "error: 1 of 3 images were left out" in said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (dict(image="no/such.jpg"), "no/such.jpg: there is no such image or folder"),
+        (dict(image="{tmp}/empty"), "holds no image: a name must end in .jpg"),
+        (dict(config="no/such.py"), "config no/such.py does not exist"),
+        (dict(checkpoint="no/such.pth"), "no/such.pth"),
+        (dict(checkpoint="{tmp}/photo.png"), "photo.png"),
+        (dict(ltm="turbo"), "--ltm turbo: give none"),
+        (dict(ltm="none"), "merges no tokens: give --ltm balanced"),
+        (dict(cfg_options={"model.backbone.slots": None}), "merges no tokens"),
+        (dict(cfg_options={"model.backbone.slots": 9}), "slots"),
+        (dict(config="mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"), "is ResNet (50)"),
+        (dict(device="tpu9"), "--device tpu9"),
+    ],
+)
+def test_bad_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture, arguments: dict, expected: str
+) -> None:
+    photo().save(tmp_path / "photo.png")
+    (tmp_path / "empty").mkdir()
+    given = dict(config=DETECTOR, image=str(tmp_path / "photo.png"), out_dir=str(tmp_path / "out"))
+    given |= {
+        k: v.replace("{tmp}", str(tmp_path)) if isinstance(v, str) else v
+        for k, v in arguments.items()
+    }
+    with pytest.raises(SystemExit) as ended, clean_errors():
+        visualize(**given)
+    assert ended.value.code == 1
+    (line,) = [ln for ln in capsys.readouterr().err.splitlines() if ln.startswith("error: ")]
+    assert expected in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_plain_twin_has_the_same_weights_and_no_merging() -> None:
+    pair = build_pair(load_config(DETECTOR, SIZES), None, False, "cpu", 0)
+    merged, plain = pair.merged.state_dict(), pair.plain.state_dict()
+    assert set(merged) - set(plain) == {key for key in merged if ".merge." in key}
+    for key, value in plain.items():
+        torch.testing.assert_close(value, merged[key], rtol=0, atol=0)
+
+
+def test_plain_twin_of_a_model_that_apply_was_used_on() -> None:
+    cfg = load_config(DETECTOR, SIZES)
+    plain = build_pair(cfg, None, False, "cpu", 0).plain
+    image = torch.randn(1, 3, 64, 64)
+    with pytest.raises(ValueError, match=r"ltm_mm.apply was not used"):
+        plain_twin(plain)
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("efficientvit_b0", pretrained=False, features_only=True).eval()
+    before = model(image)
+    twin = plain_twin(ltm_mm.apply(model, "fast"))
+    for mine, expected in zip(twin(image), before, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=0, atol=0)
+
+
+def test_images_of_a_folder_in_order(tmp_path: Path) -> None:
+    for name in ("b.PNG", "a.jpeg", "c.txt"):
+        (tmp_path / name).touch()
+    assert [file.name for file in find_images(str(tmp_path))] == ["a.jpeg", "b.PNG"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["c.py", "none.jpg"],
+        ["c.py", "--points", "1,2", "3,4", "--dpi", "90", "--", "w.pth", "none.jpg"],
+        ["c.py", "w.pth", "--out-dir", "out", "none.jpg"],
+    ],
+)
+def test_options_may_stand_anywhere(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], tool: Callable
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["visualize.py", *arguments])
+    args = tool()
+    assert (args.config, args.image) == ("c.py", "none.jpg")
+    assert args.checkpoint == (None if len(arguments) == 2 else "w.pth")
+
+
+@pytest.fixture
+def tool() -> Callable:
+    """``parse_args`` of the tool."""
+    import importlib.util
+
+    before = list(sys.path)
+    spec = importlib.util.spec_from_file_location("visualize_tool", ROOT / "tools/visualize.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.path[:] = before
+    return module.parse_args
+
+
+def test_the_tool_ends_with_one_line() -> None:
+    command = [sys.executable, str(ROOT / "tools/visualize.py"), DETECTOR, "none.jpg"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == "error: none.jpg: there is no such image or folder"

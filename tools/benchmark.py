@@ -1,0 +1,81 @@
+"""Time, memory and work of a backbone or a whole model, side by side with its rivals.
+
+python tools/benchmark.py ltm-swin-t --against mmdet-swin --ltm none balanced fast
+"""
+
+import os
+
+# PyTorch's profiler, which counts the CPU's memory, says at start that there is no GPU.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+import ltm_mm  # isort: skip  (first: it stands in for mmcv's compiled ops where they are absent)
+
+import argparse
+
+from ltm_mm.analysis.benchmark import run_benchmark
+from ltm_mm.engine import clean_errors
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=f"Measure a backbone or a whole model (ltm_mm {ltm_mm.__version__})"
+    )
+    add = parser.add_argument
+    add(
+        "config",
+        help="a file, mmdet::PATH, mmseg::PATH, or a backbone of ours: ltm-swin-{t,s,b,l}, "
+        "ltm-efficientvit-{b0..b3,l1..l3}",
+    )
+    add(
+        "--against",
+        nargs="+",
+        default=[],
+        metavar="RIVAL",
+        help="plain (ours without merging), mmdet-swin, timm, or another config; ratios are "
+        "against the first",
+    )
+    add(
+        "--ltm",
+        nargs="+",
+        default=[],
+        metavar="SLOTS",
+        help="measure these plans: none, light, balanced, fast, or one per stage such as "
+        "'(None, None, (7, 5, 5, 5, 5, 5), 5)' [as the config has it]",
+    )
+    add("--whole-model", action="store_true", help="with neck and heads, not the backbone alone")
+    add("--size", nargs=2, type=int, default=[800, 1216], metavar=("H", "W"), help="[800 1216]")
+    add("--batch", nargs="+", type=int, default=[1], metavar="N", help="images per pass [1]")
+    add("--rounds", type=int, default=10, help="rounds that count [10]")
+    add("--device", choices=["cpu", "cuda"], default="cpu", help="[cpu]")
+    add("--threads", type=int, help="CPU threads [as PyTorch chooses]")
+    add("--amp", choices=["fp16", "bf16"], help="mixed precision")
+    add("--compile", action="store_true", help="torch.compile the backbones")
+    add("--channels-last", action="store_true", help="that memory format")
+    add("--train-step", action="store_true", help="also forward, backward and optimiser step")
+    add(
+        "--cpu-time",
+        action="store_true",
+        help="the process's CPU seconds, not wall time: for a machine that others use, "
+        "with --threads 1",
+    )
+    add(
+        "--out",
+        default="work_dirs/benchmark",
+        metavar="DIR",
+        help="JSON and picture [%(default)s]",
+    )
+    add("--debug", action="store_true", help="show the traceback of an error")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Parse the arguments and measure."""
+    args = vars(parse_args())
+    with clean_errors(debug=args.pop("debug")):
+        run_benchmark(**args)
+
+
+if __name__ == "__main__":
+    main()

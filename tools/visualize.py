@@ -1,0 +1,88 @@
+"""Draw merge maps, merge weights, and the predictions with and without merging.
+
+python tools/visualize.py CONFIG CHECKPOINT photo.jpg --out-dir pictures
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+# Files beside this one must not hide installed modules of the same name (test, coverage, ...).
+sys.path[:] = [p for p in sys.path if Path(p).resolve() != Path(__file__).resolve().parent]
+
+import ltm_mm  # isort: skip  (first: it stands in for mmcv's compiled ops where they are absent)
+
+
+from mmengine.config import DictAction
+
+from ltm_mm.engine import clean_errors
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=f"Draw what merging does to images (ltm_mm {ltm_mm.__version__})"
+    )
+    add = parser.add_argument
+    add("config", help="a file, or a config of an installed package: mmdet::PATH, mmseg::PATH")
+    add(
+        "checkpoint",
+        nargs="?",
+        help="a trained model's or backbone's file, plain or merging [as a training would start]",
+    )
+    add("image", help="an image, or a folder of images")
+    add("--out-dir", metavar="DIR", help="for the pictures [work_dirs/<config's name>/visualize]")
+    add(
+        "--points",
+        nargs="+",
+        type=point,
+        metavar="X,Y",
+        help="pixels of the image whose slots are shown [some with detail]",
+    )
+    add("--score-thr", type=float, default=0.3, help="draw objects from this score on [0.3]")
+    add("--device", default="cpu", help="cpu or cuda [cpu]")
+    add("--dpi", type=int, default=150, help="pixels per inch of the figures [150]")
+    add("--seed", type=int, default=0, help="of the weights that start fresh [0]")
+    add(
+        "--trust-checkpoint",
+        action="store_true",
+        help="also read checkpoints that hold more than weights; that can run code from them",
+    )
+    add(
+        "--ltm",
+        metavar="SLOTS",
+        help="exchange the backbone for the token-merging one: light, balanced, fast, or a plan "
+        "per stage such as '(None, None, (7, 5, 5, 5, 5, 5), 5)'",
+    )
+    add(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help="change the config: model.backbone.slots=fast",
+    )
+    add("--debug", action="store_true", help="show the traceback of an error")
+    # Options may stand between the positional arguments, of which one may be left out.
+    return parser.parse_intermixed_args()
+
+
+def point(text: str) -> tuple[int, int]:
+    """``X,Y`` as two integers."""
+    try:
+        x, y = (int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not X,Y, such as 320,200") from None
+    return x, y
+
+
+def main() -> None:
+    """Parse the arguments and draw."""
+    args = vars(parse_args())
+    with clean_errors(debug=args.pop("debug")):
+        from ltm_mm.visualization import visualize
+
+        visualize(**args)
+
+
+if __name__ == "__main__":
+    main()
