@@ -35,7 +35,7 @@ def comparison_figure(
         note: a line about model and weights.
     """
     aspect = image.shape[0] / image.shape[1]
-    figure, axes = panels(1, 3, aspect, width=4.0, extra=0.95)
+    figure, axes = panels(1, 3, aspect, extra=0.95)
     if isinstance(plain, Instances) and isinstance(merged, Instances):
         for axis, found, name in zip(axes[0], (plain, merged), ("plain", "merged"), strict=False):
             draw_instances(axis, image, found, classes)

@@ -1,5 +1,6 @@
 """Figures: their grid of panels, their lettering, and how they are written."""
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 
 from .merge_map import Pixels
 
@@ -19,7 +21,7 @@ CLASSES = (
 HEAT = "cividis"  # even steps of brightness, told apart without colour too
 TEXT = "#222222"
 DPI = 150
-COLUMN = 2.4  # inches: five columns stay legible at the width of a README
+WIDTH, COLUMN = 12.0, 5.0  # inches: of a figure; of a column at most
 
 
 def rgb(colour: str) -> NDArray[np.uint8]:
@@ -27,21 +29,24 @@ def rgb(colour: str) -> NDArray[np.uint8]:
     return (np.array(colors.to_rgb(colour)) * 255).round().astype(np.uint8)
 
 
-def panels(
-    rows: int, columns: int, aspect: float, width: float = COLUMN, extra: float = 0.8
-) -> tuple[Figure, NDArray]:
+def column_width(columns: int) -> float:
+    """Inches of each of a figure's columns; lettering stays legible at a README's width."""
+    return min(COLUMN, WIDTH / columns)
+
+
+def panels(rows: int, columns: int, aspect: float, extra: float = 0.8) -> tuple[Figure, NDArray]:
     """A figure with a grid of bare panels.
 
     Args:
         rows, columns: of the grid.
         aspect: height over width of what the panels show.
-        width: inches per column.
         extra: inches of height for titles, legend and caption together.
 
     Returns:
         The figure and its axes ``(rows, columns)``.
     """
-    height = width * float(np.clip(aspect, 0.3, 2.5))
+    width = column_width(columns)
+    height = width * float(np.clip(aspect, 0.3, 2.0))
     size = (width * columns, height * rows + extra)
     figure = Figure(figsize=size, dpi=DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
@@ -66,7 +71,8 @@ def heading(axis: Axes, text: str) -> None:
 
 def caption(figure: Figure, text: str) -> None:
     """The line below all panels."""
-    figure.supxlabel(text, fontsize=10, color=TEXT)
+    letters = int(figure.get_figwidth() * 12)
+    figure.supxlabel(textwrap.fill(text, letters), fontsize=10, color=TEXT)
 
 
 def heat_over(ground: Pixels, values: NDArray) -> Pixels:
@@ -92,5 +98,6 @@ def pixels_of(figure: Figure) -> Pixels:
 def save(figure: Figure, path: Path, dpi: int = DPI) -> Path:
     """Write a figure as a PNG file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=dpi)
+    figure.set_dpi(dpi)
+    Image.fromarray(pixels_of(figure)).save(path, optimize=True)
     return path

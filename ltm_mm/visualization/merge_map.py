@@ -20,8 +20,8 @@ from ..ops import Merge, from_windows, hat_prior
 
 Pixels = NDArray[np.uint8]  # (H, W, 3), RGB
 Box = tuple[int, int, int, int]  # y0, x0, y1, x1 in pixels of the image
-MIN_SLOT = 10  # pixels per slot side that a drawn merge map has at least ...
-MAX_SIDE = 4096  # ... unless it would grow beyond this
+MIN_SLOT, MIN_SIDE = 10, 800  # pixels that a slot's and a drawn merge map's side has at least ...
+MAX_SIDE = 4096  # ... unless the map would grow beyond this
 
 
 @dataclass(frozen=True)
@@ -281,8 +281,9 @@ def _trained(merger: TokenMerger) -> bool:
 
 def map_scale(stage: StageMasks, view: View) -> int:
     """How many times larger than the image its merge map is best drawn."""
-    wanted = int(np.ceil(MIN_SLOT / slot_side(stage, view)))
-    return max(1, min(wanted, MAX_SIDE // max(view.image)))
+    longest = max(view.image)
+    wanted = max(int(np.ceil(MIN_SLOT / slot_side(stage, view))), -(-MIN_SIDE // longest))
+    return max(1, min(wanted, MAX_SIDE // longest))
 
 
 def slot_side(stage: StageMasks, view: View) -> float:

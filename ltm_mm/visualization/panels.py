@@ -9,7 +9,18 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from .figures import COLUMN, DPI, HEAT, TEXT, caption, enlarged, heading, heat_over, panels, show
+from .figures import (
+    DPI,
+    HEAT,
+    TEXT,
+    caption,
+    column_width,
+    enlarged,
+    heading,
+    heat_over,
+    panels,
+    show,
+)
 from .merge_map import Box, Pixels, StageMasks, View, draw_merge_map, outlines, slot_side
 
 ZOOM_SLOTS = 30  # slots of the finest stage across the zoomed crop
@@ -48,9 +59,10 @@ def merge_map_figure(scene: Scene) -> Figure:
     for row, (y0, x0, y1, x1) in zip(axes, boxes, strict=True):
         show(row[0], scene.image[y0:y1, x0:x1])
         # As many pixels as the panel has, so that borders are thin and lie on mask edges.
-        scale = max(1, round(COLUMN * DPI * 2 / (x1 - x0)))
+        panel = column_width(columns) * DPI
+        scale = max(1, round(2 * panel / (x1 - x0)))
         for axis, stage in zip(row[1:], scene.stages, strict=True):
-            side = slot_side(stage, scene.view) * COLUMN * DPI / (x1 - x0)
+            side = slot_side(stage, scene.view) * panel / (x1 - x0)
             borders, box = side >= MIN_BORDER, (y0, x0, y1, x1)
             show(axis, draw_merge_map(scene.image, stage, scene.view, scale, borders, box))
     for axis, stage in zip(axes[0, 1:], scene.stages, strict=True):
@@ -81,7 +93,7 @@ def weights_figure(scene: Scene, points: Sequence[tuple[int, int]]) -> Figure:
     figure, axes = panels(len(scene.stages), len(points), 1, extra=0.5 + 0.25 * len(scene.stages))
     for row, stage in enumerate(scene.stages):
         for column, point in enumerate(points):
-            _weights(axes[row, column], scene, stage, point)
+            _weights(axes[row, column], scene, stage, point, column_width(len(points)) * DPI)
         axes[row, 0].set_ylabel(stage_title(stage), fontsize=10, color=TEXT)
     for axis, (x, y) in zip(axes[0], points, strict=True):
         heading(axis, f"slot at x={x}, y={y}\n{axis.get_title()}")
@@ -93,13 +105,15 @@ def weights_figure(scene: Scene, points: Sequence[tuple[int, int]]) -> Figure:
     return figure
 
 
-def _weights(axis: Axes, scene: Scene, stage: StageMasks, point: tuple[int, int]) -> None:
-    """One slot's weights over a grey crop of twice its window's size."""
+def _weights(
+    axis: Axes, scene: Scene, stage: StageMasks, point: tuple[int, int], panel: float
+) -> None:
+    """One slot's weights over a grey crop of twice its window's size; ``panel`` in pixels."""
     x, y = point
     slot = int(scene.view.enlarge(stage.slot_map(), stage.stride, box=(y, x, y + 1, x + 1))[0, 0])
     weights = stage.weights(slot)
     y0, x0, y1, x1 = crop = _around(scene.view, point, 2 * stage.window * stage.stride)
-    scale = max(1, round(COLUMN * DPI / (x1 - x0)))
+    scale = max(1, round(panel / (x1 - x0)))
     grey = scene.image[y0:y1, x0:x1].mean(-1, keepdims=True).repeat(3, -1)
     share = scene.view.enlarge(weights / weights.max(), stage.stride, scale, crop)
     drawn = heat_over(enlarged(grey * 0.7 + 255 * 0.3, scale).astype(np.uint8), share)

@@ -109,8 +109,9 @@ def test_mean_colours_of_labels_with_gaps() -> None:
 
 def test_scale_makes_slots_visible_but_not_the_file_huge() -> None:
     stage = synthetic((8, 8), 4, 2, 4)  # a slot is 8 pixels wide
-    assert map_scale(stage, View((32, 32), (32, 32))) == 2
-    assert map_scale(stage, View((320, 320), (320, 320))) == 2
+    assert map_scale(stage, View((32, 32), (32, 32))) == 25
+    assert map_scale(stage, View((1000, 900), (1000, 900))) == 2
+    assert map_scale(stage, View((1000, 900), (2000, 1800))) == 3
     assert map_scale(stage, View((3000, 3000), (3000, 3000))) == 1
 
 
