@@ -16,6 +16,6 @@ launch() {
     where=(--nnodes "${NNODES:-1}" --node-rank "${NODE_RANK:-0}"
       --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "${PORT:-29500}")
   fi
-  exec "$python" -m torch.distributed.run "${where[@]}" --nproc-per-node "$processes" \
+  exec "$python" "$tools/_torchrun.py" "${where[@]}" --nproc-per-node "$processes" \
     "$tools/$tool" "$@" --launcher pytorch
 }

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
 from torch import nn
@@ -140,8 +140,19 @@ def try_config(name: str, cfg: Config, change: str, size: int = 128) -> Coverage
         result.losses, result.outputs = run(model, cfg, size)
     except Exception as error:  # reported in the table
         result.problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if not _builds_plain(name):
+            result.problem = f"not run: cannot be built without merging either ({result.problem})"
     gc.collect()
     return result
+
+
+def _builds_plain(name: str) -> bool:
+    """Whether a config's model can be built as it is shipped."""
+    try:
+        MODELS.build(load_config(name).model)
+    except Exception:  # whatever it is, it is not merging's
+        return False
+    return True
 
 
 def _run_detector(model: nn.Module, cfg: Config, size: int) -> tuple[float, str]:
@@ -196,7 +207,7 @@ def _run_segmentor(model: nn.Module, cfg: Config, size: int) -> tuple[float, str
     total.backward()
     with torch.no_grad():
         model.eval()
-        model.test_cfg = dict(mode="whole")
+        model.test_cfg = ConfigDict(mode="whole")
         data = {k: v[:1] for k, v in data.items()}
         model.data_preprocessor.test_cfg = None
         sample = model.forward(**model.data_preprocessor(data, False), mode="predict")[0]

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from .study import Run, Study
+    from .study import Run
+    from .study_file import Study
 
 BLUE, GREY = "#0072B2", "#8C8C8C"  # told apart by shape and lightness too
 

@@ -1,7 +1,7 @@
 """The built-in shapes data set: drawn on first use, the same on every machine.
 
-Six classes of shapes, turned, partly hidden behind each other and of any colour, on a
-textured and scribbled background. What a model needs in order to find them is their outline:
+Six classes of shapes, turned a little, partly hidden behind each other and of any bright
+colour, on a darker, textured and scribbled background. What tells them apart is their outline:
 colour, texture, place and size say nothing about the class. More than half of the objects are
 small by COCO's measure (fewer than 32 x 32 visible pixels).
 
@@ -32,7 +32,7 @@ SIZE = 160
 """Height and width of an image in pixels."""
 COUNTS = {"train": 500, "val": 100}
 """Images per split."""
-RECIPE = "ltm_mm shapes 1"
+RECIPE = "ltm_mm shapes v1"
 """Names the drawing below; a new name makes older folders be refused."""
 
 _STAMP = "RECIPE.txt"

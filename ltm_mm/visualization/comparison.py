@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 from matplotlib import patheffects
 from matplotlib.axes import Axes
@@ -49,7 +50,8 @@ def comparison_figure(
             draw_label_map(axis, image, labels, colours, classes)
             heading(axis, name)
         _label_differences(axes[0, 2], image, plain, merged)
-        _class_legend(figure, colours, classes)
+        _class_legend(figure, colours, classes, note)
+        return figure
     caption(figure, note)
     return figure
 
@@ -89,7 +91,9 @@ def draw_label_map(
         region = labels == label
         if region.mean() >= MIN_NAMED:
             x, y = _inmost(region)
-            _write(axis, (x, y), class_name(classes, label), ha="center", va="center")
+            place = x / region.shape[1]  # names at the sides are written inwards
+            ha = "left" if place < 0.15 else "right" if place > 0.85 else "center"
+            _write(axis, (x, y), class_name(classes, label), ha=ha, va="center")
 
 
 def class_colours(maps: Sequence[NDArray], classes: Sequence[str] | None) -> dict[int, str]:
@@ -151,9 +155,16 @@ def _class_legend(figure: Figure, colours: dict[int, str], classes: Sequence[str
     handles = [Patch(facecolor=c, label=class_name(classes, label)) for label, c in shown]
     if len(colours) > len(shown):
         handles.append(Patch(facecolor="none", label=f"and {len(colours) - len(shown)} more"))
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=len(handles), fontsize=10, frameon=False
+    legend = figure.legend(
+        handles=handles,
+        title=note,
+        loc="outside lower center",
+        ncols=len(handles),
+        fontsize=10,
+        title_fontsize=10,
+        frameon=False,
     )
+    legend.get_title().set_color(TEXT)
 
 
 def _legend(axis: Axes, handles: Sequence[Patch]) -> None:
@@ -191,9 +202,7 @@ def _write(
 
 
 def _inmost(region: NDArray) -> tuple[float, float]:
-    """A point (x, y) deep inside a region: where its longest run of pixels has its middle."""
-    import cv2
-
+    """The point (x, y) of a region that is farthest from its edge."""
     padded = np.pad(region.astype(np.uint8), 1)
     distance = cv2.distanceTransform(padded, cv2.DIST_L2, 3)
     y, x = np.unravel_index(distance.argmax(), distance.shape)

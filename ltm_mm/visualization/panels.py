@@ -55,7 +55,7 @@ def merge_map_figure(scene: Scene) -> Figure:
     whole = (0, 0, *scene.view.image)
     boxes = [whole] if crop == whole else [whole, crop]
     columns = len(scene.stages) + 1
-    figure, axes = panels(len(boxes), columns, scene.aspect, extra=0.7 + 0.1 * len(boxes))
+    figure, axes = panels(len(boxes), columns, scene.aspect, extra=0.8 + 0.1 * len(boxes))
     for row, (y0, x0, y1, x1) in zip(axes, boxes, strict=True):
         show(row[0], scene.image[y0:y1, x0:x1])
         # As many pixels as the panel has, so that borders are thin and lie on mask edges.
@@ -125,7 +125,7 @@ def _weights(
 
 def departure_figure(scene: Scene) -> Figure:
     """How far each token's mask is from the spatial prior, one column per stage."""
-    figure, axes = panels(1, len(scene.stages), scene.aspect, extra=1.0)
+    figure, axes = panels(1, len(scene.stages), scene.aspect, extra=1.1)
     maps = [stage.departure() for stage in scene.stages]
     top = max(0.05, *(float(np.quantile(m, 0.995)) for m in maps))
     for axis, stage, values in zip(axes[0], scene.stages, maps, strict=True):

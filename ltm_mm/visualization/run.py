@@ -36,7 +36,7 @@ from .panels import (
     merge_map_figure,
     weights_figure,
 )
-from .predictions import predict
+from .predictions import Instances, predict
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 Points = Sequence[tuple[int, int]]
@@ -236,17 +236,15 @@ class Artist:
                     f"--points {x},{y} lies outside of {file}: give 0..{width - 1},0..{height - 1}"
                 )
         scene = self.scene(image, data)
+        plain = predict(self.plain, data, score_thr)
+        merged = predict(self.merged, data, score_thr)
+        scores = f", scores from {score_thr:g}" if isinstance(plain, Instances) else ""
+        note = f"{self.caption}{scores}{mask_note(scene.stages)}"
         figures = {
             "merge_map": merge_map_figure(scene),
             "weights": weights_figure(scene, points or detailed_points(image)),
             "departure": departure_figure(scene),
-            "predictions": comparison_figure(
-                image,
-                predict(self.plain, data, score_thr),
-                predict(self.merged, data, score_thr),
-                self.classes,
-                f"{self.caption}, scores from {score_thr:g}{mask_note(scene.stages)}",
-            ),
+            "predictions": comparison_figure(image, plain, merged, self.classes, note),
         }
         written = [
             save(figure, folder / f"{name}.png", self.dpi) for name, figure in figures.items()
@@ -320,7 +318,8 @@ def class_names(cfg: Config) -> Sequence[str] | None:
     dataset = (cfg.get("test_dataloader") or {}).get("dataset") or {}
     known = dict(dataset.get("metainfo") or {})
     if "classes" not in known and isinstance(dataset.get("type"), str):
-        known = getattr(DATASETS.get(dataset["type"]), "METAINFO", {})
+        with DATASETS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
+            known = getattr(registry.get(dataset["type"]), "METAINFO", {})
     classes = known.get("classes")
     return classes if isinstance(classes, (tuple, list)) else None
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.registry import DefaultScope
 
 from ltm_mm.datasets import ensure_shapes
@@ -53,6 +54,15 @@ def _metainfo(package_path: str, cfg_path: str) -> dict:
     mmengine then takes the path as it is, which is what the look-up ends in, too.
     """
     raise ValueError(cfg_path)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """On tiny maps more threads only wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

@@ -186,7 +186,9 @@ def test_error_and_evaluation_in_two_ranks(tool: Tool, shapes: Path, tmp_path: P
     work = tmp_path / "work"
     wrong = options(shapes, model__backbone__slots=9)
     done = tool("dist_train.sh", SHAPES_CONFIG, 2, "--work-dir", work, *wrong, ok=False)
-    assert "slots must be None" in done.stderr
+    assert done.returncode == 1
+    assert "error: LTMSwin: slots must be None" in done.stderr
+    assert "Traceback" not in done.stderr
 
     tool("train.py", SHAPES_CONFIG, "--work-dir", work, *options(shapes, train_cfg__max_epochs=1))
     flags = ("--work-dir", work, "--out", tmp_path / "out.pkl")

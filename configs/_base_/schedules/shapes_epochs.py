@@ -1,5 +1,5 @@
 # AdamW from scratch, by epochs (detectors).
-max_epochs = 6
+max_epochs = 8
 
 train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=max_epochs, val_interval=max_epochs)
 val_cfg = dict(type="ValLoop")
