@@ -12,7 +12,7 @@ classes = ("date", "fig", "hazelnut")
 train_annotations, train_images = "annotations/instances_train.json", "data/images/"
 val_annotations, val_images = "annotations/instances_val.json", "data/images/"
 image_size = (320, 240)
-repeats = 20  # of the training images per epoch; 1 unless you have few
+repeats = 10  # of the training images per epoch; 1 unless you have few
 
 num_classes = len(classes)
 model = dict(
