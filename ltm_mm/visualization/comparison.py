@@ -149,7 +149,9 @@ def _label_differences(axis: Axes, image: Pixels, plain: NDArray, merged: NDArra
     heading(axis, f"{differ.mean():.2%} of the pixels differ")
 
 
-def _class_legend(figure: Figure, colours: dict[int, str], classes: Sequence[str] | None) -> None:
+def _class_legend(
+    figure: Figure, colours: dict[int, str], classes: Sequence[str] | None, note: str
+) -> None:
     """Colours of the largest classes, below the panels."""
     shown = list(colours.items())[:MAX_LEGEND]
     handles = [Patch(facecolor=c, label=class_name(classes, label)) for label, c in shown]
