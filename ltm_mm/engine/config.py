@@ -100,7 +100,7 @@ def packages_by_import_name() -> Iterator[None]:
     """
     table = mmengine_names.MODULE2PACKAGE
     before = dict(table)
-    pass
+    table.update({name: name for name in table})
     try:
         yield
     finally:

@@ -152,7 +152,7 @@ def _label_differences(axis: Axes, image: Pixels, plain: NDArray, merged: NDArra
 def _class_legend(
     figure: Figure, colours: dict[int, str], classes: Sequence[str] | None, note: str
 ) -> None:
-    """Colours of the largest classes, below the panels."""
+    """A line of text and the colours of the largest classes, below the panels."""
     shown = list(colours.items())[:MAX_LEGEND]
     handles = [Patch(facecolor=c, label=class_name(classes, label)) for label, c in shown]
     if len(colours) > len(shown):
