@@ -1,5 +1,6 @@
 """Train and test from a config: what ``tools/train.py`` and ``tools/test.py`` call."""
 
+import numbers
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -178,7 +179,7 @@ def _prepare(
     launcher: str,
 ) -> Config:
     """The config as the command line changes it, and the process group where one is needed."""
-    cfg = load_config(config, cfg_options)
+    cfg = load_config(config, deepcopy(cfg_options))  # merging options alters them
     _require(cfg, "model")
     stem = Path(cfg.filename).stem
     if ltm is not None:
@@ -312,7 +313,7 @@ def _report(runner: Runner, results: Mapping[str, object]) -> None:
 
 
 def _number(value: object) -> bool:
-    return isinstance(value, (int, float))
+    return isinstance(value, numbers.Real)  # NumPy's too, which mmseg gives
 
 
 def _say(line: str) -> None:

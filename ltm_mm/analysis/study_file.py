@@ -1,0 +1,130 @@
+"""What a study's YAML file says (ours)."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from ..engine import UserError, parse_slots
+
+STUDY_KEYS = ("config", "seeds", "metrics", "variants", "baseline", "cfg_options")
+VARIANT_KEYS = ("ltm", "from", "steps", "cfg_options")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of a study.
+
+    Args:
+        name: its name.
+        ltm: the backbone's exchange, see :func:`ltm_mm.engine.parse_slots`; None: as configured.
+        start: name of the variant whose last checkpoint of the same seed this one starts from.
+        steps: share of the config's training steps; 0 evaluates the checkpoint only.
+        cfg_options: changes to the config, on top of the study's.
+    """
+
+    name: str
+    ltm: str | None = None
+    start: str | None = None
+    steps: float = 1.0
+    cfg_options: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study as its YAML file says it; ``metrics`` maps labels to the metrics' names."""
+
+    name: str
+    config: str
+    seeds: tuple[int, ...]
+    metrics: Mapping[str, str]
+    variants: Mapping[str, Variant]
+    baseline: str | None = None
+    cfg_options: Mapping[str, object] = field(default_factory=dict)
+
+
+def read_study(path: str | os.PathLike) -> Study:
+    """Read and check a study.
+
+    Raises:
+        UserError: missing, not YAML, or an entry that does not fit; names it and says what
+            is allowed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"study {path} does not exist")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"study {path} is not valid YAML: {error}") from error
+    _check_keys(content, STUDY_KEYS, f"study {path}", required=("config", "metrics", "variants"))
+    seeds = content.get("seeds", [0, 1, 2])
+    if not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds):
+        raise UserError(f"study {path}: seeds must be a list of ints, got {seeds!r}")
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"study {path}: seeds {seeds} has one twice")
+    for key in ("metrics", "variants"):
+        if not isinstance(content[key], dict) or not content[key]:
+            raise UserError(f"study {path}: {key} must map names to entries, got {content[key]!r}")
+    variants = {str(k): _read_variant(str(k), v, path) for k, v in content["variants"].items()}
+    study = Study(
+        name=path.stem,
+        config=str(content["config"]),
+        seeds=tuple(seeds),
+        metrics={str(k): str(v) for k, v in content["metrics"].items()},
+        variants=variants,
+        baseline=content.get("baseline"),
+        cfg_options=content.get("cfg_options") or {},
+    )
+    known = list(variants)
+    for index, variant in enumerate(variants.values()):
+        if variant.start is not None and variant.start not in known[:index]:
+            raise UserError(
+                f"study {path}: variant {variant.name} starts from {variant.start!r}, which is no "
+                f"variant above it; there are: {', '.join(known[:index]) or 'none'}"
+            )
+    if study.baseline is not None and study.baseline not in known:
+        raise UserError(
+            f"study {path}: baseline {study.baseline!r} is no variant; choose from "
+            f"{', '.join(known)}"
+        )
+    return study
+
+
+def _read_variant(name: str, entry: object, path: Path) -> Variant:
+    where = f"study {path}: variant {name}"
+    entry = {} if entry is None else entry
+    _check_keys(entry, VARIANT_KEYS, where)
+    if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name[0] == ".":
+        raise UserError(f"{where}: a name is a folder's, of letters, digits, '-', '_' and '.'")
+    steps, start, ltm = entry.get("steps", 1), entry.get("from"), entry.get("ltm")
+    if isinstance(steps, bool) or not isinstance(steps, (int, float)) or not 0 <= steps <= 10:
+        raise UserError(
+            f"{where}: steps is a share of the config's training from 0 to 10, got {steps!r}"
+        )
+    if steps == 0 and start is None:
+        raise UserError(f"{where}: steps 0 evaluates a checkpoint, so 'from' must name a variant")
+    if ltm is not None:
+        try:
+            parse_slots(str(ltm))
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+    options = entry.get("cfg_options") or {}
+    return Variant(name, None if ltm is None else str(ltm), start, float(steps), options)
+
+
+def _check_keys(
+    entry: object, allowed: Sequence[str], where: str, required: Sequence[str] = ()
+) -> None:
+    if not isinstance(entry, dict):
+        raise UserError(f"{where} must map keys to values, got {entry!r}")
+    for key in entry:
+        if key not in allowed:
+            raise UserError(f"{where}: unknown key {key!r}; allowed: {', '.join(allowed)}")
+    for key in required:
+        if key not in entry:
+            raise UserError(f"{where} has no {key!r}")
+    if not isinstance(entry.get("cfg_options") or {}, dict):
+        raise UserError(f"{where}: cfg_options must map dotted keys to values")

@@ -1,0 +1,256 @@
+"""Studies: what a YAML file may say, schedules, going on, tables, and a real tiny study."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from mmengine.config import Config
+
+from ltm_mm.analysis.study import Run, estimate, plan_runs, shorten
+from ltm_mm.analysis.study_file import Study, Variant, read_study
+from ltm_mm.analysis.study_report import aggregate, cell, collect, to_markdown, write_report
+from ltm_mm.datasets import ensure_shapes
+from ltm_mm.engine import UserError
+from tests.conftest import ROOT
+from tests.tools.conftest import Tool, tool  # noqa: F401  (a fixture)
+
+STUDIES = sorted((ROOT / "studies").glob("*.yaml"))
+GOOD = {
+    "config": str(ROOT / "configs" / "ltm_swin_upernet_shapes.py"),
+    "seeds": [0, 1],
+    "metrics": {"mIoU": "mIoU"},
+    "variants": {
+        "plain": {"ltm": "none"},
+        "merged": {"ltm": "balanced", "from": "plain", "steps": 0},
+    },
+}
+Writer = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Writer:
+    """Write a study, some of its entries exchanged; None leaves one out."""
+
+    def make(**changes: object) -> Path:
+        content = {k: v for k, v in {**GOOD, **changes}.items() if v is not None}
+        path = tmp_path / "study.yaml"
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        return path
+
+    return make
+
+
+def test_read(write: Writer) -> None:
+    study = read_study(write(baseline="plain", cfg_options={"train_dataloader.batch_size": 2}))
+    assert study == Study(
+        name="study",
+        config=GOOD["config"],
+        seeds=(0, 1),
+        metrics={"mIoU": "mIoU"},
+        variants={
+            "plain": Variant("plain", "none", None, 1.0),
+            "merged": Variant("merged", "balanced", "plain", 0.0),
+        },
+        baseline="plain",
+        cfg_options={"train_dataloader.batch_size": 2},
+    )
+    plan = {"planned": {"ltm": [None, None, [7, 5], 5]}}
+    assert read_study(write(variants=plan)).variants["planned"].ltm == "[None, None, [7, 5], 5]"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"config": None}, "has no 'config'"),
+        ({"metrics": None}, "has no 'metrics'"),
+        ({"metrics": []}, "metrics must map"),
+        ({"variants": {}}, "variants must map"),
+        ({"seeds": [0, "one"]}, "seeds must be a list of ints"),
+        ({"seeds": []}, "seeds must be a list of ints"),
+        ({"seeds": [1, 1]}, "has one twice"),
+        ({"epochs": 3}, "unknown key 'epochs'; allowed: config"),
+        ({"baseline": "plane"}, "baseline 'plane' is no variant; choose from plain, merged"),
+        ({"cfg_options": [1]}, "cfg_options must map"),
+        ({"variants": {"a": {"step": 1}}}, "variant a: unknown key 'step'; allowed: ltm"),
+        ({"variants": {"a": {"steps": -1}}}, "steps is a share"),
+        ({"variants": {"a": {"steps": "half"}}}, "steps is a share"),
+        ({"variants": {"a": {"steps": 0}}}, "'from' must name a variant"),
+        ({"variants": {"a": {"from": "b"}, "b": {}}}, "'b', which is no variant above it"),
+        ({"variants": {"a": {"ltm": "bold"}}}, "variant a: --ltm bold: give none, light"),
+        ({"variants": {"../a": {}}}, "a name is a folder's"),
+        ({"variants": {"a": 3}}, "must map keys to values"),
+    ],
+)
+def test_mistakes(write: Writer, changes: dict, says: str) -> None:
+    with pytest.raises(UserError) as error:
+        read_study(write(**changes))
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_are_no_study(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        read_study(tmp_path / "absent.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1, 2")
+    with pytest.raises(UserError, match="not valid YAML"):
+        read_study(tmp_path / "bad.yaml")
+
+
+def test_unknown_config(write: Writer, tmp_path: Path) -> None:
+    study = read_study(write(config="configs/absent.py"))
+    with pytest.raises(UserError, match="does not exist"):
+        plan_runs(study, tmp_path)
+
+
+def test_order_and_parents(write: Writer, tmp_path: Path) -> None:
+    runs = plan_runs(read_study(write()), tmp_path)
+    named = [(r.variant.name, r.seed) for r in runs]
+    assert named == [("plain", 0), ("merged", 0), ("plain", 1), ("merged", 1)]
+    assert [r.parent for r in runs] == [None, runs[0], None, runs[2]]
+    assert runs[3].folder == tmp_path / "merged" / "seed1"
+
+
+def test_shorten() -> None:
+    cfg = Config(
+        dict(
+            train_cfg=dict(type="IterBasedTrainLoop", max_iters=1005),
+            param_scheduler=[
+                dict(type="LinearLR", begin=0, end=100, start_factor=0.01),
+                dict(type="MultiStepLR", begin=100, end=10**10, milestones=[600, 900]),
+                dict(type="CosineAnnealingLR", T_max=905, begin=100, end=1005),
+            ],
+        )
+    )
+    assert shorten(cfg, 0.1) == {
+        "train_cfg.max_iters": 100,
+        "param_scheduler": [
+            dict(type="LinearLR", begin=0, end=10, start_factor=0.01),
+            dict(type="MultiStepLR", begin=10, end=10**10, milestones=[60, 90]),
+            dict(type="CosineAnnealingLR", T_max=90, begin=10, end=100),
+        ],
+    }
+    assert cfg.param_scheduler[0].end == 100, "the config is left as it was"
+    epochs = Config(dict(train_cfg=dict(max_epochs=12), param_scheduler=dict(end=12)))
+    assert shorten(epochs, 0.25) == {"train_cfg.max_epochs": 3, "param_scheduler": {"end": 3}}
+    with pytest.raises(UserError, match=r"0.1 of 12 epochs is 1.2"):
+        shorten(epochs, 0.1)
+
+
+def test_other_settings_are_refused(write: Writer, tmp_path: Path) -> None:
+    run = plan_runs(read_study(write()), tmp_path)[1]
+    run.folder.mkdir(parents=True)
+    (run.folder / "settings.json").write_text(json.dumps(run.settings))
+    assert plan_runs(read_study(write()), tmp_path)[1].settings == run.settings
+    changed = {"plain": {"ltm": "none", "cfg_options": {"optim_wrapper.optimizer.lr": 1.0}}}
+    changed["merged"] = GOOD["variants"]["merged"]
+    with pytest.raises(UserError, match=r"merged/seed0 was made with other settings \(from\)"):
+        plan_runs(read_study(write(variants=changed)), tmp_path)
+
+
+@pytest.fixture
+def results(write: Writer, tmp_path: Path) -> tuple[Study, list[Run], Path]:
+    """A study whose runs are finished, but for the last."""
+    study = read_study(write(baseline="plain"))
+    runs = plan_runs(study, tmp_path / "work")
+    for run, value in zip(runs, (40.0, 39.0, 44.0), strict=False):
+        run.folder.mkdir(parents=True)
+        result = {"metrics": {"mIoU": value, "aAcc": 1.0}, "seconds": value}
+        (run.folder / "result.json").write_text(json.dumps(result))
+    return study, runs, tmp_path / "work"
+
+
+def test_aggregate(results: tuple[Study, list[Run], Path]) -> None:
+    study, runs, _ = results
+    values = collect(study, runs)
+    assert values == {"plain": {0: {"mIoU": 40.0}, 1: {"mIoU": 44.0}}, "merged": {0: {"mIoU": 39}}}
+    assert cell(values, "plain", "mIoU") == (42.0, pytest.approx(8**0.5), 2)
+    assert cell(values, "merged", "mIoU", "plain") == (-1.0, None, 1), "only the seed both have"
+    assert aggregate([]) is None
+    assert to_markdown(study, values).splitlines() == [
+        "| variant | mIoU | mIoU - plain's | n |",
+        "|---|---|---|---|",
+        "| plain | 42.0 ± 2.8 |  | 2 |",
+        "| merged | 39.0 | -1.0 | 1 |",
+    ]
+
+
+def test_estimate(results: tuple[Study, list[Run], Path]) -> None:
+    _, runs, _ = results
+    assert estimate(runs[2], runs) == 42.0, "the mean of its variant"
+    tenth = Run(Variant("tenth", steps=0.1), 0, Path("absent"), {})
+    assert estimate(tenth, runs) == pytest.approx(123 / 2.05 * 0.1)
+    assert estimate(tenth, []) is None
+
+
+def test_report(results: tuple[Study, list[Run], Path]) -> None:
+    study, runs, root = results
+    write_report(study, runs, root)
+    assert "| plain | 42.0 ± 2.8 |" in (root / "report.md").read_text()
+    rows = (root / "report.csv").read_text().splitlines()
+    assert rows[0] == "variant,metric,mean,std,n"
+    assert rows[2] == "merged,mIoU,39.0,,1"
+    assert json.loads((root / "report.json").read_text())["plain"]["1"] == {"mIoU": 44.0}
+    assert (root / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=[p.stem for p in STUDIES])
+def test_shipped_studies(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    runs = plan_runs(read_study(path), tmp_path)
+    steps = {r.variant.name: r.variant.steps for r in runs}
+    assert steps["plain"] == 1
+    assert steps["balanced-merged"] == 0
+    assert steps["balanced-tuned"] == steps["plain-tuned"] == 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_real_study(tool: Tool, tmp_path: Path) -> None:  # noqa: F811
+    """Real trainings: a variant that starts from another, a failure, and a second call."""
+    data = str(ensure_shapes(tmp_path / "shapes", {"train": 4, "val": 2}))
+    options = {
+        "train_cfg.max_iters": 20,
+        "param_scheduler": [],
+        "train_dataloader.batch_size": 2,
+    }
+    for part in ("train", "val", "test"):
+        options[f"{part}_dataloader.dataset.data_root"] = data
+        options[f"{part}_dataloader.num_workers"] = 0
+        options[f"{part}_dataloader.persistent_workers"] = False
+    content = {
+        **GOOD,
+        "seeds": [5],
+        "cfg_options": options,
+        "variants": {
+            "plain": {"ltm": "none", "steps": 0.1},
+            "broken": {"ltm": "[9, 9, 9, 9]"},
+            "orphan": {"from": "broken", "steps": 0},
+            "merged": {"ltm": "balanced", "from": "plain", "steps": 0},
+            "tuned": {"ltm": "balanced", "from": "plain", "steps": 0.1},
+        },
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+
+    first = tool("ablate.py", "study.yaml", ok=False)
+    root = tmp_path / "work_dirs" / "study"
+    values = json.loads((root / "report.json").read_text())
+    assert set(values["plain"]["5"]) == {"mIoU"}
+    assert values["merged"]["5"]
+    assert values["tuned"]["5"]
+    assert values["broken"] == values["orphan"] == {}
+    assert first.stdout.count("FAILED") == 2
+    assert "window" in first.stdout, "the reason is named"
+    assert "Iter(train) [2/2]" in (root / "tuned/seed5/log.txt").read_text()
+    assert "Iter(train)" not in (root / "merged/seed5/log.txt").read_text()
+    log = (root / "tuned/seed5/log.txt").read_text()
+    assert "plain/seed5/iter_2.pth" in log, "tuned starts from plain's last checkpoint"
+
+    (root / "tuned/seed5/result.json").unlink()  # as if it had been stopped while evaluating
+    second = tool("ablate.py", "study.yaml", "--only", "plain", "merged", "tuned")
+    assert "3 runs, 2 finished before" in second.stdout
+    assert "[1/1] tuned, seed 5" in second.stdout
+    assert json.loads((root / "report.json").read_text()) == values
+    log = (root / "tuned/seed5/log.txt").read_text()
+    assert log.count("Iter(train) [2/2]") == 1, "it goes on from its checkpoint, trained before"
