@@ -1,19 +1,27 @@
 """Shared set-up: `ltm_mm` before mmdet (for the ops stand-in), fixed seeds, real data."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+import ltm_mm  # noqa: F401  isort: skip  (before any mmdet import)
 
 import pytest
 import torch
-
-import ltm_mm  # noqa: F401  (before any mmdet import)
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
 
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _fresh_start() -> Iterator[None]:
+    """A fixed seed, and none of the global state that mmengine's runners leave behind."""
     torch.manual_seed(0)
+    yield
+    for manager in (DefaultScope, MMLogger, MessageHub, Visualizer):
+        manager._instance_dict.clear()
 
 
 @pytest.fixture(scope="session")
