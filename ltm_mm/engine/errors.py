@@ -124,6 +124,16 @@ def _memory(error: BaseException) -> str | None:
     )
 
 
+def _single_image(error: BaseException) -> str | None:
+    """Batch normalisation of a 1 x 1 map (a pooled branch of mmseg's heads) of one image."""
+    if "Expected more than 1 value per channel when training" not in message(error):
+        return None
+    return (
+        "batch normalisation has one value per channel here: set "
+        "--cfg-options train_dataloader.batch_size to 2 or more"
+    )
+
+
 def _unregistered(error: BaseException) -> str | None:
     """A ``type`` that no registry knows."""
     found = re.match(r"([\w.]+) is not in the ([\w.]+)::([\w ]+) registry", message(error))
@@ -209,6 +219,7 @@ RULES: tuple[tuple[tuple[type[BaseException], ...], Rule], ...] = (
     ((OSError,), _os_error),
     ((json.JSONDecodeError,), _json),
     ((ImportError,), message),
+    ((ValueError,), _single_image),
     ((KeyError,), _unregistered),
     ((TypeError,), _unknown_keyword),
     (

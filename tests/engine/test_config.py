@@ -1,6 +1,7 @@
 """Configs by file and by package, and options that would silently change nothing."""
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -39,12 +40,13 @@ def test_base_of_installed_package_equals_the_config_itself(tmp_path: Path, base
     assert without_scope(mine.to_dict()) == theirs.to_dict()
 
 
-def test_table_of_mmengine_is_put_back() -> None:
-    before = dict(MODULE2PACKAGE)
-    load_config(UPERNET)
-    with pytest.raises(UserError):
-        load_config("mmseg::no_such_config.py")
-    assert before == MODULE2PACKAGE
+def test_table_of_mmengine_is_put_back(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    for base, works in ((UPERNET, True), ("mmseg::no/such.py", False)):
+        file.write_text(f"_base_ = {base!r}\n")
+        with nullcontext() if works else pytest.raises(UserError):
+            load_config(file)
+        assert MODULE2PACKAGE["mmseg"] == "mmsegmentation"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)

@@ -375,6 +375,12 @@ def test_full_disk() -> None:
     )
 
 
+def test_batch_normalisation_of_one_image(capsys: pytest.CaptureFixture) -> None:
+    pooled = torch.zeros(1, 4, 1, 1)
+    line = line_of(capsys, lambda: torch.nn.BatchNorm2d(4).train()(pooled))
+    assert "train_dataloader.batch_size to 2 or more" in line
+
+
 def test_rank_is_named(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "3")
     with pytest.raises(SystemExit), clean_errors():
