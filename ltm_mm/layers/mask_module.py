@@ -8,7 +8,7 @@ amortised step are ours.
 import torch
 from torch import Tensor, nn
 
-from ..ops import hat_prior, merge, merge_masks
+from ..ops import hat_prior, merge, merge_masks, unmerge
 
 
 class MaskModule(nn.Module):
@@ -68,6 +68,6 @@ class MaskModule(nn.Module):
         for _ in range(self.steps):
             slots = merge(z, masks[0].to(z.dtype))  # (B, n, P, C)
             direction = (slots + self.mlp(slots)) * (self.scale / z.shape[-1])
-            content = z @ direction.transpose(-1, -2)  # (B, n, N, P)
+            content = unmerge(direction.transpose(-1, -2), z)  # (B, n, N, P)
             masks = merge_masks(self.prior + content, mass)
         return masks

@@ -148,4 +148,4 @@ class ShiftedWindowAttention(nn.Module):
         x = from_windows(windows, self.window, full_height, full_width)
         if self.shift:
             x = x.roll((self.shift, self.shift), (1, 2))
-        return x[:, :height, :width]
+        return x.narrow(1, 0, height).narrow(2, 0, width)

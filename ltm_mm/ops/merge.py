@@ -48,7 +48,7 @@ def merge(tokens: Tensor, mask: Tensor) -> Tensor:
     Returns:
         X~ ``(B, n, P, C)``.
     """
-    return mask.transpose(-1, -2) @ tokens
+    return _product(mask.transpose(-1, -2), tokens)
 
 
 def unmerge(update: Tensor, back: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def unmerge(update: Tensor, back: Tensor) -> Tensor:
     Returns:
         What each token changes by ``(B, n, N, C)``.
     """
-    return back @ update
+    return _product(back, update)
 
 
 def padded_windows(
@@ -123,9 +123,21 @@ def unmerge_grid(slots: Tensor, merged: Merge) -> Tensor:
     update = unmerge(update, merged.back.to(update.dtype))  # (B, n, N, C)
     rows, cols = (height + w - 1) // w, (width + w - 1) // w
     grid = from_windows(update, w, rows * w, cols * w)
-    return merged.tokens + grid[:, :height, :width]
+    return merged.tokens + grid.narrow(1, 0, height).narrow(2, 0, width)
 
 
 def _side(count: int) -> int:
     """Slots per window side from slots per window."""
     return round(count**0.5)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` in every window, one of them perhaps the same for all images.
+
+    Under export written out: ``@`` asks which sizes are 1, which would fix them.
+    """
+    if not torch.compiler.is_exporting():
+        return a @ b
+    if isinstance(a.shape[0], int):  # 1, and not a symbol
+        a = a.repeat(b.shape[0], 1, 1, 1)
+    return torch.bmm(a.flatten(0, 1), b.flatten(0, 1)).unflatten(0, b.shape[:2])

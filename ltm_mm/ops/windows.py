@@ -21,8 +21,8 @@ def pad_to_windows(x: Tensor, window: int) -> Tensor:
         ``(B, H', W', C)`` with H' and W' the next multiples of ``window``; ``x``
         itself where nothing is missing.
     """
-    pad_bottom = -x.shape[1] % window
-    pad_right = -x.shape[2] % window
+    pad_bottom = (x.shape[1] + window - 1) // window * window - x.shape[1]
+    pad_right = (x.shape[2] + window - 1) // window * window - x.shape[2]
     # Both are symbolic numbers under export: no branch on them there.
     if not torch.compiler.is_exporting() and pad_bottom == 0 and pad_right == 0:
         return x
@@ -40,8 +40,8 @@ def to_windows(x: Tensor, window: int) -> Tensor:
         ``(B, n, N, C)`` with ``n = H/window * W/window`` and ``N = window**2``.
     """
     b, h, w, c = x.shape
-    x = x.view(b, h // window, window, w // window, window, c)
-    return x.transpose(2, 3).reshape(b, -1, window * window, c)  # (B, n, N, C)
+    x = x.view(b, h // window, window, w // window, window, c).transpose(2, 3)
+    return _packed(x).view(b, -1, window * window, c)  # (B, n, N, C)
 
 
 def from_windows(x: Tensor, window: int, height: int, width: int) -> Tensor:
@@ -56,8 +56,8 @@ def from_windows(x: Tensor, window: int, height: int, width: int) -> Tensor:
         Token grid ``(B, height, width, C)``.
     """
     b, _, _, c = x.shape
-    x = x.reshape(b, height // window, width // window, window, window, c)
-    return x.transpose(2, 3).reshape(b, height, width, c)  # (B, H, W, C)
+    x = x.reshape(b, height // window, width // window, window, window, c).transpose(2, 3)
+    return _packed(x).view(b, height, width, c)  # (B, H, W, C)
 
 
 def real_tokens(height: int, width: int, window: int, like: Tensor) -> Tensor:
@@ -74,3 +74,8 @@ def real_tokens(height: int, width: int, window: int, like: Tensor) -> Tensor:
     """
     grid = torch.ones(1, height, width, 1, device=like.device, dtype=like.dtype)
     return to_windows(pad_to_windows(grid, window), window).squeeze(-1)
+
+
+def _packed(x: Tensor) -> Tensor:
+    """A packed copy; ``reshape`` would ask whether one is needed, which fixes sizes in an export."""
+    return x.clone(memory_format=torch.contiguous_format)

@@ -219,12 +219,12 @@ class AttentionBlock(nn.Module):
         merged = None
         if self.merge is not None:
             height, width = x.shape[2:]
-            mass = earlier.slot_mass()[:, :height, :width] if earlier else None
+            mass = earlier.slot_mass().narrow(1, 0, height).narrow(2, 0, width) if earlier else None
             merged = self.merge(x.permute(0, 2, 3, 1), mass)
             # Slots that lie beyond the grid's edge as a whole would only repeat it.
             window, side = self.merge.window, self.merge.slots
             rows, cols = ((n * side + window - 1) // window for n in (height, width))
-            x = merged.slots[:, :rows, :cols].permute(0, 3, 1, 2)
+            x = merged.slots.narrow(1, 0, rows).narrow(2, 0, cols).permute(0, 3, 1, 2)
         return self.local_module(x), merged
 
 
@@ -239,7 +239,7 @@ def unmerge_map(x: Tensor, merged: Merge) -> Tensor:
         ``(B, C, H, W)``.
     """
     slots = merged.slots.permute(0, 3, 1, 2)  # (B, C, h', w'), h' >= h, w' >= w
-    update = x - slots[:, :, : x.shape[2], : x.shape[3]]
+    update = x - slots.narrow(2, 0, x.shape[2]).narrow(3, 0, x.shape[3])
     beyond = (0, slots.shape[3] - x.shape[3], 0, slots.shape[2] - x.shape[2])
     if torch.compiler.is_exporting() or any(beyond):
         update = F.pad(update, beyond, mode="replicate")
@@ -286,7 +286,9 @@ def _timm_model(arch: str, in_channels: int) -> nn.Module:
 
 def _fast_layout(x: Tensor) -> Tensor:
     """The memory format that convolutions are fastest in on the CPU; as it is elsewhere."""
-    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+    if x.device.type != "cpu" or torch.compiler.is_exporting():
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _contexts(module: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:

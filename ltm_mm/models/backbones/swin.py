@@ -191,7 +191,8 @@ class LTMSwin(LTMBackbone):
         for i, stage in enumerate(self.stages):
             x = stage(x)  # (B, H, W, C)
             if i in self.out_indices:
-                outs.append(getattr(self, f"norm{i}")(x).permute(0, 3, 1, 2).contiguous())
+                channel_first = getattr(self, f"norm{i}")(x).permute(0, 3, 1, 2)
+                outs.append(channel_first.clone(memory_format=torch.contiguous_format))
             if stage.downsample is not None:
                 x = stage.downsample(x)
         return tuple(outs)
@@ -404,7 +405,8 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images ``(B, C_in, H, W)`` -> tokens ``(B, ceil(H/patch), ceil(W/patch), C)``."""
-        x = F.pad(x, (0, -x.shape[3] % self.patch, 0, -x.shape[2] % self.patch))
+        bottom, right = ((n + self.patch - 1) // self.patch * self.patch - n for n in x.shape[2:])
+        x = F.pad(x, (0, right, 0, bottom))
         return self.norm(self.projection(x).permute(0, 2, 3, 1))
 
 
@@ -425,11 +427,15 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` -> ``(B, ceil(H/stride), ceil(W/stride), 2C)``."""
-        height, width = -(-x.shape[1] // self.stride), -(-x.shape[2] // self.stride)
+        height, width = ((n + self.stride - 1) // self.stride for n in x.shape[1:3])
         # As the reference: pad only what the last patch needs.
-        bottom = max((height - 1) * self.stride + 2 - x.shape[1], 0)
-        right = max((width - 1) * self.stride + 2 - x.shape[2], 0)
+        bottom = (height - 1) * self.stride + 2 - x.shape[1]
+        right = (width - 1) * self.stride + 2 - x.shape[2]
         x = F.pad(x, (0, 0, 0, right, 0, bottom))
+        if torch.compiler.is_exporting() and self.stride == 2:
+            x = x.view(x.shape[0], height, 2, width, 2, x.shape[3])
+            x = x.permute(0, 1, 3, 5, 2, 4).flatten(3)
+            return self.reduction(self.norm(x))
         corners = [x[:, i :: self.stride, j :: self.stride] for i in (0, 1) for j in (0, 1)]
         # The reduction's inputs are ordered (channel, row, column), as nn.Unfold's.
         x = torch.stack([c[:, :height, :width] for c in corners], -1).flatten(3)
