@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..ops import (
     CHUNK,
+    crop,
     from_windows,
     offset_interpolation,
     pad_to_windows,
@@ -158,4 +159,4 @@ class ShiftedWindowAttention(nn.Module):
         x = from_windows(windows, self.window, full_height, full_width)
         if self.shift:
             x = x.roll((self.shift, self.shift), (1, 2))
-        return x.narrow(1, 0, height).narrow(2, 0, width)
+        return crop(x, height, width)

@@ -7,12 +7,13 @@ from .merge import Merge, merge, merge_grid, padded_windows, unmerge, unmerge_gr
 from .mlp import mlp
 from .relative_position import offset_interpolation, relative_position_index
 from .shift import shift_masks, window_kinds
-from .windows import from_windows, pad_to_windows, real_tokens, to_windows
+from .windows import crop, from_windows, pad_to_windows, real_tokens, to_windows
 
 __all__ = [
     "CHUNK",
     "Merge",
     "cpu_autocast",
+    "crop",
     "from_windows",
     "hat_prior",
     "linear",

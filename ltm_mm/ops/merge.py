@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .windows import from_windows, pad_to_windows, real_tokens, to_windows
+from .windows import crop, from_windows, pad_to_windows, real_tokens, to_windows
 
 
 @dataclass
@@ -86,9 +86,12 @@ def padded_windows(
     windows = to_windows(pad_to_windows(grid, window), window)
     if mass is not None:
         return windows, to_windows(pad_to_windows(mass, window), window).squeeze(-1)
-    if not torch.compiler.is_exporting() and height % window == 0 and width % window == 0:
+    if not torch.compiler.is_compiling() and height % window == 0 and width % window == 0:
         return windows, None
-    return windows, real_tokens(height, width, window, like=grid)
+    real = real_tokens(height, width, window, like=grid)
+    if torch.compiler.is_compiling():  # all masks are of one batch size there
+        real = real.repeat(grid.shape[0], 1, 1)
+    return windows, real
 
 
 def merge_grid(grid: Tensor, windows: Tensor, mask: Tensor, window: int) -> Tensor:
@@ -105,8 +108,7 @@ def merge_grid(grid: Tensor, windows: Tensor, mask: Tensor, window: int) -> Tens
     """
     side = _side(mask.shape[-1])
     height, width = ((size * side + window - 1) // window for size in grid.shape[1:3])
-    slots = _all_slots(merge(windows, mask), grid, window)
-    return slots.narrow(1, 0, height).narrow(2, 0, width)
+    return crop(_all_slots(merge(windows, mask), grid, window), height, width)
 
 
 def unmerge_grid(slots: Tensor, merged: Merge) -> Tensor:
@@ -129,7 +131,7 @@ def unmerge_grid(slots: Tensor, merged: Merge) -> Tensor:
     update = _repeat_edge(slots - merged.slots, rows * s, cols * s)
     update = unmerge(to_windows(update, s), merged.back.to(update.dtype))  # (B, n, N, C)
     grid = from_windows(update, w, rows * w, cols * w)
-    return merged.tokens + grid.narrow(1, 0, height).narrow(2, 0, width)
+    return merged.tokens + crop(grid, height, width)
 
 
 def _all_slots(slots: Tensor, grid: Tensor, window: int) -> Tensor:
@@ -142,8 +144,8 @@ def _all_slots(slots: Tensor, grid: Tensor, window: int) -> Tensor:
 def _repeat_edge(x: Tensor, height: int, width: int) -> Tensor:
     """Repeat a grid's last row and column up to ``(B, height, width, C)``."""
     for dim, size in ((1, height), (2, width)):
-        # Both are symbolic numbers under export: no branch on them there.
-        if torch.compiler.is_exporting() or x.shape[dim] < size:
+        # Compiled and exported, both are symbolic numbers: no branch on them there.
+        if torch.compiler.is_compiling() or x.shape[dim] < size:
             index = torch.arange(size, device=x.device).clamp(max=x.shape[dim] - 1)
             x = x.index_select(dim, index)
     return x
@@ -155,12 +157,10 @@ def _side(count: int) -> int:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b`` in every window, one of them perhaps the same for all images.
+    """``a @ b`` in every window.
 
-    Under export written out: ``@`` asks which sizes are 1, which would fix them.
+    Compiled and exported it is written out: ``@`` asks which sizes are 1, and fixes them.
     """
-    if not torch.compiler.is_exporting():
+    if not torch.compiler.is_compiling():
         return a @ b
-    if isinstance(a.shape[0], int):  # 1, and not a symbol
-        a = a.repeat(b.shape[0], 1, 1, 1)
     return torch.bmm(a.flatten(0, 1), b.flatten(0, 1)).unflatten(0, b.shape[:2])

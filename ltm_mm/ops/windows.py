@@ -23,8 +23,8 @@ def pad_to_windows(x: Tensor, window: int) -> Tensor:
     """
     pad_bottom = (x.shape[1] + window - 1) // window * window - x.shape[1]
     pad_right = (x.shape[2] + window - 1) // window * window - x.shape[2]
-    # Both are symbolic numbers under export: no branch on them there.
-    if not torch.compiler.is_exporting() and pad_bottom == 0 and pad_right == 0:
+    # Compiled and exported, both are symbolic numbers: no branch on them there.
+    if not torch.compiler.is_compiling() and pad_bottom == 0 and pad_right == 0:
         return x
     return F.pad(x, (0, 0, 0, pad_right, 0, pad_bottom))
 
@@ -76,6 +76,13 @@ def real_tokens(height: int, width: int, window: int, like: Tensor) -> Tensor:
     return to_windows(pad_to_windows(grid, window), window).squeeze(-1)
 
 
+def crop(x: Tensor, height: int, width: int) -> Tensor:
+    """First rows and columns of a grid: ``(B, height, width, C)`` of ``(B, H, W, C)``."""
+    x = x.narrow(1, 0, height).narrow(2, 0, width)
+    # Packed or not would depend on the size, and with it the graph.
+    return _packed(x) if torch.compiler.is_compiling() else x
+
+
 def _packed(x: Tensor) -> Tensor:
-    """A packed copy; ``reshape`` would ask whether one is needed, which fixes sizes in an export."""
+    """A packed copy; ``reshape`` would ask whether one is needed, and a graph fix the answer."""
     return x.clone(memory_format=torch.contiguous_format)

@@ -261,7 +261,7 @@ def _timm_model(arch: str, in_channels: int) -> nn.Module:
 
 def _fast_layout(x: Tensor) -> Tensor:
     """The memory format that convolutions are fastest in on the CPU; as it is elsewhere."""
-    if x.device.type != "cpu" or torch.compiler.is_exporting():
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return x
     return x.contiguous(memory_format=torch.channels_last)
 
