@@ -219,14 +219,27 @@ class BackboneContract:
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_autocast_is_finite_and_near(self, dtype):
-        model = randomise(self.build(slots="balanced")).eval()
         x = self.image(1, 75, 117)
-        exact = self.maps(model, x)
-        with torch.autocast("cpu", dtype=dtype):
-            half = self.maps(model, x)
-        for a, b in zip(half, exact, strict=True):
-            assert a.isfinite().all()
-            assert (a.float() - b).norm() / b.norm() < 0.05
+        for plan in [None, "light", "balanced", "fast"]:
+            model = randomise(self.build(slots=plan)).eval()
+            exact = self.maps(model, x)
+            with torch.autocast("cpu", dtype=dtype):
+                half = self.maps(model, x)
+            for a, b in zip(half, exact, strict=True):
+                assert a.isfinite().all()
+                assert (a.float() - b).norm() / b.norm() < 0.05
+
+    def test_results_do_not_depend_on_the_thread_count(self):
+        model = randomise(self.build(slots="fast")).eval()
+        x, found, before = self.image(2, 96, 160), [], torch.get_num_threads()
+        try:
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                found.append(self.maps(model, x))
+        finally:
+            torch.set_num_threads(before)
+        for a, b in zip(*found, strict=True):
+            assert_close(a, b, rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize(
         ("kwargs", "message"),
