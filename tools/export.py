@@ -13,8 +13,7 @@ from ltm_mm.engine import clean_errors
 def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        description="Export with a dynamic batch, height and width "
-        f"(ltm_mm {ltm_mm.__version__})"
+        description=f"Export with a dynamic batch, height and width (ltm_mm {ltm_mm.__version__})"
     )
     add = parser.add_argument
     add(

@@ -210,9 +210,7 @@ def measure(
     for i, plain_counts in enumerate(tqdm(plain_plan, desc="stages", unit="stage")):
         forms = {plan[i]: model.stages[i] for model, plan in backbones.values()}  # type: ignore[index]
         forms = {plain_counts: plain.stages[i], **{c: m for c, m in forms.items() if c}}  # type: ignore[index]
-        taken, shares = stage_latencies(
-            forms, plain_counts, inputs[i], rounds, clock, synchronize
-        )
+        taken, shares = stage_latencies(forms, plain_counts, inputs[i], rounds, clock, synchronize)
         seconds.append(taken)
         window = max(plain_counts, default=1)
         damages = {

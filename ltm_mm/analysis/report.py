@@ -88,7 +88,9 @@ def _parts_table(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         total = sum(row.parts.values())
         shares = [row.parts.get(part, 0.0) for part in known]
-        lines.append(markdown_line([row.name, *(f"{t * 1e3:.1f} ({t / total:.0%})" for t in shares)]))
+        lines.append(
+            markdown_line([row.name, *(f"{t * 1e3:.1f} ({t / total:.0%})" for t in shares)])
+        )
     return lines
 
 

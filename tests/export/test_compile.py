@@ -41,15 +41,15 @@ def in_two_graphs(model: nn.Module, sizes: list[tuple[int, int]], batch: int = 2
         assert counter.frame_count == min(k + 1, 2), size
 
 
-@pytest.mark.parametrize("slots", [None, ((7, 5), (7, 5))])
-def test_swin_has_one_graph_for_all_sizes(slots):
-    model = randomise(LTMSwin(**STAGES, slots=slots)).eval()
+def test_swin_has_one_graph_for_all_sizes():
+    one = dict(embed_dims=8, depths=(2,), num_heads=(1,), strides=(4,), out_indices=(0,))
+    model = randomise(LTMSwin(**one, slots=((7, 5),))).eval()
     # Whole windows or not, in the one direction, the other, or both.
     in_two_graphs(model, [(96, 160), (112, 224), (130, 131), (75, 118), (224, 117), (257, 336)])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("slots", ["light", "balanced", "fast"])
+@pytest.mark.parametrize("slots", [None, "light", "balanced", "fast"])
 def test_whole_swin_has_one_graph_for_all_sizes(slots):
     small = dict(embed_dims=8, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8))
     model = randomise(LTMSwin(**small, slots=slots)).eval()

@@ -124,10 +124,10 @@ def test_bad_input_ends_in_one_line(tool, capsys, args, says):
 @pytest.mark.parametrize("module", ["onnx", "onnxscript", "onnxruntime"])
 def test_a_missing_package_is_one_line_that_installs_it(monkeypatch, tmp_path, module):
     monkeypatch.setitem(sys.modules, module, None)
+    path = tmp_path / "no.onnx"
+    ask = (lambda: run_onnx(path)) if module == "onnxruntime" else lambda: save_onnx(None, path, [])
     with pytest.raises(ImportError, match=r"needs onnx.*pip install -r requirements/optional.txt"):
-        if module == "onnxruntime":
-            run_onnx(tmp_path / "no.onnx")
-        save_onnx(None, tmp_path / "no.onnx", [])
+        ask()
 
 
 @pytest.mark.slow
