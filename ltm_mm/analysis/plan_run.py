@@ -169,12 +169,12 @@ def _measured(
 def _presets(options: Sequence[Sequence[Option]], rest: float) -> dict[str, Plan]:
     """The presets as far as they are among the options."""
     found = {}
+    depths = [len(stage[0].counts) for stage in options]
+    window = max(count for stage in options for count in stage[0].counts)
     for name in PRESETS:
-        chosen = []
-        for stage in options:
-            plain = stage[0].counts
-            counts = resolve_plan(name, [len(plain)], max(plain, default=1))[0][: len(plain)]
-            chosen += [o for o in stage if o.counts == counts]
+        plan = [p[:d] for p, d in zip(resolve_plan(name, depths, window), depths, strict=True)]
+        pairs = zip(options, plan, strict=True)
+        chosen = [o for stage, counts in pairs for o in stage if o.counts == counts]
         if len(chosen) == len(options):
             latency = rest + sum(o.latency for o in chosen)
             found[name] = Plan(
