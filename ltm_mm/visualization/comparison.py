@@ -91,9 +91,11 @@ def draw_label_map(
         region = labels == label
         if region.mean() >= MIN_NAMED:
             x, y = _inmost(region)
-            place = x / region.shape[1]  # names at the sides are written inwards
-            ha = "left" if place < 0.15 else "right" if place > 0.85 else "center"
-            _write(axis, (x, y), class_name(classes, label), ha=ha, va="center")
+            # Names at the edges are written inwards.
+            across, down = x / region.shape[1], y / region.shape[0]
+            ha = "left" if across < 0.15 else "right" if across > 0.85 else "center"
+            va = "top" if down < 0.05 else "bottom" if down > 0.95 else "center"
+            _write(axis, (x, y), class_name(classes, label), ha=ha, va=va)
 
 
 def class_colours(maps: Sequence[NDArray], classes: Sequence[str] | None) -> dict[int, str]:
