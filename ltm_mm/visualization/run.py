@@ -74,7 +74,7 @@ def visualize(
     if ltm is not None:
         print("\n".join(use_ltm(cfg, parse_slots(ltm))), flush=True)
     pair = build_pair(cfg, checkpoint, trust_checkpoint, device, seed)
-    artist = Artist(pair.merged, pair.plain, test_pipeline(cfg), pair.classes, pair.caption, dpi)
+    artist = Artist(pair.merged, pair.plain, pipeline_of(cfg), pair.classes, pair.caption, dpi)
     folder = Path(out_dir or Path("work_dirs", Path(cfg.filename).stem, "visualize"))
     written: list[Path] = []
     failed: list[str] = []
@@ -114,14 +114,11 @@ def build_pair(cfg: Config, checkpoint: str | None, trust: bool, device: str, se
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {device} cannot be used here ({reason}): give cpu") from error
     cfg = deepcopy(cfg)
-    plain_cfg = deepcopy(cfg)
-    use_ltm(plain_cfg, None)
     if checkpoint:
         drop_pretrained(cfg)
-    drop_pretrained(plain_cfg)
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
         set_random_seed(seed)
-        merged, plain = MODELS.build(cfg.model), MODELS.build(plain_cfg.model)
+        merged = MODELS.build(cfg.model)
         if not any(isinstance(m, TokenMerger) for m in merged.modules()):
             raise UserError(
                 f"the model of {cfg.filename} merges no tokens: give --ltm balanced, or set "
@@ -140,10 +137,31 @@ def build_pair(cfg: Config, checkpoint: str | None, trust: bool, device: str, se
         elif "Pretrained" in str(cfg.model):
             weights = "pretrained backbone, untrained heads"
         classes = class_names(cfg)
-    share_weights(merged, plain)
+    plain = plain_model(merged, cfg)
     for model in (merged, plain):
         model.to(device).eval()
     return Pair(merged, plain, classes, f"{Path(cfg.filename).stem}, {weights}")
+
+
+def plain_model(merged: nn.Module, cfg: Config) -> nn.Module:
+    """The model without merging, with the weights that the merging one has now.
+
+    Args:
+        merged: the model; not a wrapper for distributed training.
+        cfg: what it was built from.
+
+    Raises:
+        UserError: if the config's backbone cannot be exchanged.
+    """
+    if any(isinstance(m, MergedStage) for m in merged.modules()):
+        return plain_twin(merged)
+    cfg = deepcopy(cfg)
+    use_ltm(cfg, None)
+    drop_pretrained(cfg)
+    with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
+        plain = MODELS.build(cfg.model)
+    share_weights(merged, plain)
+    return plain
 
 
 def share_weights(merged: nn.Module, plain: nn.Module) -> None:
@@ -183,9 +201,14 @@ def find_images(source: str) -> list[Path]:
     return files
 
 
-def test_pipeline(cfg: Config) -> Compose:
-    """The config's test pipeline without the steps that load annotations."""
-    for key in ("test_dataloader", "val_dataloader"):
+def pipeline_of(cfg: Config, first: str = "test_dataloader") -> Compose:
+    """The config's test pipeline without the steps that load annotations.
+
+    Args:
+        cfg: the config.
+        first: the loader that is looked at first; then those for testing and validation.
+    """
+    for key in (first, "test_dataloader", "val_dataloader"):
         dataset = (cfg.get(key) or {}).get("dataset") or {}
         while "pipeline" not in dataset and ("dataset" in dataset or "datasets" in dataset):
             dataset = dataset["dataset"] if "dataset" in dataset else dataset["datasets"][0]
