@@ -20,7 +20,7 @@ from ..registry import HOOKS
 from .artist import Artist
 from .figures import pixels_of
 from .panels import merge_map_figure
-from .run import pipeline_of, plain_model
+from .run import pipeline_of, plain_model, some_images
 
 
 @HOOKS.register_module()
@@ -107,9 +107,7 @@ class MergePicturesHook(Hook):
         """The same images each time."""
         if not isinstance(self.images, int):
             return [Path(name) for name in self.images]
-        count = min(self.images, len(dataset))
-        places = [k * len(dataset) // count for k in range(count)]
-        return [Path(dataset.get_data_info(place)["img_path"]) for place in places]
+        return some_images(dataset, self.images)
 
 
 @contextmanager

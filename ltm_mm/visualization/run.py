@@ -15,6 +15,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.runner import set_random_seed
 from torch import nn
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..checkpoints import load_into
@@ -199,6 +200,13 @@ def find_images(source: str) -> list[Path]:
     if not files:
         raise UserError(f"{source} holds no image: a name must end in {', '.join(SUFFIXES)}")
     return files
+
+
+def some_images(dataset: Dataset, count: int) -> list[Path]:
+    """Files of images of a data set, evenly spread over it; always the same ones."""
+    count = min(count, len(dataset))
+    places = [k * len(dataset) // count for k in range(count)]
+    return [Path(dataset.get_data_info(place)["img_path"]) for place in places]
 
 
 def pipeline_of(cfg: Config, first: str = "test_dataloader") -> Compose:
