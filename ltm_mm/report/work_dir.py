@@ -155,7 +155,7 @@ def _lines(run: Run, file: Path) -> list[dict]:
 def _resumed(start: Path) -> bool:
     """Whether a start went on from a checkpoint: its config says so."""
     file = start / "vis_data" / "config.py"
-    return file.is_file() and bool(re.search(r"^resume = True", file.read_text(), flags=re.M))
+    return file.is_file() and bool(re.search(r"^resume *= *True", file.read_text(), flags=re.M))
 
 
 def _before(old: list[Entry], new: list[Entry]) -> list[Entry]:
@@ -170,7 +170,7 @@ def _checkpoint(run: Run) -> Path | None:
         run.notes.append("There is no checkpoint (last_checkpoint is missing).")
         return None
     named = Path(note.read_text().strip())
-    for file in (named, run.folder / named.name):
+    for file in (run.folder / named.name, named):
         if file.is_file():
             return file
     run.notes.append(f"The checkpoint {named} is gone.")
