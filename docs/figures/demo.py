@@ -21,6 +21,7 @@ from ltm_mm.visualization.run import pipeline_of
 IMAGE = "data/shapes/val/000050.png"
 SCALE = 5  # pixels of a merge map per pixel of the image
 STAGES = 2  # merge maps shown; the others are coarser
+SCORE = 0.7  # below it this small model finds most shapes a second time, as another class
 
 
 def main() -> None:
@@ -42,7 +43,7 @@ def draw(work_dir: str, image: Path, out: Path) -> Path:
     with DefaultScope.overwrite_default_scope(run.cfg.default_scope):
         pair = build_pair(run.cfg, str(run.checkpoint), False, "cpu", 0)
         artist = Artist(pair.merged, pair.plain, pipeline_of(run.cfg), pair.classes)
-        scene, plain, merged = artist.look(image, 0.5)
+        scene, plain, merged = artist.look(image, SCORE)
     figure, axes = panels(2, 3, scene.aspect, extra=1.3)
     show(axes[0, 0], scene.image)
     heading(axes[0, 0], "image")
@@ -59,7 +60,7 @@ def draw(work_dir: str, image: Path, out: Path) -> Path:
     caption(
         figure,
         f"{run.checkpoint.name} of make demo (toy-scale: built-in shapes, a narrow Swin)"
-        f"{scores}. Objects from a score of 0.5 on; orange: only without "
+        f"{scores}. Objects from a score of {SCORE} on; orange: only without "
         "merging, blue: only with it.",
     )
     return save(figure, out)

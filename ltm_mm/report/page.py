@@ -124,10 +124,12 @@ def _section(run: Run, images: Sequence[Path] | int, score_thr: float, device: s
 
 def _commands(run: Run) -> list[str]:
     """What was typed, or what trains the same from the config that the run left behind."""
-    if run.commands:
-        return [command.line for command in run.commands]
+    known = [command.line for command in run.commands]
+    if not run.train or any("train" in line.split()[1] for line in known):
+        return known
     config = shlex.quote(str(run.cfg.filename))
-    return [f"python tools/train.py {config} --work-dir work_dirs/{shlex.quote(run.name)}_again"]
+    again = f"work_dirs/{shlex.quote(run.folder.resolve().name)}_again"
+    return [f"python tools/train.py {config} --work-dir {again}", *known]
 
 
 def _add_speed(section: Section, benchmark: dict) -> None:
