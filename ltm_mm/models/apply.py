@@ -17,6 +17,7 @@ from .backbones.swin import SwinBlock, run_blocks
 SERVED = "mmdet's, mmseg's or timm's SwinTransformer, timm's EfficientViT (MIT Han Lab)"
 EFFICIENTVIT_STAGES = ("EfficientVitStage", "EfficientVitLargeStage")
 SWIN_STAGES = ("SwinBlockSequence", "SwinTransformerStage")
+MSRA = "efficientvit_msra"  # timm's module of another EfficientViT, with stages of the same name
 
 
 def apply(
@@ -42,9 +43,11 @@ def apply(
         The model itself.
 
     Raises:
-        ValueError: if the model has no such stages, merges already, or the plan does
-            not fit.
+        ValueError: if it is no model, has no such stages, merges already, or the plan
+            does not fit.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be a built model (an nn.Module), got {model!r}")
     if any(isinstance(m, LTMBackbone | MergedStage) for m in model.modules()):
         raise ValueError(
             "the model merges tokens already: call ltm_mm.remove(model) first, or change its "
@@ -125,7 +128,7 @@ class MergedMMStage(MergedSwinStage):
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> tuple:
         """``(B, H * W, C)``, (H, W) -> what goes on, its size, the stage's map, its size."""
-        x = run_blocks(self.blocks, x.unflatten(1, hw_shape)).flatten(1, 2)
+        x = run_blocks(self.blocks, x.unflatten(1, hw_shape))[0].flatten(1, 2)
         if self.downsample is None:
             return x, hw_shape, x, hw_shape
         return *self.downsample(x, hw_shape), x, hw_shape
@@ -136,7 +139,7 @@ class MergedTimmStage(MergedSwinStage):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` -> the stage's map, channel-last."""
-        return run_blocks(self.blocks, self.downsample(x))
+        return run_blocks(self.blocks, self.downsample(x))[0]
 
 
 class MergedEfficientVitStage(EfficientVitLTMStage, MergedStage):
@@ -145,6 +148,10 @@ class MergedEfficientVitStage(EfficientVitLTMStage, MergedStage):
     def __init__(self, original: nn.Module, counts: Sequence[int], window: int, steps: int) -> None:
         super().__init__(original, counts, window, steps)
         self._original = (original,)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """``(B, C_in, H, W)`` -> the stage's map."""
+        return super().forward(x)[0]
 
 
 def _stage_places(model: nn.Module) -> list[tuple[nn.Module, str]]:
@@ -156,6 +163,7 @@ def _stage_places(model: nn.Module) -> list[tuple[nn.Module, str]]:
         for name, child in parent.named_children()
         if type(child).__name__ in names
         and type(child).__module__.split(".")[0] in ("mmdet", "mmseg", "timm")
+        and not type(child).__module__.endswith(MSRA)
     ]
 
 
@@ -216,8 +224,9 @@ def _share_swin_block(
     if timm:
         first = nn.Sequential(block.mlp.fc1, block.mlp.act, block.mlp.drop1)
         mine.ffn.layers = nn.Sequential(first, block.mlp.fc2, block.mlp.drop2)
+        mine.ffn.hidden = block.mlp.fc1.out_features
         mine.drop_path = block.drop_path1
     else:
-        mine.ffn.layers = block.ffn.layers
+        mine.ffn.layers, mine.ffn.hidden = block.ffn.layers, block.ffn.feedforward_channels
         mine.drop_path = block.attn.drop
     return mine

@@ -132,6 +132,8 @@ class Artist:
         Returns:
             The image ``(H, W, 3)`` in RGB, turned as its EXIF tag says, and the packed sample.
         """
+        if not Path(file).is_file():
+            raise UserError(f"{file}: there is no such image")
         # The last two are what mmseg's data sets add and its steps read.
         named = dict(img_path=str(file), img_id=0, seg_fields=[], reduce_zero_label=False)
         try:

@@ -73,9 +73,11 @@ class MergePicturesHook(Hook):
         try:
             with randomness_kept():
                 self._draw(runner)
-        except (UserError, ValueError) as error:
+        except Exception as error:  # whatever it is: a picture must not end a long training
             self.usable = False
-            runner.logger.warning(f"{type(self).__name__} draws nothing: {error}")
+            known = isinstance(error, (UserError, ValueError))
+            line = f"{type(self).__name__} draws nothing: {str(error) or type(error).__name__}"
+            runner.logger.warning(line, exc_info=not known)
 
     def _draw(self, runner: Runner) -> None:
         model = runner.model

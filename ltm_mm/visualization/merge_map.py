@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..layers import TokenMerger
-from ..models.backbones.efficientvit import AttentionBlock
 from ..ops import Merge, from_windows, hat_prior
 
 Pixels = NDArray[np.uint8]  # (H, W, 3), RGB
@@ -149,7 +148,6 @@ class Record:
     merger: TokenMerger
     merged: Merge
     to_slots: Tensor
-    cropped: bool  # whether slots beyond the grid's edge were left out afterwards
 
 
 @contextmanager
@@ -165,26 +163,25 @@ def record_merges(model: nn.Module) -> Iterator[dict[str, list[Record]]]:
         own. The hooks are gone afterwards.
     """
     records: dict[str, list[Record]] = {}
-    masks: dict[nn.Module, Tensor] = {}
+    masks: dict[nn.Module, list[Tensor]] = {}
     with ExitStack() as hooks:
         for name, module in model.named_modules():
             if not isinstance(module, TokenMerger):
                 continue
             place = name.rpartition(".")[0]
-            cropped = isinstance(model.get_submodule(place), AttentionBlock)
 
             def keep_mask(mask: nn.Module, _: tuple, output: tuple[Tensor, Tensor]) -> None:
-                masks[mask] = output[0].detach()
+                masks.setdefault(mask, []).append(output[0].detach())
 
             def keep_merge(
                 merger: nn.Module,
                 _: tuple,
                 merged: Merge,
                 place: str = place,
-                cropped: bool = cropped,
             ) -> None:
                 assert isinstance(merger, TokenMerger)
-                record = Record(merger, merged, masks.pop(merger.mask), cropped)
+                to_slots = torch.cat(masks.pop(merger.mask), 1)  # one part per band of windows
+                record = Record(merger, merged, to_slots)
                 stage = stage_of(place)
                 if not _goes_on(records.get(stage), record):
                     stage = place
@@ -216,11 +213,8 @@ def _goes_on(chain: Sequence[Record] | None, record: Record) -> bool:
     if not chain:
         return True
     last = chain[-1]
-    _, height, width, _ = last.merged.slots.shape
-    w, s = last.merger.window, last.merger.slots
-    if last.cropped:
-        height, width = (-(-size * s // w) for size in last.merged.tokens.shape[1:3])
-    return record.merger.window == s and record.merged.tokens.shape[1:3] == (height, width)
+    sizes = last.merged.slots.shape[1:3], record.merged.tokens.shape[1:3]
+    return record.merger.window == last.merger.slots and sizes[0] == sizes[1]
 
 
 def merge_masks_of(model: nn.Module, inputs: Tensor) -> list[StageMasks]:
@@ -279,8 +273,6 @@ def _chain(factors: Sequence[Tensor]) -> Tensor:
 
 def _to_kept_slots(back: Tensor, record: Record) -> Tensor:
     """Send what leads back from slots left out beyond the edge to the ones that stand for them."""
-    if not record.cropped:
-        return back
     _, height, width, _ = record.merged.tokens.shape
     w, s = record.merger.window, record.merger.slots
     rows, cols = (

@@ -115,6 +115,7 @@ def build_pair(cfg: Config, checkpoint: str | None, trust: bool, device: str, se
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {device} cannot be used here ({reason}): give cpu") from error
     cfg = deepcopy(cfg)
+    use_ltm(deepcopy(cfg), None)  # says so if there is nothing to exchange
     if checkpoint:
         drop_pretrained(cfg)
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):

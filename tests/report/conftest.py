@@ -3,13 +3,10 @@
 from pathlib import Path
 
 import pytest
-from mmdet.visualization import DetLocalVisualizer
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import DefaultScope
-from mmengine.visualization import Visualizer
 
 from ltm_mm.datasets import ensure_shapes
 from ltm_mm.engine import evaluate, train
+from tests.conftest import forget_runs
 from tests.engine.conftest import SHAPES_CONFIG, data_options
 
 TINY: dict[str, object] = {
@@ -30,19 +27,15 @@ def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shapes = ensure_shapes(folder / "shapes", {"train": 4, "val": 2})
     options = {**data_options(shapes), **TINY, "train_cfg.max_epochs": 2}
     work = folder / "tiny"
+    forget_runs()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mmengine.runner.runner.collect_env", lambda: {"PyTorch": "2.x"})
         patch.setattr("yapf.yapflib.yapf_api.FormatCode", lambda text, **_: (text, True))
         train(SHAPES_CONFIG, str(work), cfg_options=options)
-        _forget_runs()
+        forget_runs()
         options["train_cfg.max_epochs"] = 3
         train(SHAPES_CONFIG, str(work), resume="auto", cfg_options=options)
-        _forget_runs()
+        forget_runs()
         evaluate(SHAPES_CONFIG, str(work / "epoch_3.pth"), str(work), cfg_options=options)
-    _forget_runs()
+    forget_runs()
     return work
-
-
-def _forget_runs() -> None:
-    for manager in (DefaultScope, MMLogger, MessageHub, Visualizer, DetLocalVisualizer):
-        manager._instance_dict.clear()

@@ -6,16 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mmdet.visualization import DetLocalVisualizer
-from mmengine.logging import MessageHub, MMLogger
 from mmengine.runner import Runner
-from mmengine.visualization import Visualizer
 from PIL import Image
 
 from ltm_mm.datasets import ensure_shapes
 from ltm_mm.engine import train
 from ltm_mm.visualization import MergePicturesHook
-from tests.conftest import ROOT
+from tests.conftest import ROOT, forget_runs
 from tests.engine.conftest import SHAPES_CONFIG, data_options
 
 SEGMENTOR = str(ROOT / "configs" / "ltm_efficientvit_upernet_shapes.py")
@@ -33,12 +30,6 @@ Run = Callable[..., Runner]
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ensure_shapes(tmp_path_factory.mktemp("data") / "shapes", {"train": 2, "val": 3})
-
-
-def forget_runs() -> None:
-    """Or the second run of a test would go on writing into the first one's folder."""
-    for manager in (MMLogger, MessageHub, Visualizer, DetLocalVisualizer):
-        manager._instance_dict.clear()
 
 
 @pytest.fixture

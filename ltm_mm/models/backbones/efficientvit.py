@@ -16,16 +16,15 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from ...layers import TokenMerger
-from ...ops import Merge, unmerge_grid
+from ...layers import TokenMerger, fold_convs
+from ...ops import Merge
 from ...presets import Plan, Slots, resolve_plan
 from ...registry import MODELS
-from .base import LTMBackbone
+from .base import LTMBackbone, unmerge_all
 
 ARCHS = ("b0", "b1", "b2", "b3", "l1", "l2", "l3")
 
@@ -49,6 +48,8 @@ class LTMEfficientViT(LTMBackbone):
             to s x s slots in the stage's first attention block), or one int per
             attention block, e.g. ``(None, None, (8, 6, 6), (8, 6, 6, 5))`` for 'b1'.
         steps: content steps of the mask modules, >= 0 (0: the learnable prior only).
+        unmerge: 'residual' returns maps of the plain backbone's size; 'none' the slots of
+            the stages that merge, see :class:`LTMSwin`.
         window_size: tokens per window side, >= 1, of the grids at stride 16 and 32.
         in_channels: channels of the image.
         out_indices: stages whose maps are returned; later stages are not built.
@@ -75,23 +76,25 @@ class LTMEfficientViT(LTMBackbone):
         norm_eval: bool = False,
         with_cp: bool = False,
         init_cfg: dict | None = None,
+        unmerge: str = "residual",
     ) -> None:
         if arch not in ARCHS:
             raise ValueError(f"unknown arch {arch!r}: choose from {', '.join(ARCHS)}")
         reference = _timm_model(arch, in_channels)
-        super().__init__(out_indices, len(reference.stages), frozen_stages, init_cfg)
+        super().__init__(out_indices, unmerge, len(reference.stages), frozen_stages, init_cfg)
         self.norm_eval = norm_eval
         self.plan = resolve_stage_plans(slots, reference.stages, window_size)
-        self.stem = reference.stem
+        self.plan_window = window_size
+        self.stem = fold_convs(reference.stem)
         self.stages = nn.ModuleList(
-            EfficientVitLTMStage(stage, plan, window_size, steps, with_cp)
+            EfficientVitLTMStage(fold_convs(stage), plan, window_size, steps, with_cp)
             for stage, plan in zip(
                 reference.stages[: max(self.out_indices) + 1], self.plan, strict=False
             )
         )
-        info = [reference.feature_info[i] for i in self.out_indices]
-        self.out_channels = tuple(entry["num_chs"] for entry in info)
-        self.strides = tuple(entry["reduction"] for entry in info)
+        info = reference.feature_info
+        self.out_channels = tuple(info[i]["num_chs"] for i in self.out_indices)
+        self.strides = self.out_strides([entry["reduction"] for entry in info])
         self.freeze()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -107,9 +110,9 @@ class LTMEfficientViT(LTMBackbone):
         x = self.stem(_fast_layout(x))
         outs = []
         for i, stage in enumerate(self.stages):
-            x = stage(x)
+            x, slots = stage(x)
             if i in self.out_indices:
-                outs.append(x.contiguous())
+                outs.append((x if self.unmerge == "residual" else slots).contiguous())
         return tuple(outs)
 
     def train(self, mode: bool = True) -> "LTMEfficientViT":
@@ -163,8 +166,16 @@ class EfficientVitLTMStage(nn.Module):
                 block = AttentionBlock(block, next(grids), next(slots), steps)
             self.blocks.append(block)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the blocks: ``(B, C_in, H, W)`` -> ``(B, C, ceil(H/2), ceil(W/2))``."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the blocks.
+
+        Args:
+            x: ``(B, C_in, H, W)``.
+
+        Returns:
+            Tokens ``(B, C, ceil(H/2), ceil(W/2))``, and the slots that the last block left
+            ``(B, C, h, w)``; both are the same where nothing merges.
+        """
         merges: list[Merge] = []
         for block in self.blocks:
             x = _fast_layout(x)
@@ -174,9 +185,7 @@ class EfficientVitLTMStage(nn.Module):
             x, merged = self._run(block, x, merges[-1] if merges else None)
             if merged is not None:
                 merges.append(merged)
-        for merged in reversed(merges):
-            x = unmerge_map(x, merged)
-        return x
+        return unmerge_all(x.permute(0, 2, 3, 1), merges).permute(0, 3, 1, 2), x
 
     def _run(self, block: nn.Module, *args: Any) -> Any:
         if self.with_cp and args[0].requires_grad:
@@ -218,32 +227,10 @@ class AttentionBlock(nn.Module):
         x = _fast_layout(self.context_module(x))
         merged = None
         if self.merge is not None:
-            height, width = x.shape[2:]
-            mass = earlier.slot_mass()[:, :height, :width] if earlier else None
+            mass = earlier.slot_mass() if earlier else None
             merged = self.merge(x.permute(0, 2, 3, 1), mass)
-            # Slots that lie beyond the grid's edge as a whole would only repeat it.
-            window, side = self.merge.window, self.merge.slots
-            rows, cols = ((n * side + window - 1) // window for n in (height, width))
-            x = merged.slots[:, :rows, :cols].permute(0, 3, 1, 2)
+            x = merged.slots.permute(0, 3, 1, 2)
         return self.local_module(x), merged
-
-
-def unmerge_map(x: Tensor, merged: Merge) -> Tensor:
-    """Residual unmerging of a map, whose edge stands for the slots left out beyond it.
-
-    Args:
-        x: the slots after the blocks that ran on them ``(B, C, h, w)``.
-        merged: what the merge left behind.
-
-    Returns:
-        ``(B, C, H, W)``.
-    """
-    slots = merged.slots.permute(0, 3, 1, 2)  # (B, C, h', w'), h' >= h, w' >= w
-    update = x - slots[:, :, : x.shape[2], : x.shape[3]]
-    beyond = (0, slots.shape[3] - x.shape[3], 0, slots.shape[2] - x.shape[2])
-    if torch.compiler.is_exporting() or any(beyond):
-        update = F.pad(update, beyond, mode="replicate")
-    return unmerge_grid((slots + update).permute(0, 2, 3, 1), merged).permute(0, 3, 1, 2)
 
 
 def resolve_stage_plans(slots: Slots, stages: Sequence[nn.Module], window: int) -> Plan:

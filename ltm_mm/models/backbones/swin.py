@@ -19,8 +19,14 @@ from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...layers import ShiftedWindowAttention, TokenMerger, WindowAttention
-from ...ops import Merge
+from ...layers import (
+    ShiftedWindowAttention,
+    TokenMerger,
+    WindowAttention,
+    run_linear,
+    run_mlp,
+)
+from ...ops import Merge, add_by_rows
 from ...presets import Slots, resolve_plan
 from ...registry import MODELS
 from .base import LTMBackbone, unmerge_all
@@ -50,6 +56,9 @@ class LTMSwin(LTMBackbone):
             first block), or one int per block, e.g. ``(7, 6, 6, 5, 5, 5)``: merged
             after the second and the fourth block's attention.
         steps: content steps of the mask modules, >= 0 (0: the learnable prior only).
+        unmerge: 'residual' returns maps of the plain backbone's size; 'none' the slots of
+            the stages that merge, for a decoder that resizes its inputs (UPerNet, Semantic
+            FPN, Mask2Former): ``strides`` are then no whole numbers.
         pretrain_img_size: image size that ``absolute_pos_embed`` is made for, pixels.
         in_channels: channels of the image.
         embed_dims: channels of the first stage; doubled by each later stage.
@@ -106,6 +115,7 @@ class LTMSwin(LTMBackbone):
         arch: str | None = None,
         slots: Slots = "balanced",
         steps: int = 1,
+        unmerge: str = "residual",
     ) -> None:
         if arch is not None:
             if arch not in ARCHS:
@@ -124,10 +134,10 @@ class LTMSwin(LTMBackbone):
             raise ValueError("give init_cfg or pretrained, not both")
         if pretrained:
             init_cfg = dict(type="Pretrained", checkpoint=pretrained)
-        super().__init__(out_indices, len(depths), frozen_stages, init_cfg)
+        super().__init__(out_indices, unmerge, len(depths), frozen_stages, init_cfg)
         norm_cfg = norm_cfg or dict(type="LN")
         patch_norm_cfg = norm_cfg if patch_norm else None
-        self.plan = resolve_plan(slots, depths, window_size)
+        self.plan, self.plan_window = resolve_plan(slots, depths, window_size), window_size
 
         self.patch_embed = PatchEmbed(in_channels, embed_dims, patch_size, patch_norm_cfg)
         self.absolute_pos_embed: nn.Parameter | None = None
@@ -168,9 +178,8 @@ class LTMSwin(LTMBackbone):
         self.num_features = [embed_dims * 2**i for i in range(len(depths))]
         for i in self.out_indices:
             self.add_module(f"norm{i}", build_norm_layer(norm_cfg, self.num_features[i])[1])
-        totals = list(accumulate(strides, mul))
         self.out_channels = tuple(self.num_features[i] for i in self.out_indices)
-        self.strides = tuple(totals[i] for i in self.out_indices)
+        self.strides = self.out_strides(list(accumulate(strides, mul)))
         self.freeze()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -189,9 +198,10 @@ class LTMSwin(LTMBackbone):
         x = self.drop_after_pos(x)
         outs = []
         for i, stage in enumerate(self.stages):
-            x = stage(x)  # (B, H, W, C)
+            x, slots = stage(x)  # (B, H, W, C), (B, h, w, C)
             if i in self.out_indices:
-                outs.append(getattr(self, f"norm{i}")(x).permute(0, 3, 1, 2).contiguous())
+                out = x if self.unmerge == "residual" else slots
+                outs.append(getattr(self, f"norm{i}")(out).permute(0, 3, 1, 2).contiguous())
             if stage.downsample is not None:
                 x = stage.downsample(x)
         return tuple(outs)
@@ -271,12 +281,12 @@ class SwinStage(nn.Module):
         )
         self.downsample = downsample
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the blocks on a grid ``(B, H, W, C)``; same shape out."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the blocks on a grid ``(B, H, W, C)``; see :func:`run_blocks`."""
         return run_blocks(self.blocks, x)
 
 
-def run_blocks(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
+def run_blocks(blocks: Iterable[nn.Module], x: Tensor) -> tuple[Tensor, Tensor]:
     """Run a stage's blocks and undo the merges they made.
 
     Args:
@@ -284,14 +294,15 @@ def run_blocks(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
         x: tokens ``(B, H, W, C)``.
 
     Returns:
-        Tokens of the same shape.
+        Tokens of the same shape, and the slots that the last block left
+        ``(B, h, w, C)``; both are the same where nothing merges.
     """
     merges: list[Merge] = []
     for block in blocks:
         x, merged = block(x, merges[-1] if merges else None)
         if merged is not None:
             merges.append(merged)
-    return unmerge_all(x, merges)
+    return unmerge_all(x, merges), x
 
 
 class SwinBlock(nn.Module):
@@ -356,12 +367,14 @@ class SwinBlock(nn.Module):
         return self._run(x, earlier)
 
     def _run(self, x: Tensor, earlier: Merge | None) -> tuple[Tensor, Merge | None]:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
+        x = x + self.drop_path(self.attn(x, self.norm1))
         merged = None
         if self.merge is not None:
             merged = self.merge(x, earlier.slot_mass() if earlier else None)
             x = merged.slots
-        return x + self.drop_path(self.ffn(self.norm2(x))), merged
+        if self.training:  # stochastic depth drops whole images
+            return x + self.drop_path(self.ffn(self.norm2(x))), merged
+        return add_by_rows(x, lambda rows: self.ffn(self.norm2(rows)), self.ffn.hidden), merged
 
 
 class FeedForward(nn.Module):
@@ -376,6 +389,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden: int, act_cfg: dict, drop: float) -> None:
         super().__init__()
+        self.hidden = hidden
         first = nn.Sequential(
             nn.Linear(dim, hidden), build_activation_layer(act_cfg), nn.Dropout(drop)
         )
@@ -383,7 +397,10 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., C)`` -> ``(..., C)``."""
-        return self.layers(x)
+        (first, act, drop), second, last_drop = self.layers
+        if drop.p and self.training:
+            return self.layers(x)
+        return last_drop(run_mlp(first, act, second, x))
 
 
 class PatchEmbed(nn.Module):
@@ -433,4 +450,4 @@ class PatchMerging(nn.Module):
         corners = [x[:, i :: self.stride, j :: self.stride] for i in (0, 1) for j in (0, 1)]
         # The reduction's inputs are ordered (channel, row, column), as nn.Unfold's.
         x = torch.stack([c[:, :height, :width] for c in corners], -1).flatten(3)
-        return self.reduction(self.norm(x))
+        return run_linear(self.reduction, self.norm(x))
