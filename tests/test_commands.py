@@ -82,7 +82,7 @@ def run(words: list[str], folder: Path, variables: Mapping[str, str]) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("command", to_run())
+@pytest.mark.parametrize("command", to_run(), ids=lambda command: command[:90])
 def test_command_runs(command: str, sandbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(sandbox)
     variables = dict(w.split("=", 1) for w in shlex.split(command) if re.match(r"[A-Z_]+=", w))

@@ -51,7 +51,7 @@ def parser_of(tool: Path) -> Callable | None:
     return getattr(module, "parse_args", None)
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", commands(), ids=lambda command: command[:90])
 def test_command_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words = words_of(command)
     if words[0] == "make":
