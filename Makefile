@@ -31,9 +31,10 @@ $(READY): requirements/runtime.txt requirements/mminstall.txt requirements/tests
 	@echo "== Set-up done =="
 
 DEMO := work_dirs/demo
-demo: $(READY)  ## train Mask R-CNN with LTM-Swin on built-in data, evaluate, draw
+demo: $(READY)  ## train Mask R-CNN with LTM-Swin on built-in data, evaluate, write a report
 	$(PY) tools/train.py configs/ltm_swin_maskrcnn_shapes.py --work-dir $(DEMO)
 	$(PY) tools/test.py configs/ltm_swin_maskrcnn_shapes.py $$(cat $(DEMO)/last_checkpoint) --work-dir $(DEMO) --show-dir $(DEMO)/pictures
+	$(PY) tools/report.py $(DEMO)
 
 test: $(READY)  ## the default tests
 	$(PY) -m pytest

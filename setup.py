@@ -33,7 +33,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["ltm_mm", "ltm_mm.*"]),
-    package_data={"ltm_mm": ["py.typed"]},
+    package_data={"ltm_mm": ["py.typed"], "ltm_mm.report": ["templates/*"]},
     install_requires=requirements("runtime"),
     extras_require={
         "mm": requirements("mminstall"),

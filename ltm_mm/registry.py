@@ -13,5 +13,7 @@ from mmengine.registry import Registry
 
 MODELS = Registry("model", parent=ROOT_MODELS, scope="ltm_mm", locations=["ltm_mm.models"])
 DATASETS = Registry("dataset", parent=ROOT_DATASETS, scope="ltm_mm", locations=["ltm_mm.datasets"])
-HOOKS = Registry("hook", parent=ROOT_HOOKS, scope="ltm_mm", locations=["ltm_mm.engine"])
+HOOKS = Registry(
+    "hook", parent=ROOT_HOOKS, scope="ltm_mm", locations=["ltm_mm.engine", "ltm_mm.visualization"]
+)
 METRICS = Registry("metric", parent=ROOT_METRICS, scope="ltm_mm", locations=["ltm_mm.engine"])

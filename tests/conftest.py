@@ -8,9 +8,7 @@ import ltm_mm  # noqa: F401  isort: skip  (before any mmdet import)
 
 import pytest
 import torch
-from mmengine.logging import MessageHub, MMLogger
-from mmengine.registry import DefaultScope
-from mmengine.visualization import Visualizer
+from mmengine.utils import ManagerMixin
 
 ROOT = Path(__file__).parent.parent
 
@@ -20,8 +18,17 @@ def _fresh_start() -> Iterator[None]:
     """A fixed seed, and none of the global state that mmengine's runners leave behind."""
     torch.manual_seed(0)
     yield
-    for manager in (DefaultScope, MMLogger, MessageHub, Visualizer):
-        manager._instance_dict.clear()
+    forget_runs()
+
+
+def forget_runs(manager: type = ManagerMixin) -> None:
+    """Drop mmengine's global instances (scope, log, hub, every kind of visualizer).
+
+    A second run of a process would go on writing into the first one's folder.
+    """
+    for kind in manager.__subclasses__():
+        kind._instance_dict.clear()
+        forget_runs(kind)
 
 
 @pytest.fixture(scope="session")

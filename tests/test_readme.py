@@ -1,12 +1,15 @@
-"""The README's and the configs' commands name things that exist.
+"""The pages say what is true: commands, files, pictures and Python examples.
 
-Paths, make targets and options are looked up; what the commands do is tested where it is
-written (`tests/tools`, `tests/models`).
+Here, in seconds: every command's words are read by the tool's own parser, every file and make
+target is there, every Python example runs. ``tests/test_commands.py`` (slow) runs the commands.
 """
 
+import importlib.util
 import re
 import shlex
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,40 +19,77 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def commands() -> list[str]:
-    """Shell lines of all pages' code blocks and of the configs' headers."""
+    """Shell lines of all pages' code blocks and of the configs' headers, in order, each once."""
     lines = []
     for page in PAGES:
-        blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.S)
-        lines += [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+        for block in blocks(page, "bash"):
+            lines += block.replace("\\\n", " ").splitlines()
     for config in sorted((ROOT / "configs").glob("*.py")):
         lines += re.findall(r"^# {5,}(.*(?:python|bash) tools/.*)$", config.read_text(), flags=re.M)
-    return sorted({line.split("#")[0].strip() for line in lines} - {""})
+    stripped = (re.split(r"\s+#|^#", line)[0].strip() for line in lines)
+    return list(dict.fromkeys(line for line in stripped if line))
 
 
-@pytest.mark.parametrize("command", commands())
-def test_command_names_what_exists(command):
-    words = [w for w in shlex.split(command) if not re.match(r"[A-Z_]+=", w)]
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.S)
+
+
+def words_of(command: str) -> list[str]:
+    """A command's words without the variables that are set before it."""
+    return [w for w in shlex.split(command) if not re.match(r"[A-Z_]+=", w)]
+
+
+def parser_of(tool: Path) -> Callable | None:
+    """``parse_args`` of a tool; None if it takes no arguments."""
+    before = list(sys.path)
+    spec = importlib.util.spec_from_file_location(f"tool_{tool.stem}", tool)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.path[:] = before
+    return getattr(module, "parse_args", None)
+
+
+@pytest.mark.parametrize("command", commands(), ids=lambda command: command[:90])
+def test_command_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = words_of(command)
     if words[0] == "make":
-        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M)
-        assert {w for w in words[1:] if "=" not in w} <= set(targets)
+        # It sets up environments and trains for minutes: make says what it would do.
+        subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, check=True)
         return
     if words[0] in ("pip", "cd", "git"):
-        return
+        return  # changes the machine; there is nothing of ours in it
     assert words[0] in ("python", "bash"), command
-    tool = ROOT / words[1]
+    tool, arguments = ROOT / words[1], words[2:]
     assert tool.is_file(), command
-    for word in words[2:]:
+    for word in arguments:
         if word.startswith(("configs/", "studies/")):
             assert (ROOT / word).is_file(), word
-    script = tool.with_name("train.py") if tool.name == "dist_train.sh" else tool
-    script = tool.with_name("test.py") if tool.name == "dist_test.sh" else script
-    text = script.read_text()
-    for option in (w.split("=")[0] for w in words[2:] if w.startswith("--")):
-        assert f'"{option}"' in text, f"{script.name} has no {option}"
+    if tool.parent.name != "tools":
+        return  # a script of docs/figures, which the slow test runs
+    if tool.suffix == ".sh":
+        place = 2 if tool.name == "dist_test.sh" else 1  # of the number of processes
+        assert arguments.pop(place).isdecimal()
+        tool = tool.with_name(f"{tool.stem.removeprefix('dist_')}.py")
+    parse = parser_of(tool)
+    if parse is None:
+        assert not arguments, f"{tool.name} takes no arguments"
+        return
+    monkeypatch.setattr(sys, "argv", [str(tool), *arguments])
+    parse()  # ends the program where it does not understand
+
+
+def test_a_wrong_option_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    parse = parser_of(ROOT / "tools" / "report.py")
+    assert parse is not None
+    monkeypatch.setattr(sys, "argv", ["report.py", "work_dirs/demo", "--no-such-option"])
+    with pytest.raises(SystemExit):
+        parse()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_pictures_and_files_exist(page):
+def test_pictures_and_files_exist(page: Path) -> None:
     text = page.read_text()
     for link in re.findall(r"\]\(([^)#]+)\)", text):
         if "://" not in link:
@@ -59,7 +99,7 @@ def test_pictures_and_files_exist(page):
     assert "@@" not in text
 
 
-def test_makefile_lists_its_targets():
+def test_makefile_lists_its_targets() -> None:
     done = subprocess.run(
         ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
@@ -67,6 +107,44 @@ def test_makefile_lists_its_targets():
         assert f"make {target} " in done
 
 
-def test_python_examples_of_the_readme_compile():
-    for block in re.findall(r"```python\n(.*?)```", PAGES[0].read_text(), flags=re.S):
-        compile(block, "README.md", "exec")
+def test_demo_ends_with_the_report() -> None:
+    done = subprocess.run(
+        ["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert done.splitlines()[-1].endswith("tools/report.py work_dirs/demo")
+
+
+EXAMPLES = [
+    pytest.param(code, id=f"{page.stem}-{k}")
+    for page in PAGES
+    for k, code in enumerate(blocks(page, "python"))
+]
+
+
+@pytest.mark.parametrize("code", EXAMPLES)
+def test_python_examples_run(code: str) -> None:
+    """``model`` is what an example finds; one that inherits a config is run by the slow test."""
+    from mmdet.models.backbones import SwinTransformer
+
+    from ltm_mm.registry import HOOKS, MODELS
+
+    if "_base_" in code:
+        compile(code, "page", "exec")
+        return
+    model = SwinTransformer(embed_dims=12, num_heads=(1, 1, 1, 1))
+    names: dict[str, object] = {"model": model, "__name__": "page"}
+    known = set(MODELS.module_dict)
+    try:
+        exec(code, names)
+    finally:
+        for name in set(MODELS.module_dict) - known:
+            MODELS.module_dict.pop(name)
+    if isinstance(names["model"], dict):
+        backbone = MODELS.build(
+            {**names["model"]["backbone"], "embed_dims": 12, "num_heads": [1] * 4}
+        )
+        assert backbone.plan
+    for hook in names.get("custom_hooks", []):
+        assert HOOKS.build(hook)
+    if "features" in names:
+        assert names["features"].shape == (2, 16, 9, 12)

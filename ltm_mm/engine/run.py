@@ -14,6 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import OPTIMIZERS, RUNNERS
 from mmengine.runner import Runner
 
+from .commands import note_command
 from .config import load_config
 from .data import build_loaders, missing
 from .errors import UserError, no_such_type
@@ -71,6 +72,7 @@ def train(
     if resumed or checkpoint:
         drop_pretrained(cfg)
     runner = _build(cfg)
+    note_command(cfg.work_dir)
     _check_optimizer(cfg)
     if resumed:
         check_same_model(runner.model, resumed, trust_checkpoint)
@@ -125,6 +127,7 @@ def evaluate(
         _use_tta(cfg)
     cfg.load_from, cfg.resume = None, False
     runner = _build(cfg)
+    note_command(cfg.work_dir)
     for hook in hooks:
         runner.register_hook(hook)
     load(runner, checkpoint, trust_checkpoint, strict=True)

@@ -3,16 +3,20 @@
 Needs matplotlib, which mmengine brings.
 """
 
+from .artist import Artist, Look
 from .comparison import comparison_figure
 from .figures import pixels_of, save
+from .hook import MergePicturesHook
 from .merge_map import StageMasks, View, draw_merge_map, merge_masks_of, record_merges
 from .panels import Scene, departure_figure, merge_map_figure, weights_figure
 from .predictions import Instances, compare, predict, read_prediction
-from .run import Artist, build_pair, plain_twin, share_weights, visualize
+from .run import build_pair, plain_model, plain_twin, share_weights, visualize
 
 __all__ = [
     "Artist",
     "Instances",
+    "Look",
+    "MergePicturesHook",
     "Scene",
     "StageMasks",
     "View",
@@ -24,6 +28,7 @@ __all__ = [
     "merge_map_figure",
     "merge_masks_of",
     "pixels_of",
+    "plain_model",
     "plain_twin",
     "predict",
     "read_prediction",

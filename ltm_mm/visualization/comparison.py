@@ -37,23 +37,47 @@ def comparison_figure(
     """
     aspect = image.shape[0] / image.shape[1]
     figure, axes = panels(1, 3, aspect, extra=0.95)
-    if isinstance(plain, Instances) and isinstance(merged, Instances):
-        for axis, found, name in zip(axes[0], (plain, merged), ("plain", "merged"), strict=False):
-            draw_instances(axis, image, found, classes)
-            heading(axis, f"{name}: {len(found)} objects")
-        _instance_differences(axes[0, 2], image, plain, merged, classes)
+    colours = class_colours([plain, merged], classes)
+    for axis, found, name in zip(axes[0], (plain, merged), ("plain", "merged"), strict=False):
+        draw_prediction(axis, image, found, colours, classes)
+        count = f": {len(found)} objects" if isinstance(found, Instances) else ""
+        heading(axis, f"{name}{count}")
+    heading(axes[0, 2], draw_differences(axes[0, 2], image, plain, merged, classes))
+    if isinstance(plain, Instances):
+        _legend(axes[0, 2])
+        caption(figure, note)
     else:
-        assert isinstance(plain, np.ndarray)
-        assert isinstance(merged, np.ndarray)
-        colours = class_colours([plain, merged], classes)
-        for axis, labels, name in zip(axes[0], (plain, merged), ("plain", "merged"), strict=False):
-            draw_label_map(axis, image, labels, colours, classes)
-            heading(axis, name)
-        _label_differences(axes[0, 2], image, plain, merged)
         _class_legend(figure, colours, classes, note)
-        return figure
-    caption(figure, note)
     return figure
+
+
+def draw_prediction(
+    axis: Axes,
+    image: Pixels,
+    found: Prediction,
+    colours: dict[int, str],
+    classes: Sequence[str] | None,
+) -> None:
+    """Instances or a label map over an image."""
+    if isinstance(found, Instances):
+        draw_instances(axis, image, found, classes)
+    else:
+        draw_label_map(axis, image, found, colours, classes)
+
+
+def draw_differences(
+    axis: Axes,
+    image: Pixels,
+    plain: Prediction,
+    merged: Prediction,
+    classes: Sequence[str] | None,
+) -> str:
+    """Mark what the two models do not agree on; returns how much that is, in words."""
+    if isinstance(plain, Instances) and isinstance(merged, Instances):
+        return _instance_differences(axis, image, plain, merged, classes)
+    assert isinstance(plain, np.ndarray)
+    assert isinstance(merged, np.ndarray)
+    return _label_differences(axis, image, plain, merged)
 
 
 def draw_instances(
@@ -91,19 +115,24 @@ def draw_label_map(
         region = labels == label
         if region.mean() >= MIN_NAMED:
             x, y = _inmost(region)
-            place = x / region.shape[1]  # names at the sides are written inwards
-            ha = "left" if place < 0.15 else "right" if place > 0.85 else "center"
-            _write(axis, (x, y), class_name(classes, label), ha=ha, va="center")
+            # Names at the edges are written inwards.
+            across, down = x / region.shape[1], y / region.shape[0]
+            ha = "left" if across < 0.15 else "right" if across > 0.85 else "center"
+            va = "top" if down < 0.05 else "bottom" if down > 0.95 else "center"
+            _write(axis, (x, y), class_name(classes, label), ha=ha, va=va)
 
 
-def class_colours(maps: Sequence[NDArray], classes: Sequence[str] | None) -> dict[int, str]:
+def class_colours(found: Sequence[Prediction], classes: Sequence[str] | None) -> dict[int, str]:
     """Class -> colour of the classes in some label maps, the largest class first.
 
     Where the palette suffices for all classes, a class has one colour in all pictures;
     otherwise the largest ones of these maps are told apart.
     """
-    found, counts = np.unique(np.stack(maps), return_counts=True)
-    order = [int(found[k]) for k in np.argsort(-counts, kind="stable")]
+    maps = [m for m in found if isinstance(m, np.ndarray)]
+    if not maps:
+        return {}
+    labels, counts = np.unique(np.stack(maps), return_counts=True)
+    order = [int(labels[k]) for k in np.argsort(-counts, kind="stable")]
     fixed = classes is not None and len(classes) <= len(CLASSES)
     return {c: CLASSES[(c if fixed else k) % len(CLASSES)] for k, c in enumerate(order)}
 
@@ -114,7 +143,7 @@ def _instance_differences(
     plain: Instances,
     merged: Instances,
     classes: Sequence[str] | None,
-) -> None:
+) -> str:
     """Objects that one of the models has alone, and where the masks of the others differ."""
     drawn = _faded(image)
     difference = compare(plain, merged)
@@ -131,22 +160,19 @@ def _instance_differences(
     for index in difference.new:
         name = class_name(classes, int(merged.labels[index]))
         _box(axis, merged.boxes[index], NEW, f"+ {name}")
-    heading(axis, f"{len(difference.both)} alike, {len(difference.lost)} only plain, "
-                  f"{len(difference.new)} only merged")  # fmt: skip
-    handles = [
-        Patch(facecolor=LOST, label="− only in plain"),
-        Patch(facecolor=NEW, label="+ only in merged"),
-    ]
-    _legend(axis, handles)
+    return (
+        f"{len(difference.both)} alike, {len(difference.lost)} only plain, "
+        f"{len(difference.new)} only merged"
+    )
 
 
-def _label_differences(axis: Axes, image: Pixels, plain: NDArray, merged: NDArray) -> None:
+def _label_differences(axis: Axes, image: Pixels, plain: NDArray, merged: NDArray) -> str:
     """Pixels whose class the two models do not agree on."""
     drawn = _faded(image)
     differ = plain != merged
     drawn[differ] = rgb(LOST)
     show(axis, drawn)
-    heading(axis, f"{differ.mean():.2%} of the pixels differ")
+    return f"{differ.mean():.2%} of the pixels differ"
 
 
 def _class_legend(
@@ -169,7 +195,12 @@ def _class_legend(
     legend.get_title().set_color(TEXT)
 
 
-def _legend(axis: Axes, handles: Sequence[Patch]) -> None:
+def _legend(axis: Axes) -> None:
+    """What the colours of the differences mean."""
+    handles = [
+        Patch(facecolor=LOST, label="− only in plain"),
+        Patch(facecolor=NEW, label="+ only in merged"),
+    ]
     axis.legend(
         handles=handles,
         loc="upper center",

@@ -158,33 +158,63 @@ def record_merges(model: nn.Module) -> Iterator[dict[str, list[Record]]]:
         model: with :class:`ltm_mm.layers.TokenMerger` modules somewhere inside.
 
     Yields:
-        Stage -> its merges in order, filled by each forward pass (a later one adds to it).
-        The hooks are gone afterwards.
+        Stage -> its merges in order, filled by one forward pass. Merges that are undone
+        before the next one (so that it gets tokens, not slots) count as stages of their
+        own. The hooks are gone afterwards.
     """
     records: dict[str, list[Record]] = {}
-    masks: dict[nn.Module, Tensor] = {}
+    masks: dict[nn.Module, list[Tensor]] = {}
     with ExitStack() as hooks:
         for name, module in model.named_modules():
             if not isinstance(module, TokenMerger):
                 continue
-            stage = name.rpartition(".blocks.")[0]
+            place = name.rpartition(".")[0]
 
             def keep_mask(mask: nn.Module, _: tuple, output: tuple[Tensor, Tensor]) -> None:
-                masks[mask] = output[0].detach()
+                masks.setdefault(mask, []).append(output[0].detach())
 
             def keep_merge(
                 merger: nn.Module,
                 _: tuple,
                 merged: Merge,
-                stage: str = stage,
+                place: str = place,
             ) -> None:
                 assert isinstance(merger, TokenMerger)
-                record = Record(merger, merged, masks.pop(merger.mask))
+                to_slots = torch.cat(masks.pop(merger.mask), 1)  # one part per band of windows
+                record = Record(merger, merged, to_slots)
+                stage = stage_of(place)
+                if not _goes_on(records.get(stage), record):
+                    stage = place
                 records.setdefault(stage, []).append(record)
 
             hooks.callback(module.mask.register_forward_hook(keep_mask).remove)
             hooks.callback(module.register_forward_hook(keep_merge).remove)
         yield records
+
+
+def stage_of(place: str) -> str:
+    """Name of the stage that a merging block is in.
+
+    Args:
+        place: the block's place in the model, e.g. ``stages.2.blocks.1``.
+
+    Returns:
+        What comes before its list of blocks, ``stages.2``; the list itself where nothing
+        does (``blocks.3`` -> ``blocks``).
+    """
+    parts = place.split(".")
+    while len(parts) > 1 and parts[-1].isdecimal():
+        parts.pop()
+    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "blocks" else parts)
+
+
+def _goes_on(chain: Sequence[Record] | None, record: Record) -> bool:
+    """Whether a merge merges the slots of the chain's last one; True where there is none."""
+    if not chain:
+        return True
+    last = chain[-1]
+    sizes = last.merged.slots.shape[1:3], record.merged.tokens.shape[1:3]
+    return record.merger.window == last.merger.slots and sizes[0] == sizes[1]
 
 
 def merge_masks_of(model: nn.Module, inputs: Tensor) -> list[StageMasks]:

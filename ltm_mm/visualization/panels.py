@@ -133,7 +133,7 @@ def departure_figure(scene: Scene) -> Figure:
         drawn = axis.imshow(shown, cmap=HEAT, vmin=0, vmax=top)
         heading(axis, f"{stage_title(stage)}\nmean {values.mean():.3f}")
     bar = figure.colorbar(drawn, ax=list(axes[0]), shrink=0.9, pad=0.01)
-    bar.set_label("total variation, 0..1", fontsize=10, color=TEXT)
+    bar.set_label("total variation (0 to 1)", fontsize=10, color=TEXT)
     caption(figure, f"departure of the mask U from the spatial prior{mask_note(scene.stages)}")
     return figure
 

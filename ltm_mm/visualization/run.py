@@ -1,23 +1,21 @@
 """Draw what merging does, from a config: what ``tools/visualize.py`` calls."""
 
 import logging
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.runner import set_random_seed
-from PIL import Image
 from torch import nn
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..checkpoints import load_into
@@ -25,21 +23,10 @@ from ..engine import UserError, load_config, parse_slots, use_ltm
 from ..engine.run import drop_pretrained
 from ..layers import TokenMerger
 from ..models.apply import MergedStage, remove
-from .comparison import comparison_figure
-from .figures import DPI, save
-from .merge_map import Pixels, View, draw_merge_map, merge_masks_of
-from .panels import (
-    Scene,
-    departure_figure,
-    detailed_points,
-    mask_note,
-    merge_map_figure,
-    weights_figure,
-)
-from .predictions import Instances, predict
+from .artist import Artist, Points
+from .figures import DPI
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
-Points = Sequence[tuple[int, int]]
 
 
 def visualize(
@@ -88,7 +75,7 @@ def visualize(
     if ltm is not None:
         print("\n".join(use_ltm(cfg, parse_slots(ltm))), flush=True)
     pair = build_pair(cfg, checkpoint, trust_checkpoint, device, seed)
-    artist = Artist(pair.merged, pair.plain, test_pipeline(cfg), pair.classes, pair.caption, dpi)
+    artist = Artist(pair.merged, pair.plain, pipeline_of(cfg), pair.classes, pair.caption, dpi)
     folder = Path(out_dir or Path("work_dirs", Path(cfg.filename).stem, "visualize"))
     written: list[Path] = []
     failed: list[str] = []
@@ -128,14 +115,12 @@ def build_pair(cfg: Config, checkpoint: str | None, trust: bool, device: str, se
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {device} cannot be used here ({reason}): give cpu") from error
     cfg = deepcopy(cfg)
-    plain_cfg = deepcopy(cfg)
-    use_ltm(plain_cfg, None)
+    use_ltm(deepcopy(cfg), None)  # says so if there is nothing to exchange
     if checkpoint:
         drop_pretrained(cfg)
-    drop_pretrained(plain_cfg)
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
         set_random_seed(seed)
-        merged, plain = MODELS.build(cfg.model), MODELS.build(plain_cfg.model)
+        merged = MODELS.build(cfg.model)
         if not any(isinstance(m, TokenMerger) for m in merged.modules()):
             raise UserError(
                 f"the model of {cfg.filename} merges no tokens: give --ltm balanced, or set "
@@ -154,10 +139,31 @@ def build_pair(cfg: Config, checkpoint: str | None, trust: bool, device: str, se
         elif "Pretrained" in str(cfg.model):
             weights = "pretrained backbone, untrained heads"
         classes = class_names(cfg)
-    share_weights(merged, plain)
+    plain = plain_model(merged, cfg)
     for model in (merged, plain):
         model.to(device).eval()
     return Pair(merged, plain, classes, f"{Path(cfg.filename).stem}, {weights}")
+
+
+def plain_model(merged: nn.Module, cfg: Config) -> nn.Module:
+    """The model without merging, with the weights that the merging one has now.
+
+    Args:
+        merged: the model; not a wrapper for distributed training.
+        cfg: what it was built from.
+
+    Raises:
+        UserError: if the config's backbone cannot be exchanged.
+    """
+    if any(isinstance(m, MergedStage) for m in merged.modules()):
+        return plain_twin(merged)
+    cfg = deepcopy(cfg)
+    use_ltm(cfg, None)
+    drop_pretrained(cfg)
+    with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
+        plain = MODELS.build(cfg.model)
+    share_weights(merged, plain)
+    return plain
 
 
 def share_weights(merged: nn.Module, plain: nn.Module) -> None:
@@ -184,107 +190,6 @@ def plain_twin(model: nn.Module) -> nn.Module:
     return remove(deepcopy(model))
 
 
-class Artist:
-    """Draws what merging does to images.
-
-    Args:
-        merged: mmdet's or mmseg's model with merging, in eval mode.
-        plain: the same without.
-        pipeline: the test pipeline's transforms, with which images are loaded and prepared.
-        classes: names of the classes; None: numbers.
-        caption: a line about model and weights for the figures.
-        dpi: pixels per inch of the figures.
-    """
-
-    def __init__(
-        self,
-        merged: nn.Module,
-        plain: nn.Module,
-        pipeline: Compose,
-        classes: Sequence[str] | None = None,
-        caption: str = "",
-        dpi: int = DPI,
-    ) -> None:
-        self.merged, self.plain = merged, plain
-        self.load, *prepare = pipeline.transforms
-        self.prepare = Compose(prepare)
-        self.classes = classes
-        self.caption = caption
-        self.dpi = dpi
-
-    def draw(
-        self, file: Path, folder: Path, points: Points | None = None, score_thr: float = 0.3
-    ) -> list[Path]:
-        """Write all pictures of one image into a folder.
-
-        Args:
-            file: the image.
-            folder: is made where it is missing.
-            points, score_thr: see :func:`visualize`.
-
-        Returns:
-            The files written.
-
-        Raises:
-            UserError: if the image cannot be read, or a point lies outside of it.
-        """
-        image, data = self.read(file)
-        height, width = image.shape[:2]
-        for x, y in points or ():
-            if not (0 <= x < width and 0 <= y < height):
-                raise UserError(
-                    f"--points {x},{y} lies outside of {file}: give 0..{width - 1},0..{height - 1}"
-                )
-        scene = self.scene(image, data)
-        plain = predict(self.plain, data, score_thr)
-        merged = predict(self.merged, data, score_thr)
-        scores = f", scores from {score_thr:g}" if isinstance(plain, Instances) else ""
-        note = f"{self.caption}{scores}{mask_note(scene.stages)}"
-        figures = {
-            "merge_map": merge_map_figure(scene),
-            "weights": weights_figure(scene, points or detailed_points(image)),
-            "departure": departure_figure(scene),
-            "predictions": comparison_figure(image, plain, merged, self.classes, note),
-        }
-        written = [
-            save(figure, folder / f"{name}.png", self.dpi) for name, figure in figures.items()
-        ]
-        for stage in scene.stages:
-            path = folder / f"merge_map_{stage.name.replace('.', '_')}.png"
-            Image.fromarray(draw_merge_map(image, stage, scene.view)).save(path)
-            written.append(path)
-        return written
-
-    def read(self, file: Path) -> tuple[Pixels, dict[str, Any]]:
-        """An image as the pipeline loads it, and what the pipeline makes of it.
-
-        Returns:
-            The image ``(H, W, 3)`` in RGB, turned as its EXIF tag says, and the packed sample.
-        """
-        # The last two are what mmseg's data sets add and its steps read.
-        named = dict(img_path=str(file), img_id=0, seg_fields=[], reduce_zero_label=False)
-        try:
-            loaded = self.load(named)
-            _check_whole(file)
-        except MemoryError:
-            raise
-        except Exception as error:  # each imaging library has its own
-            why = "is damaged or no image" if os.path.getsize(file) else "is empty"
-            raise UserError(f"{file} {why}: give an image file") from error
-        image = np.asarray(loaded["img"])
-        image = image if image.ndim == 3 else image[..., None].repeat(3, -1)
-        rgb = np.ascontiguousarray(image[..., 2::-1].clip(0, 255).astype(np.uint8))
-        return rgb, self.prepare(loaded)
-
-    def scene(self, image: Pixels, data: Mapping[str, Any]) -> Scene:
-        """The masks of an image, of one pass of the backbone over all of it."""
-        batch = {key: [value] for key, value in data.items()}
-        inputs = self.merged.data_preprocessor(batch, False)["inputs"]
-        view = View.from_meta(data["data_samples"].metainfo)
-        stages = merge_masks_of(self.merged.backbone, inputs)
-        return Scene(image, view, stages, self.caption)
-
-
 def find_images(source: str) -> list[Path]:
     """The image, or the images of a folder, in order of their names."""
     path = Path(source).expanduser()
@@ -298,9 +203,21 @@ def find_images(source: str) -> list[Path]:
     return files
 
 
-def test_pipeline(cfg: Config) -> Compose:
-    """The config's test pipeline without the steps that load annotations."""
-    for key in ("test_dataloader", "val_dataloader"):
+def some_images(dataset: Dataset, count: int) -> list[Path]:
+    """Files of images of a data set, evenly spread over it; always the same ones."""
+    count = min(count, len(dataset))
+    places = [k * len(dataset) // count for k in range(count)]
+    return [Path(dataset.get_data_info(place)["img_path"]) for place in places]
+
+
+def pipeline_of(cfg: Config, first: str = "test_dataloader") -> Compose:
+    """The config's test pipeline without the steps that load annotations.
+
+    Args:
+        cfg: the config.
+        first: the loader that is looked at first; then those for testing and validation.
+    """
+    for key in (first, "test_dataloader", "val_dataloader"):
         dataset = (cfg.get(key) or {}).get("dataset") or {}
         while "pipeline" not in dataset and ("dataset" in dataset or "datasets" in dataset):
             dataset = dataset["dataset"] if "dataset" in dataset else dataset["datasets"][0]
@@ -350,12 +267,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _check_whole(file: Path) -> None:
-    """Raise for a file that breaks off: loaders fill up what is missing with grey."""
-    try:
-        with Image.open(file) as image:
-            image.load()
-    except Image.UnidentifiedImageError:
-        return  # a format that only the pipeline's loader knows

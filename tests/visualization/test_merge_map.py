@@ -21,6 +21,7 @@ from ltm_mm.visualization.merge_map import (
     merge_masks_of,
     outlines,
     record_merges,
+    stage_of,
 )
 
 PLAN = (None, (7, 5), (5, 5, 5, 3, 3, 3), None)
@@ -265,3 +266,61 @@ def test_hooks_are_removed_after_an_error() -> None:
 
 def test_nothing_merges() -> None:
     assert merge_masks_of(tiny_swin(slots=None), torch.randn(1, 3, 64, 64)) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "stage"),
+    [
+        ("stages.2.blocks.1", "stages.2"),
+        ("backbone.stages.0.blocks.5", "backbone.stages.0"),
+        ("blocks.3", "blocks"),
+        ("stages.4.1.transformer.0", "stages.4.1.transformer"),
+        ("layer", "layer"),
+    ],
+)
+def test_names_of_stages(place: str, stage: str) -> None:
+    assert stage_of(place) == stage
+
+
+class Blocks(nn.Module):
+    """A network of another family: mergers in a row; ``undo`` leads each one's update back."""
+
+    def __init__(self, plan: list[tuple[int, int]], undo: bool) -> None:
+        super().__init__()
+        self.undo = undo
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({"merge": TokenMerger(3, window, slots)}) for window, slots in plan
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid, merges = x.permute(0, 2, 3, 1)[:, ::4, ::4], []
+        for block in self.blocks:
+            merged = block["merge"](grid, merges[-1].slot_mass() if merges else None)
+            grid = unmerge_grid(merged.slots, merged) if self.undo else merged.slots
+            merges = [] if self.undo else [*merges, merged]
+        return grid
+
+
+def test_any_network_with_mergers() -> None:
+    image = torch.randn(1, 3, 50, 71)
+    chained = merge_masks_of(Blocks([(6, 4), (4, 2)], undo=False), image)
+    assert [(s.name, s.window, s.counts, s.stride) for s in chained] == [("blocks", 6, (4, 2), 4)]
+    undone = merge_masks_of(Blocks([(6, 4), (6, 3)], undo=True), image)
+    assert [(s.name, s.counts) for s in undone] == [("blocks", (4,)), ("blocks.1", (3,))]
+    assert all(s.grid == (13, 18) for s in chained + undone)
+
+
+def test_masks_of_all_bands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU a large grid is merged band by band; the record has the windows of all."""
+    model, image = tiny_swin(slots=PLAN), torch.randn(1, 3, 150, 203)
+    whole = merge_masks_of(model, image)
+    calls = []
+    for module in model.modules():
+        if isinstance(module, TokenMerger):
+            module.mask.register_forward_pre_hook(lambda *_: calls.append(1))
+    monkeypatch.setattr("ltm_mm.ops.windows.BAND", 1)
+    banded = merge_masks_of(model, image)
+    assert len(calls) > 3  # mergers: 3
+    for one, many in zip(whole, banded, strict=True):
+        torch.testing.assert_close(many.to_slots, one.to_slots)
+        torch.testing.assert_close(many.back, one.back)

@@ -14,8 +14,7 @@ from PIL import Image
 import ltm_mm
 from ltm_mm.engine import UserError, clean_errors, load_config
 from ltm_mm.visualization import Artist, build_pair, plain_twin, visualize
-from ltm_mm.visualization.run import find_images
-from ltm_mm.visualization.run import test_pipeline as pipeline_of
+from ltm_mm.visualization.run import find_images, pipeline_of
 from tests.conftest import ROOT
 
 DETECTOR = str(ROOT / "configs" / "ltm_swin_maskrcnn_shapes.py")

@@ -1,0 +1,62 @@
+"""Keep the commands that made a work dir, so that it can be made again (ours)."""
+
+import datetime
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from .. import __version__
+
+FILE = "commands.jsonl"
+
+
+class Command(NamedTuple):
+    """A command as it was typed.
+
+    Attributes:
+        line: what to type, from the repository's root.
+        time: when it began, local time.
+        version: of ltm_mm.
+    """
+
+    line: str
+    time: str
+    version: str
+
+
+def note_command(work_dir: str | Path) -> None:
+    """Append this process's command line to the work dir, if it is one of our tools.
+
+    Of several ranks the first one writes. A tool called from Python leaves no line.
+    """
+    tool = Path(sys.argv[0])
+    if int(os.environ.get("RANK", 0)) or tool.parent.name != "tools":
+        return
+    words = ["python", f"tools/{tool.name}", *sys.argv[1:]]
+    ranks = os.environ.get("WORLD_SIZE", "1")
+    if "--launcher" in words and words[words.index("--launcher") + 1] == "pytorch":
+        at = words.index("--launcher")
+        words = words[:at] + words[at + 2 :]  # dist_*.sh adds it
+        # dist_test.sh CONFIG CHECKPOINT PROCESSES, dist_train.sh CONFIG PROCESSES
+        place = 2 + (2 if tool.name == "test.py" else 1)
+        words = ["bash", f"tools/dist_{tool.stem}.sh", *words[2:place], ranks, *words[place:]]
+    time = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
+    Path(work_dir).mkdir(parents=True, exist_ok=True)
+    with open(Path(work_dir, FILE), "a") as file:
+        entry = Command(shlex.join(words), time, __version__)
+        file.write(json.dumps(entry._asdict()) + "\n")
+
+
+def read_commands(work_dir: str | Path) -> list[Command]:
+    """The commands that made a work dir, oldest first; damaged lines are left out."""
+    file = Path(work_dir, FILE)
+    found = []
+    for line in file.read_text(errors="replace").splitlines() if file.is_file() else []:
+        try:
+            found.append(Command(**json.loads(line)))
+        except (json.JSONDecodeError, TypeError):
+            continue
+    return found

@@ -1,0 +1,142 @@
+"""Pictures of a run for the page: predictions without and with merging, merge maps (ours)."""
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from mmengine.registry import DATASETS, DefaultScope
+from PIL import Image
+from tqdm import tqdm
+
+from ..engine import UserError
+from ..engine.data import datasets
+from ..visualization import Artist, Instances, build_pair, merge_map_figure, pixels_of
+from ..visualization.comparison import class_colours, draw_differences, draw_prediction
+from ..visualization.merge_map import Pixels
+from ..visualization.predictions import Prediction
+from ..visualization.run import pipeline_of, some_images
+from .work_dir import Run
+
+SIDE, DPI = 720, 130  # pixels of a picture's longer side; lettering legible on a phone, too
+
+
+@dataclass
+class Picture:
+    """One image of the page; all pictures are data URIs.
+
+    Attributes:
+        name: of the image's file.
+        size: width and height of ``plain``, ``merged`` and ``differences``, pixels.
+        plain, merged: the predictions.
+        differences: where they differ.
+        merge_map: which pixels share a slot.
+        plain_says, merged_says, differs: what they show, in words.
+    """
+
+    name: str
+    size: tuple[int, int]
+    plain: str
+    merged: str
+    differences: str
+    merge_map: str
+    plain_says: str
+    merged_says: str
+    differs: str
+
+
+def draw_pictures(
+    run: Run, images: Sequence[Path] | int = 3, score_thr: float = 0.3, device: str = "cpu"
+) -> list[Picture]:
+    """Draw some images with a run's newest checkpoint.
+
+    Args:
+        run: with a checkpoint.
+        images: files, or how many images of the validation set.
+        score_thr: instances below this score are not drawn.
+        device: that the models run on.
+
+    Raises:
+        UserError: if the run has no checkpoint or merges no tokens, or an image is missing.
+    """
+    if run.checkpoint is None:
+        raise UserError("there is no checkpoint to predict with")
+    with DefaultScope.overwrite_default_scope(run.cfg.get("default_scope")):
+        files = _validation_images(run, images) if isinstance(images, int) else images
+        pair = build_pair(run.cfg, str(run.checkpoint), False, device, 0)
+        artist = Artist(pair.merged, pair.plain, pipeline_of(run.cfg), pair.classes)
+        names = tqdm(files, desc=f"pictures of {run.name}", unit="image")
+        return [_picture(artist, file, score_thr) for file in names]
+
+
+def _validation_images(run: Run, count: int) -> list[Path]:
+    cfg = (run.cfg.get("val_dataloader") or run.cfg.get("test_dataloader") or {}).get("dataset")
+    if not cfg:
+        raise UserError("the config has no validation set: name images with --images FILE ...")
+    try:
+        dataset, _ = next(datasets(DATASETS.build(cfg), "dataset"))
+        return some_images(dataset, count)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"the validation set cannot be read ({reason}): name images with --images FILE ..."
+        ) from error
+
+
+def _picture(artist: Artist, file: Path, score_thr: float) -> Picture:
+    look = artist.look(file, score_thr)
+    image, plain, merged = look.scene.image, look.plain, look.merged
+    colours = class_colours([plain, merged], artist.classes)
+    differs = []
+
+    def differences(axis: Axes) -> None:
+        differs.append(draw_differences(axis, image, plain, merged, artist.classes))
+
+    drawn = [
+        _bare(image, lambda axis, p=found: draw_prediction(axis, image, p, colours, artist.classes))
+        for found in (plain, merged)
+    ]
+    drawn.append(_bare(image, differences))
+    return Picture(
+        file.name,
+        (drawn[0].shape[1], drawn[0].shape[0]),
+        *(data_uri(pixels) for pixels in drawn),
+        data_uri(pixels_of(merge_map_figure(look.scene))),
+        _says(plain),
+        _says(merged),
+        differs[0],
+    )
+
+
+def _says(found: Prediction) -> str:
+    return f"{len(found)} objects" if isinstance(found, Instances) else "a label map"
+
+
+def _bare(image: Pixels, draw: Callable[[Axes], None]) -> Pixels:
+    """Let a function draw into a panel that is all of the picture."""
+    height, width = image.shape[:2]
+    scale = SIDE / max(height, width)
+    figure = Figure(figsize=(width * scale / DPI, height * scale / DPI), dpi=DPI)
+    FigureCanvasAgg(figure)
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.set_axis_off()
+    draw(axis)
+    axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), aspect="auto")
+    return pixels_of(figure)
+
+
+def data_uri(picture: Pixels | str) -> str:
+    """An image (as WebP) or an SVG's text as a URI that holds all of it."""
+    if isinstance(picture, str):
+        return f"data:image/svg+xml;base64,{_base64(picture.encode())}"
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "WEBP", quality=88)
+    return f"data:image/webp;base64,{_base64(buffer.getvalue())}"
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()

@@ -1,0 +1,167 @@
+"""Draws what merging does to an image: runs both models and makes the figures (ours)."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from mmengine.dataset import Compose
+from PIL import Image
+from torch import nn
+
+from ..engine import UserError
+from .comparison import comparison_figure
+from .figures import DPI, save
+from .merge_map import Pixels, View, draw_merge_map, merge_masks_of
+from .panels import (
+    Scene,
+    departure_figure,
+    detailed_points,
+    mask_note,
+    merge_map_figure,
+    weights_figure,
+)
+from .predictions import Instances, Prediction, predict
+
+Points = Sequence[tuple[int, int]]
+
+
+class Look(NamedTuple):
+    """An image, what merging did to it, and what is predicted without and with merging."""
+
+    scene: Scene
+    plain: Prediction
+    merged: Prediction
+
+
+class Artist:
+    """Draws what merging does to images.
+
+    Args:
+        merged: mmdet's or mmseg's model with merging, in eval mode.
+        plain: the same without.
+        pipeline: the test pipeline's transforms, with which images are loaded and prepared.
+        classes: names of the classes; None: numbers.
+        caption: a line about model and weights for the figures.
+        dpi: pixels per inch of the figures.
+    """
+
+    def __init__(
+        self,
+        merged: nn.Module,
+        plain: nn.Module,
+        pipeline: Compose,
+        classes: Sequence[str] | None = None,
+        caption: str = "",
+        dpi: int = DPI,
+    ) -> None:
+        self.merged, self.plain = merged, plain
+        self.load, *prepare = pipeline.transforms
+        self.prepare = Compose(prepare)
+        self.classes = classes
+        self.caption = caption
+        self.dpi = dpi
+
+    def look(self, file: Path, score_thr: float = 0.3) -> "Look":
+        """Run both models on an image.
+
+        Args:
+            file: the image.
+            score_thr: instances below this score are left out.
+
+        Raises:
+            UserError: if the image cannot be read.
+        """
+        image, data = self.read(file)
+        return Look(
+            self.scene(image, data),
+            predict(self.plain, data, score_thr),
+            predict(self.merged, data, score_thr),
+        )
+
+    def predictions_figure(self, look: "Look", score_thr: float) -> Figure:
+        """What both models predict, and where they differ."""
+        found, stages = isinstance(look.plain, Instances), look.scene.stages
+        note = f"{self.caption}{f', scores from {score_thr:g}' * found}{mask_note(stages)}"
+        return comparison_figure(look.scene.image, look.plain, look.merged, self.classes, note)
+
+    def draw(
+        self, file: Path, folder: Path, points: Points | None = None, score_thr: float = 0.3
+    ) -> list[Path]:
+        """Write all pictures of one image into a folder.
+
+        Args:
+            file: the image.
+            folder: is made where it is missing.
+            points, score_thr: see :func:`visualize`.
+
+        Returns:
+            The files written.
+
+        Raises:
+            UserError: if the image cannot be read, or a point lies outside of it.
+        """
+        look = self.look(file, score_thr)
+        scene = look.scene
+        height, width = scene.view.image
+        for x, y in points or ():
+            if not (0 <= x < width and 0 <= y < height):
+                raise UserError(
+                    f"--points {x},{y} lies outside of {file}: give 0..{width - 1},0..{height - 1}"
+                )
+        figures = {
+            "merge_map": merge_map_figure(scene),
+            "weights": weights_figure(scene, points or detailed_points(scene.image)),
+            "departure": departure_figure(scene),
+            "predictions": self.predictions_figure(look, score_thr),
+        }
+        written = [
+            save(figure, folder / f"{name}.png", self.dpi) for name, figure in figures.items()
+        ]
+        for stage in scene.stages:
+            path = folder / f"merge_map_{stage.name.replace('.', '_')}.png"
+            Image.fromarray(draw_merge_map(scene.image, stage, scene.view)).save(path)
+            written.append(path)
+        return written
+
+    def read(self, file: Path) -> tuple[Pixels, dict[str, Any]]:
+        """An image as the pipeline loads it, and what the pipeline makes of it.
+
+        Returns:
+            The image ``(H, W, 3)`` in RGB, turned as its EXIF tag says, and the packed sample.
+        """
+        if not Path(file).is_file():
+            raise UserError(f"{file}: there is no such image")
+        # The last two are what mmseg's data sets add and its steps read.
+        named = dict(img_path=str(file), img_id=0, seg_fields=[], reduce_zero_label=False)
+        try:
+            loaded = self.load(named)
+            _check_whole(file)
+        except MemoryError:
+            raise
+        except Exception as error:  # each imaging library has its own
+            why = "is damaged or no image" if os.path.getsize(file) else "is empty"
+            raise UserError(f"{file} {why}: give an image file") from error
+        image = np.asarray(loaded["img"])
+        image = image if image.ndim == 3 else image[..., None].repeat(3, -1)
+        rgb = np.ascontiguousarray(image[..., 2::-1].clip(0, 255).astype(np.uint8))
+        return rgb, self.prepare(loaded)
+
+    def scene(self, image: Pixels, data: Mapping[str, Any]) -> Scene:
+        """The masks of an image, of one pass of the backbone over all of it."""
+        batch = {key: [value] for key, value in data.items()}
+        inputs = self.merged.data_preprocessor(batch, False)["inputs"]
+        view = View.from_meta(data["data_samples"].metainfo)
+        stages = merge_masks_of(self.merged.backbone, inputs)
+        return Scene(image, view, stages, self.caption)
+
+
+def _check_whole(file: Path) -> None:
+    """Raise for a file that breaks off: loaders fill up what is missing with grey."""
+    try:
+        with Image.open(file) as image:
+            image.load()
+    except Image.UnidentifiedImageError:
+        return  # a format that only the pipeline's loader knows

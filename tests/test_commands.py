@@ -1,0 +1,194 @@
+"""Every command of the README, the docs and the configs' headers runs, at tiny scale.
+
+They run as they are written, one after the other in a folder that looks like the repository with
+data in it. Changed are only what would take hours or what a test machine lacks: sizes, numbers of
+images, steps, proposals and rounds; pretrained weights (no internet); ranks (one). A checkpoint
+that a command names and no earlier one made is the config's model with fresh weights.
+
+Not run: `make`, `pip` and `git` lines, which change the machine (the commands of `make demo` are
+run); `tools/check_configs.py`, which builds all models at full width for minutes; what is for a
+GPU.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from PIL import Image
+
+from ltm_mm.datasets import draw_image, ensure_shapes
+from ltm_mm.engine import load_config
+from tests.test_readme import PAGES, ROOT, blocks, commands, words_of
+
+pytestmark = pytest.mark.slow
+SMALL = (96, 96)
+REPLAYED = ("train.py", "test.py", "dist_train.sh", "dist_test.sh")
+
+
+def demo_commands() -> list[str]:
+    """What `make demo` runs after the set-up."""
+    done = subprocess.run(
+        ["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return re.findall(r"python (tools/.*)$", done.stdout, flags=re.M)
+
+
+def to_run() -> list[str]:
+    demo = [f"python {line}" for line in demo_commands()]
+    skipped = ("make", "pip", "git", "cd")
+    written = [c for c in commands() if words_of(c)[0] not in skipped]
+    return [*demo, *(c for c in written if "check_configs" not in c and "cuda" not in c)]
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the repository's files, small data and a photo."""
+    folder = tmp_path_factory.mktemp("sandbox")
+    for name in ("configs", "tools", "docs", "studies"):
+        shutil.copytree(ROOT / name, folder / name)
+    ensure_shapes(folder / "data" / "shapes", {"train": 8, "val": 60})
+    real = Path(os.environ.get("LTM_SHARED_DATA", ROOT.parent / "shared" / "data")).resolve()
+    links = {
+        "data/coco": "coco_mini",
+        "data/ade/ADEChallengeData2016": "ade20k_mini",
+        "path/to/fruits_nuts": "fruits_nuts",
+    }
+    for place, name in links.items():
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        if (real / name).is_dir():
+            (folder / place).symlink_to(real / name)
+    Image.fromarray(draw_image("val", 50)[0]).save(folder / "photo.jpg")
+    return folder
+
+
+def run(words: list[str], folder: Path, variables: Mapping[str, str]) -> str:
+    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LTM_DEBUG")}
+    env |= {"PYTHONPATH": str(ROOT), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **variables}
+    words = [sys.executable if word == "python" else word for word in words]
+    done = subprocess.run(
+        words, cwd=folder, env=env, capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("command", to_run(), ids=lambda command: command[:90])
+def test_command_runs(command: str, sandbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(sandbox)
+    variables = dict(w.split("=", 1) for w in shlex.split(command) if re.match(r"[A-Z_]+=", w))
+    words = words_of(re.sub(r"\$\(cat (\S+)\)", lambda m: Path(m[1]).read_text(), command))
+    for key, value in {"DATA_ROOT": "path/to/fruits_nuts/", **variables}.items():
+        monkeypatch.setenv(key, value)
+        variables[key] = value
+    tool = Path(words[1]).name
+    config = next((w for w in words if w.startswith("configs/") or "::" in w), None)
+    if config:
+        _need_data(config)
+        _make_checkpoints(words, config)
+    if tool in REPLAYED:
+        assert config is not None
+        words = shrunk(words, config)
+    if tool == "benchmark.py":
+        words = [*words, "--size", "64", "96", "--rounds", "1"]  # the last one counts
+    said = run(words, sandbox, variables)
+    named = {"--show-dir", "--out-dir", "--out", "--work-dir"} & set(words)
+    for option in named:
+        assert Path(words[words.index(option) + 1]).exists(), said
+    if tool == "report.py":
+        assert Path(re.search(r"report: (\S+)", said)[1]).stat().st_size > 10_000
+
+
+def test_config_of_your_own_label_maps(sandbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The config in docs/own-data.md trains on JPEG images and label maps in two folders."""
+    monkeypatch.chdir(sandbox)
+    for k in range(2):
+        image, objects, _ = draw_image("train", k)
+        for name, suffix, pixels in (("images", "jpg", image), ("labels", "png", objects % 3)):
+            folder = sandbox / "data" / "mine" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{k}.{suffix}")
+    page = next(page for page in PAGES if page.name == "own-data.md")
+    (code,) = (code for code in blocks(page, "python") if "_base_" in code)
+    Path("configs/mine.py").write_text(code)
+    words = ["python", "tools/train.py", "configs/mine.py", "--work-dir", "work_dirs/labels"]
+    run(shrunk(words, "configs/mine.py"), sandbox, {})
+    assert "Iter(val)" in next(Path("work_dirs/labels").glob("*/*.log")).read_text()
+
+
+def _need_data(config: str) -> None:
+    """Skip where the real data that a config reads are absent."""
+    needed = {
+        "fruits_nuts": "path/to/fruits_nuts",
+        "shapes": "data/shapes",
+        "upernet": "data/ade/ADEChallengeData2016",
+        "maskrcnn": "data/coco",
+        "mask-rcnn": "data/coco",
+    }
+    place = next(place for part, place in needed.items() if part in config)
+    if not Path(place).exists():
+        pytest.skip(f"no real data for {config}; set LTM_SHARED_DATA to a folder that has them")
+
+
+def _make_checkpoints(words: list[str], config: str) -> None:
+    """Fresh weights of a config's model for every checkpoint that is named and missing."""
+    for name in (w for w in words if w.endswith(".pth") and not Path(w).exists()):
+        cfg = load_config(config)
+        backbone = cfg.model.backbone
+        backbone.init_cfg = None
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            model = MODELS.build(cfg.model)
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"state_dict": model.state_dict()}, name)
+
+
+def shrunk(words: list[str], config: str) -> list[str]:
+    """A training or test command with options that make it tiny, its own ones kept."""
+    words = list(words)
+    if words[0] == "bash":
+        place = 4 if words[1].endswith("dist_test.sh") else 3
+        words[place] = "1"  # rank: a test machine has no eight GPUs
+    if "--cfg-options" not in words:
+        words.append("--cfg-options")
+    at = words.index("--cfg-options") + 1
+    own = {word.split("=")[0] for word in words[at:] if "=" in word}
+    small = [f"{k}={v}" for k, v in tiny(load_config(config)) if k not in own]
+    return [*words[:at], *small, *words[at:]]
+
+
+def tiny(cfg: Config) -> Iterator[tuple[str, object]]:
+    """Options that leave one step on small images, few proposals and no download."""
+    yield "model.backbone.init_cfg", None
+    yield "default_hooks.logger.interval", 1
+    yield "default_hooks.checkpoint.interval", 1
+    unit = "max_epochs" if cfg.train_cfg.get("max_epochs") else "max_iters"
+    yield f"train_cfg.{unit}", 1
+    yield "train_cfg.val_interval", 1
+    for part in ("train", "val", "test"):
+        yield f"{part}_dataloader.num_workers", 0
+        yield f"{part}_dataloader.persistent_workers", False
+        yield f"{part}_dataloader.batch_size", 2 if part == "train" else 1
+        path, node = f"{part}_dataloader.dataset", cfg[f"{part}_dataloader"].dataset
+        while "dataset" in node:
+            yield f"{path}.times", 1
+            path, node = f"{path}.dataset", node.dataset
+        yield f"{path}.indices", 2
+        for k, step in enumerate(node.pipeline):
+            if step["type"] in ("Resize", "RandomResize"):
+                yield f"{path}.pipeline.{k}.scale", f"({SMALL[0]},{SMALL[1]})"
+    if "rpn_head" in cfg.model:
+        yield "model.train_cfg.rpn_proposal.max_per_img", 10
+        yield "model.train_cfg.rcnn.sampler.num", 8
+        yield "model.test_cfg.rpn.max_per_img", 10
+    for head in ("decode_head", "auxiliary_head"):
+        if (cfg.model.get(head) or {}).get("norm_cfg"):
+            yield f"model.{head}.norm_cfg.type", "BN"  # SyncBN needs a GPU

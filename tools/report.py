@@ -1,0 +1,45 @@
+"""Write one HTML page about a run, or a comparison of several.
+
+python tools/report.py work_dirs/demo
+python tools/report.py work_dirs/plain work_dirs/balanced --out comparison.html
+"""
+
+import ltm_mm  # isort: skip  (first: it stands in for mmcv's compiled ops where they are absent)
+
+import argparse
+
+from ltm_mm.engine import clean_errors
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=f"One HTML page about one or several runs (ltm_mm {ltm_mm.__version__})"
+    )
+    add = parser.add_argument
+    add("work_dirs", nargs="+", metavar="work_dir", help="what training or testing wrote into")
+    add("--out", metavar="FILE", help="the page [report.html in the first work dir]")
+    add(
+        "--images",
+        nargs="+",
+        metavar="FILE",
+        help="images to draw [some of each run's validation set]",
+    )
+    add("--num-images", type=int, default=3, metavar="N", help="how many of those; 0: none [3]")
+    add("--score-thr", type=float, default=0.3, help="draw objects from this score on [0.3]")
+    add("--device", default="cpu", help="cpu or cuda [cpu]")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Parse the arguments and write the page."""
+    args = vars(parse_args())
+    with clean_errors(debug=args.pop("debug")):
+        from ltm_mm.report import write_report
+
+        write_report(**args)
+
+
+if __name__ == "__main__":
+    main()
