@@ -135,7 +135,7 @@ class InformationBottleneck(Hook):
             losses = original(inputs, data_samples, *args, **kwargs)
         pixels = pixel_labels(data_samples, size, self.num_classes, inputs.device)
         active = self.weight > 0 and runner.iter >= self.warmup * runner.max_iters
-        with torch.set_grad_enabled(active):
+        with torch.set_grad_enabled(active and torch.is_grad_enabled()):
             values = [self._bound(c, pixels) for c in caught if c.name in self.names]
             bound = torch.stack(values).mean()
         loss = self.weight * bound if active else torch.zeros_like(bound)
