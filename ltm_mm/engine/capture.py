@@ -20,14 +20,14 @@ class Caught:
         stage: the path of the blocks that it is one of.
         merge: what it returned.
         stride: pixels per side of the stage's tokens.
-        covered: height and width in pixels that its slots cover, padding included.
+        pitch: pixels from one slot to the next.
     """
 
     name: str
     stage: str
     merge: Merge
     stride: int
-    covered: tuple[int, int]
+    pitch: float
 
 
 def merging_stages(model: nn.Module) -> dict[str, list[tuple[str, TokenMerger]]]:
@@ -73,17 +73,21 @@ def catch_merges(model: nn.Module, size: tuple[int, int]) -> Iterator[list[Caugh
         size: height and width of its images in pixels.
     """
     caught: list[Caught] = []
-    first: dict[str, Caught] = {}  # a later merge of a stage covers what its first one does
+    latest: dict[str, Caught] = {}  # of each stage, whose later merges merge slots
     handles = []
 
-    def hook(name: str, stage: str, opens: bool) -> Callable:
-        def record(module: TokenMerger, args: tuple, merged: Merge) -> None:
-            if opens:
-                found = _measure(name, stage, merged, module.window, size)
-                first[stage] = found
+    def hook(name: str, stage: str, first: bool) -> Callable:
+        def record(merger: TokenMerger, args: tuple, merged: Merge) -> None:
+            if first:
+                # A map of ceil(H / stride) tokens; the longer side tells it more exactly.
+                grid = merged.tokens.shape[1:3]
+                stride = max(-(-n // k) for n, k in zip(size, grid, strict=True))
+                pitch: float = stride
             else:
-                found = Caught(name, stage, merged, first[stage].stride, first[stage].covered)
-            caught.append(found)
+                stride, pitch = latest[stage].stride, latest[stage].pitch
+            pitch = pitch * merger.window / merger.slots
+            latest[stage] = Caught(name, stage, merged, stride, pitch)
+            caught.append(latest[stage])
 
         return record
 
@@ -95,14 +99,6 @@ def catch_merges(model: nn.Module, size: tuple[int, int]) -> Iterator[list[Caugh
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _measure(name: str, stage: str, merged: Merge, window: int, size: tuple[int, int]) -> Caught:
-    grid = merged.tokens.shape[1:3]
-    # A map of ceil(H / stride) tokens; the longer side tells the stride more exactly.
-    stride = max(-(-n // k) for n, k in zip(size, grid, strict=True))
-    covered = tuple(-(-k // window) * window * stride for k in grid)
-    return Caught(name, stage, merged, stride, covered)
 
 
 def _blocks_of(name: str) -> str:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 
 from ..models.losses import BOUNDS, DenseIBLoss
 from ..models.losses.token_labels import pixel_labels, slot_labels
-from ..ops import pad_to_windows
 from ..registry import HOOKS
 from .capture import Caught, catch_merges, choose_stages
 from .errors import UserError
@@ -150,13 +148,10 @@ class InformationBottleneck(Hook):
                 f"InformationBottleneck: the tokens of {caught.name} carry no gradient; use the "
                 "backbone's with_cp instead of re-entrant activation checkpointing"
             )
-        labels = slot_labels(pixels, (height, width), caught.covered, self.num_classes)
-        tokens = pad_to_windows(caught.merge.tokens.detach(), caught.merge.window)
-        pooled = F.adaptive_avg_pool2d(tokens.permute(0, 3, 1, 2), (height, width))
+        labels = slot_labels(pixels, (height, width), caught.pitch, self.num_classes)
+        inputs = centre_tokens(caught.merge.tokens, height, width)
         loss = self._loss_of(caught.name, dim, slots.device)
-        return loss(
-            slots.reshape(-1, dim), labels.flatten(), pooled.permute(0, 2, 3, 1).reshape(-1, dim)
-        )
+        return loss(slots.reshape(-1, dim), labels.flatten(), inputs.reshape(-1, dim))
 
     def _loss_of(self, name: str, dim: int, device: torch.device) -> DenseIBLoss:
         """The loss module of a merger, made when its first tokens say how wide they are."""
@@ -172,6 +167,15 @@ class InformationBottleneck(Hook):
                     ) from error
             self.losses[name] = loss.to(device)
         return self.losses[name]
+
+
+def centre_tokens(tokens: Tensor, height: int, width: int) -> Tensor:
+    """The token at each slot's centre, ``(B, H, W, C)`` -> ``(B, height, width, C)``."""
+    rows, cols = (
+        ((torch.arange(k, device=tokens.device) + 0.5) * n / k).long()
+        for n, k in zip(tokens.shape[1:3], (height, width), strict=True)
+    )
+    return tokens[:, rows][:, :, cols]
 
 
 def use_ib(cfg: dict, bound: str) -> None:

@@ -35,7 +35,7 @@ def tiny_swin(**changes: object) -> LTMSwin:
     return LTMSwin(**{**TINY, "out_indices": (0, 1, 2), **changes})
 
 
-def test_stages_and_what_their_slots_cover() -> None:
+def test_stages_and_the_pitch_of_their_slots() -> None:
     model = nn.Sequential(tiny_swin(slots=((7, 5), None, (5, 3))))
     assert {k: [n for n, _ in v] for k, v in merging_stages(model).items()} == {
         "0.stages.0.blocks": ["0.stages.0.blocks.1.merge"],
@@ -43,13 +43,13 @@ def test_stages_and_what_their_slots_cover() -> None:
     }
     with catch_merges(model, (150, 170)) as caught:
         model(torch.rand(1, 3, 150, 170))
-    # Stage 0: 38 x 43 tokens of 4 pixels, 6 x 7 windows; stage 2: 10 x 11 of 16, 2 x 2.
-    assert [(c.stride, c.covered) for c in caught] == [
-        (4, (168, 196)),
-        (16, (224, 224)),
-        (16, (224, 224)),
+    # Stage 0: 38 x 43 tokens of 4 pixels; stage 2: 10 x 11 of 16.
+    assert [(c.stride, c.pitch) for c in caught] == [
+        (4, pytest.approx(4 * 7 / 5)),
+        (16, pytest.approx(16 * 7 / 5)),
+        (16, pytest.approx(16 * 7 / 3)),
     ]
-    assert [tuple(c.merge.slots.shape[1:3]) for c in caught] == [(30, 35), (10, 10), (6, 6)]
+    assert [tuple(c.merge.slots.shape[1:3]) for c in caught] == [(28, 31), (8, 8), (5, 5)]
     assert not any(m._forward_hooks for m in model.modules())
 
 

@@ -90,34 +90,30 @@ def _paste(target: Tensor, source: Tensor) -> None:
     target[:height, :width] = source[:height, :width]
 
 
-def slot_labels(
-    pixels: Tensor, grid: tuple[int, int], covered: tuple[float, float], num_classes: int
-) -> Tensor:
+def slot_labels(pixels: Tensor, grid: tuple[int, int], pitch: float, num_classes: int) -> Tensor:
     """Class that most of each slot's pixels have.
 
     Args:
         pixels: ``(B, H, W)`` int64, -1 for none.
         grid: slots per column and row (h, w).
-        covered: height and width that the slots cover, in pixels, padding included.
+        pitch: pixels from one slot to the next; the last slots reach to the image's edge.
         num_classes: K.
 
     Returns:
         ``(B, h, w)`` int64; -1 where a slot has no pixel with a class. Of classes that are
         equally frequent the first.
     """
-    counts = slot_counts(pixels, grid, covered, num_classes)
+    counts = slot_counts(pixels, grid, pitch, num_classes)
     most, label = counts.max(-1)
     return label.masked_fill(most == 0, IGNORED)
 
 
-def slot_counts(
-    pixels: Tensor, grid: tuple[int, int], covered: tuple[float, float], num_classes: int
-) -> Tensor:
+def slot_counts(pixels: Tensor, grid: tuple[int, int], pitch: float, num_classes: int) -> Tensor:
     """How many pixels of each class every slot has, ``(B, h, w, K)``; see :func:`slot_labels`."""
     batch, *size = pixels.shape
     row, col = (
-        ((torch.arange(n, device=pixels.device) + 0.5) * k / c).long().clamp(max=k - 1)
-        for n, k, c in zip(size, grid, covered, strict=True)
+        ((torch.arange(n, device=pixels.device) + 0.5) / pitch).long().clamp(max=k - 1)
+        for n, k in zip(size, grid, strict=True)
     )
     image = torch.arange(batch, device=pixels.device).view(-1, 1, 1)
     slot = (image * grid[0] + row.view(1, -1, 1)) * grid[1] + col  # (B, H, W)
