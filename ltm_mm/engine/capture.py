@@ -19,15 +19,29 @@ class Caught:
         name: the merger's path in the model.
         stage: the path of the blocks that it is one of.
         merge: what it returned.
-        stride: pixels per side of the stage's tokens.
-        pitch: pixels from one slot to the next.
+        image: height and width of the images in pixels.
+        earlier: the merge of the same stage before this one.
     """
 
     name: str
     stage: str
     merge: Merge
-    stride: int
-    pitch: float
+    image: tuple[int, int]
+    earlier: "Caught | None" = None
+
+    @property
+    def token_pitch(self) -> float:
+        """Pixels from one token that was merged to the next."""
+        if self.earlier is not None:
+            return self.earlier.pitch
+        # A map of ceil(H / stride) tokens; the longer side tells the stride more exactly.
+        grid = self.merge.tokens.shape[1:3]
+        return max(-(-n // k) for n, k in zip(self.image, grid, strict=True))
+
+    @property
+    def pitch(self) -> float:
+        """Pixels from one slot to the next."""
+        return self.token_pitch * self.merge.window / self.merge.back.shape[-1] ** 0.5
 
 
 def merging_stages(model: nn.Module) -> dict[str, list[tuple[str, TokenMerger]]]:
@@ -73,20 +87,13 @@ def catch_merges(model: nn.Module, size: tuple[int, int]) -> Iterator[list[Caugh
         size: height and width of its images in pixels.
     """
     caught: list[Caught] = []
-    latest: dict[str, Caught] = {}  # of each stage, whose later merges merge slots
+    latest: dict[str, Caught] = {}
     handles = []
 
     def hook(name: str, stage: str, first: bool) -> Callable:
         def record(merger: TokenMerger, args: tuple, merged: Merge) -> None:
-            if first:
-                # A map of ceil(H / stride) tokens; the longer side tells it more exactly.
-                grid = merged.tokens.shape[1:3]
-                stride = max(-(-n // k) for n, k in zip(size, grid, strict=True))
-                pitch: float = stride
-            else:
-                stride, pitch = latest[stage].stride, latest[stage].pitch
-            pitch = pitch * merger.window / merger.slots
-            latest[stage] = Caught(name, stage, merged, stride, pitch)
+            earlier = None if first else latest[stage]
+            latest[stage] = Caught(name, stage, merged, size, earlier)
             caught.append(latest[stage])
 
         return record

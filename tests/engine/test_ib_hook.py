@@ -44,10 +44,10 @@ def test_stages_and_the_pitch_of_their_slots() -> None:
     with catch_merges(model, (150, 170)) as caught:
         model(torch.rand(1, 3, 150, 170))
     # Stage 0: 38 x 43 tokens of 4 pixels; stage 2: 10 x 11 of 16.
-    assert [(c.stride, c.pitch) for c in caught] == [
+    assert [(c.token_pitch, c.pitch) for c in caught] == [
         (4, pytest.approx(4 * 7 / 5)),
         (16, pytest.approx(16 * 7 / 5)),
-        (16, pytest.approx(16 * 7 / 3)),
+        (pytest.approx(16 * 7 / 5), pytest.approx(16 * 7 / 3)),
     ]
     assert [tuple(c.merge.slots.shape[1:3]) for c in caught] == [(28, 31), (8, 8), (5, 5)]
     assert not any(m._forward_hooks for m in model.modules())
@@ -69,7 +69,7 @@ def test_other_models(build: Callable, strides: list[int] | None) -> None:
     model = build().eval()
     with catch_merges(model, (224, 224)) as caught:
         model(torch.rand(1, 3, 224, 224))
-    by_stage = {c.stage: c.stride for c in caught}
+    by_stage = {c.stage: c.token_pitch for c in caught}
     assert list(by_stage.values()) == (strides or [4, 8, 16, 32])
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
@@ -39,14 +40,47 @@ def pixel_labels(
             inside = target[:height, :width]
             inside.fill_(num_classes - 1)
             paint_instances(inside, sample.gt_instances, sample.gt_instances.labels)
-        elif "gt_sem_seg" in sample:
-            _paste(target, _semantic(sample).to(target))
         else:
-            raise ValueError(
-                "the information-bottleneck loss needs gt_instances or gt_sem_seg in every data "
-                f"sample, got {sorted(sample.keys())}: load annotations in the pipeline"
-            )
+            paste(target, _semantic(sample))
     return maps.masked_fill_(maps >= num_classes, IGNORED)
+
+
+def segments(sample: BaseDataElement, size: tuple[int, int], device: object) -> tuple:
+    """Ground truth of a sample that is being tested, on the image as the network sees it.
+
+    Test pipelines load annotations after resizing, so these have the original size (that of
+    the maps or masks themselves, else ``ori_shape``) and are resized to ``img_shape`` here.
+
+    Args:
+        sample: as in :func:`pixel_labels`.
+        size: height and width of the batch's images in pixels, padding included.
+        device: where the result lives.
+
+    Returns:
+        Which segment each pixel belongs to ``(H, W)`` int64, -1 for padding: objects, numbered
+        from 1 with 0 for the background, or classes of a semantic map; and the class of every
+        segment (int64; None: the segments are the classes).
+
+    Raises:
+        ValueError: if the sample has no ground truth of these kinds.
+    """
+    classes = None
+    if "gt_instances" in sample:
+        found = sample.gt_instances
+        shape = sample.metainfo["ori_shape"][:2]
+        if "masks" in found:
+            shape = _mask_tensor(found.masks).shape[1:]
+        pixels = torch.zeros(shape, dtype=torch.long)
+        paint_instances(pixels, found, torch.arange(1, len(found) + 1))
+        classes = found.labels.to(device)
+    else:
+        pixels = _semantic(sample).long()
+        pixels = pixels.masked_fill(pixels >= 255, IGNORED)  # mmseg's ignored pixels
+    inner = sample.metainfo.get("img_shape", pixels.shape)[:2]
+    resized = F.interpolate(pixels[None, None].double(), tuple(inner), mode="nearest-exact")
+    target = torch.full(size, IGNORED, dtype=torch.long, device=device)
+    paste(target, resized[0, 0].long())
+    return target, classes
 
 
 def paint_instances(target: Tensor, instances: BaseDataElement, values: Tensor) -> None:
@@ -81,13 +115,19 @@ def _mask_tensor(masks: object) -> Tensor:
 
 def _semantic(sample: BaseDataElement) -> Tensor:
     """A semantic map ``(H, W)``: ``data`` in mmseg, ``sem_seg`` in mmdet."""
+    if "gt_sem_seg" not in sample:
+        raise ValueError(
+            "labels of tokens need gt_instances or gt_sem_seg in every data sample, got "
+            f"{sorted(sample.keys())}: load annotations in the pipeline"
+        )
     found = sample.gt_sem_seg
     return (found.data if "data" in found else found.sem_seg).squeeze(0)
 
 
-def _paste(target: Tensor, source: Tensor) -> None:
+def paste(target: Tensor, source: Tensor) -> None:
+    """Write a map into the top left of another, in place."""
     height, width = min(len(target), len(source)), min(target.shape[1], source.shape[1])
-    target[:height, :width] = source[:height, :width]
+    target[:height, :width] = source[:height, :width].to(target)
 
 
 def slot_labels(pixels: Tensor, grid: tuple[int, int], pitch: float, num_classes: int) -> Tensor:

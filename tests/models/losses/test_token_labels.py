@@ -10,7 +10,7 @@ from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 from torch.testing import assert_close
 
-from ltm_mm.models.losses.token_labels import pixel_labels, slot_labels
+from ltm_mm.models.losses.token_labels import pixel_labels, segments, slot_labels
 
 BACKGROUND = 3
 
@@ -75,8 +75,32 @@ def test_semantic_map() -> None:
 
 
 def test_without_ground_truth() -> None:
-    with pytest.raises(ValueError, match="needs gt_instances or gt_sem_seg"):
+    with pytest.raises(ValueError, match="need gt_instances or gt_sem_seg"):
         labels_of(SegDataSample())
+
+
+def test_segments_of_a_test_image_are_resized_with_it() -> None:
+    """Original 3 x 3, seen as 6 x 6, padded to 6 x 8."""
+    masks = np.zeros((2, 3, 3), np.uint8)
+    masks[0, 1, 1], masks[1, :2, :2] = 1, 1
+    for ground_truth in (
+        {"masks": BitmapMasks(masks, 3, 3)},
+        {"bboxes": torch.tensor([[1.0, 1, 2, 2], [0, 0, 2, 2]])},
+    ):
+        sample = detection(labels=torch.tensor([2, 0]), **ground_truth)
+        sample.set_metainfo({"ori_shape": (3, 3)})
+        found, classes = segments(sample, (6, 8), "cpu")
+        small = torch.tensor([[2, 2, 0], [2, 1, 0], [0, 0, 0]])
+        assert_close(found[:, :6], small.repeat_interleave(2, 0).repeat_interleave(2, 1))
+        assert (found[:, 6:] == -1).all()
+        assert_close(classes, torch.tensor([2, 0]))
+
+
+def test_segments_of_a_semantic_map() -> None:
+    sample = SegDataSample(gt_sem_seg=PixelData(data=torch.tensor([[[0, 255], [3, 1]]])))
+    found, classes = segments(sample, (2, 3), "cpu")
+    assert classes is None
+    assert_close(found, torch.tensor([[0, -1, -1], [3, 1, -1]]))
 
 
 def slow_slot_labels(pixels, grid, pitch, num_classes):
