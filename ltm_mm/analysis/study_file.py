@@ -8,9 +8,10 @@ from pathlib import Path
 import yaml
 
 from ..engine import UserError, parse_slots
+from ..models.losses import BOUNDS
 
 STUDY_KEYS = ("config", "seeds", "metrics", "variants", "baseline", "cfg_options")
-VARIANT_KEYS = ("ltm", "from", "steps", "cfg_options")
+VARIANT_KEYS = ("ltm", "ib", "from", "steps", "cfg_options")
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Variant:
         start: name of the variant whose last checkpoint of the same seed this one starts from.
         steps: share of the config's training steps; 0 evaluates the checkpoint only.
         cfg_options: changes to the config, on top of the study's.
+        ib: the information-bottleneck loss, see :func:`ltm_mm.engine.use_ib`; None: as
+            configured.
     """
 
     name: str
@@ -30,6 +33,7 @@ class Variant:
     start: str | None = None
     steps: float = 1.0
     cfg_options: Mapping[str, object] = field(default_factory=dict)
+    ib: str | None = None
 
 
 @dataclass(frozen=True)
@@ -111,8 +115,11 @@ def _read_variant(name: str, entry: object, path: Path) -> Variant:
             parse_slots(str(ltm))
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
+    ib = entry.get("ib")
+    if ib not in (None, "none", *BOUNDS):
+        raise UserError(f"{where}: ib must be none, {' or '.join(BOUNDS)}, got {ib!r}")
     options = entry.get("cfg_options") or {}
-    return Variant(name, None if ltm is None else str(ltm), start, float(steps), options)
+    return Variant(name, None if ltm is None else str(ltm), start, float(steps), options, ib)
 
 
 def _check_keys(

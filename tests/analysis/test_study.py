@@ -8,7 +8,7 @@ import pytest
 import yaml
 from mmengine.config import Config
 
-from ltm_mm.analysis.study import Run, estimate, plan_runs, shorten
+from ltm_mm.analysis.study import Run, _progress, _summary, estimate, plan_runs, shorten
 from ltm_mm.analysis.study_file import Study, Variant, read_study
 from ltm_mm.analysis.study_report import aggregate, cell, collect, to_markdown, write_report
 from ltm_mm.datasets import ensure_shapes
@@ -88,6 +88,50 @@ def test_mistakes(write: Writer, changes: dict, says: str) -> None:
         read_study(write(**changes))
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_bottleneck_of_a_variant(write: Writer, tmp_path: Path) -> None:
+    """It is read, decides about the settings, and leaves those of other variants as they were."""
+    study = read_study(write(variants={"plain": {"ltm": "none"}, "ib": {"ib": "paper"}}))
+    assert [v.ib for v in study.variants.values()] == [None, "paper"]
+    settings = [run.settings for run in plan_runs(study, tmp_path)[:2]]
+    assert "ib" not in settings[0]
+    assert settings[1]["ib"] == "paper"
+    with pytest.raises(UserError, match="ib must be none, paper or variational, got 'tight'"):
+        read_study(write(variants={"a": {"ib": "tight"}}))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ""),
+        (
+            "x - INFO - Iter(train) [ 20/300]  lr: 1\nx Iter(train) [ 40/300]",
+            "Iter(train) [ 40/300]",
+        ),
+        ("- Epoch(train)  [2][20/63]  lr", "Epoch(train) [2][20/63]"),
+        ("Iter(train) [300/300] x\n Iter(test) [ 50/100]  eta", "Iter(test) [ 50/100]"),
+    ],
+)
+def test_progress(text: str, expected: str, tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    assert _progress(log) == ""
+    log.write_text(text)
+    assert _progress(log) == expected
+
+
+def test_a_metric_of_some_variants_only(results: tuple[Study, list[Run], Path]) -> None:
+    """A plain model has no statistics of merging: its cell is empty, and the run counts."""
+    study, runs, _ = results
+    file = runs[1].folder / "result.json"
+    result = json.loads(file.read_text())
+    result["metrics"]["ltm/IB"] = 1.5
+    file.write_text(json.dumps(result))
+    study.metrics["IB"] = "ltm/IB"
+    rows = to_markdown(study, collect(study, runs)).splitlines()
+    assert rows[2].startswith("| plain | 42.0 ± 2.8 | – |")
+    assert rows[3].startswith("| merged | 39.0 | 1.5 |")
+    assert _summary(runs[0], study.metrics) == "mIoU 40, without ltm/IB (40 s)"
 
 
 def test_files_that_are_no_study(tmp_path: Path) -> None:
