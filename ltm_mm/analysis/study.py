@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from mmengine.config import Config
 
 from ..engine import UserError, evaluate, load_config, train
+from ..engine.config import change_config
 from ..engine.errors import explain
 from .study_file import Study, Variant, read_study
 from .study_report import write_report
@@ -56,13 +57,13 @@ def plan_runs(study: Study, work_dir: Path) -> list[Run]:
             other settings.
     """
     runs: list[Run] = []
-    configs: dict[str, Config] = {}
+    base, configs = load_config(study.config), {}
     own = {}
     for variant in study.variants.values():
         options = {**study.cfg_options, **variant.cfg_options}
         key = json.dumps(options, default=str)
         if key not in configs:  # mmengine takes '_delete_' out of what it is given
-            configs[key] = load_config(study.config, deepcopy(options))
+            configs[key] = change_config(deepcopy(base), deepcopy(options))
         cfg = configs[key]
         try:
             shortened = shorten(cfg, variant.steps) if variant.steps not in (0, 1) else {}

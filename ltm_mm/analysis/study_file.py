@@ -10,7 +10,7 @@ import yaml
 from ..engine import UserError, parse_slots
 from ..models.losses import BOUNDS
 
-STUDY_KEYS = ("config", "seeds", "metrics", "variants", "baseline", "cfg_options")
+STUDY_KEYS = ("_base_", "config", "seeds", "metrics", "variants", "baseline", "cfg_options")
 VARIANT_KEYS = ("ltm", "ib", "from", "steps", "cfg_options")
 
 
@@ -57,12 +57,7 @@ def read_study(path: str | os.PathLike) -> Study:
             is allowed.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"study {path} does not exist")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"study {path} is not valid YAML: {error}") from error
+    content = _read(path)
     _check_keys(content, STUDY_KEYS, f"study {path}", required=("config", "metrics", "variants"))
     seeds = content.get("seeds", [0, 1, 2])
     if not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds):
@@ -95,6 +90,33 @@ def read_study(path: str | os.PathLike) -> Study:
             f"{', '.join(known)}"
         )
     return study
+
+
+def _read(path: Path) -> object:
+    """A study's YAML on top of its ``_base_``'s (one file beside it, or a list of them).
+
+    Entries of ``variants``, ``metrics`` and ``cfg_options`` are added or replaced one by one,
+    and taken out by ``null``; all else is replaced.
+    """
+    if not path.is_file():
+        raise UserError(f"study {path} does not exist")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"study {path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict) or "_base_" not in content:
+        return content
+    names = content.pop("_base_")
+    layers = [_read(path.parent / str(n)) for n in (names if isinstance(names, list) else [names])]
+    result: dict[str, object] = {}
+    for layer in [*layers, content]:
+        for key, value in (layer if isinstance(layer, dict) else {}).items():
+            below = result.get(key)
+            if isinstance(value, dict) and isinstance(below, dict):
+                merged = {**below, **value}
+                value = {k: v for k, v in merged.items() if v is not None}
+            result[key] = value
+    return result
 
 
 def _read_variant(name: str, entry: object, path: Path) -> Variant:

@@ -20,7 +20,7 @@ from .errors import UserError, no_such_type
 from .hooks import SegPictures, StartFrom, load
 from .ib_hook import use_ib
 from .resume import check_same_model, find_resume
-from .swap import parse_slots, use_ltm
+from .swap import check_unmerge, parse_slots, use_ltm
 
 
 def train(
@@ -194,6 +194,7 @@ def _prepare(
     if ib is not None:
         use_ib(cfg, ib)
         stem += f"_ib-{ib}"
+    check_unmerge(cfg)
     if work_dir or not cfg.get("work_dir"):
         cfg.work_dir = work_dir or os.path.join("work_dirs", stem)
     cfg.launcher = launcher

@@ -125,7 +125,7 @@ class MergedMMStage(MergedSwinStage):
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> tuple:
         """``(B, H * W, C)``, (H, W) -> what goes on, its size, the stage's map, its size."""
-        x = run_blocks(self.blocks, x.unflatten(1, hw_shape)).flatten(1, 2)
+        x = run_blocks(self.blocks, x.unflatten(1, hw_shape))[0].flatten(1, 2)
         if self.downsample is None:
             return x, hw_shape, x, hw_shape
         return *self.downsample(x, hw_shape), x, hw_shape
@@ -136,7 +136,7 @@ class MergedTimmStage(MergedSwinStage):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` -> the stage's map, channel-last."""
-        return run_blocks(self.blocks, self.downsample(x))
+        return run_blocks(self.blocks, self.downsample(x))[0]
 
 
 class MergedEfficientVitStage(EfficientVitLTMStage, MergedStage):
@@ -145,6 +145,10 @@ class MergedEfficientVitStage(EfficientVitLTMStage, MergedStage):
     def __init__(self, original: nn.Module, counts: Sequence[int], window: int, steps: int) -> None:
         super().__init__(original, counts, window, steps)
         self._original = (original,)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """``(B, C_in, H, W)`` -> the stage's map."""
+        return super().forward(x)[0]
 
 
 def _stage_places(model: nn.Module) -> list[tuple[nn.Module, str]]:

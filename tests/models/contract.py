@@ -1,6 +1,7 @@
 """The contract every backbone keeps. A family's test subclasses it and gives builders."""
 
 import copy
+from itertools import pairwise
 from typing import ClassVar
 
 import pytest
@@ -80,6 +81,39 @@ class BackboneContract:
                 assert m.shape[:2] == (batch, channels)
                 assert m.shape[2:] == (-(-height // stride), -(-width // stride))
                 assert m.isfinite().all()
+
+    @pytest.mark.parametrize(("batch", "height", "width"), SIZES)
+    def test_slots_are_returned_where_nothing_is_unmerged(self, batch, height, width):
+        state = randomise(self.build(slots=None)).state_dict()
+        x = self.image(batch, height, width)
+        for plan in self.plans:
+            full, slots = (
+                self.build(slots=plan, unmerge=unmerge).eval() for unmerge in ("residual", "none")
+            )
+            for model in (full, slots):
+                model.load_state_dict(state, strict=False)
+            counts = [c[-1] if c else full.plan_window for c in full.plan]
+            merges = [i for i in full.out_indices if counts[i] < full.plan_window]
+            assert merges
+            for i, a, b in zip(
+                full.out_indices, self.maps(full, x), self.maps(slots, x), strict=True
+            ):
+                k = full.out_indices.index(i)
+                if i not in merges:
+                    assert slots.strides[k] == full.strides[k]
+                    assert_close(a, b, rtol=0, atol=0)
+                    continue
+                s, w = counts[i], full.plan_window
+                assert slots.strides[k] == full.strides[k] * w / s
+                size = list(a.shape[2:])
+                for before, after in pairwise((w, *full.plan[i])):
+                    size = [-(-n * after // before) for n in size]
+                assert list(b.shape[2:]) == size
+                assert b.isfinite().all()
+        plain = [self.build(slots=None, unmerge=u).eval() for u in ("residual", "none")]
+        plain[1].load_state_dict(plain[0].state_dict())
+        for a, b in zip(*(self.maps(m, x) for m in plain), strict=True):
+            assert_close(a, b, rtol=0, atol=0)
 
     def test_every_preset_changes_the_output(self):
         state = randomise(self.build(slots=None)).state_dict()
@@ -205,6 +239,7 @@ class BackboneContract:
             (dict(slots=(None, None, None, 2.5)), "2.5"),
             (dict(slots="balanced", steps=-1), "steps must be an integer >= 0, got -1"),
             (dict(arch="huge"), "unknown arch 'huge': choose from"),
+            (dict(unmerge="all"), "unmerge must be one of residual, none, got 'all'"),
             (dict(out_indices=(4,)), "out_indices must name stages from 0 to 3"),
             (dict(frozen_stages=9), "frozen_stages must lie in -1..4, got 9"),
             (dict(init_cfg=dict(type="Xavier")), "init_cfg must be None or dict"),
