@@ -69,7 +69,7 @@ def choose_stages(model: nn.Module, stages: str | Sequence[int]) -> dict[str, To
             f"{type(model).__name__} merges no tokens: use an LTM backbone with slots, or "
             "--ltm balanced"
         )
-    wanted = range(len(found)) if stages == "all" else stages
+    wanted = range(len(found)) if isinstance(stages, str) else stages
     if any(not -len(found) <= i < len(found) for i in wanted):
         raise ValueError(
             f"stages must be 'all' or positions from 0 to {len(found) - 1} among the stages that "

@@ -166,6 +166,8 @@ def test_frozen_stages_have_no_loss() -> None:
     assert [n.split(".")[2] for n in bench.hook.losses] == ["2", "3"]
     with pytest.raises(UserError, match="all its stages are frozen"):
         Bench(backbone={"frozen_stages": 4})
+    with pytest.raises(UserError, match="merges no tokens: use an LTM backbone with slots"):
+        Bench(backbone={"slots": None})
 
 
 def test_activation_checkpointing_changes_nothing() -> None:

@@ -141,10 +141,10 @@ class DenseIBLoss(nn.Module):
         # One message for all: it is the number of messages that costs.
         parts = [weight.sum().view(1), joint.flatten(), chosen, sums.flatten()]
         count, joint, chosen, sums = all_reduce_(torch.cat(parts)).split([t.numel() for t in parts])
-        rate = max(1 - self.decay, 1 / (self.steps + 1))
+        pace = max(1 - self.decay, 1 / (self.steps + 1))
         # An overflow in a batch (mixed precision), or no token at all, must not stay.
         usable = (count > 0).all() & joint.isfinite().all() & sums.isfinite().all()
-        rate = torch.where(usable, rate, 0.0)
+        rate = torch.where(usable, pace, 0.0)
         total = count.clamp(min=1)
         joint = torch.where(usable, joint / total, 0).view_as(self.joint)
         self.joint.lerp_(joint, rate)
