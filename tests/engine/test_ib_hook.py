@@ -27,7 +27,8 @@ from tests.engine.conftest import SHAPES_CONFIG
 from tests.engine.test_run import FAST
 
 Options = Callable[..., dict[str, object]]
-SEG_CONFIG = ROOT / "configs" / "ltm_swin_upernet_shapes.py"
+CONFIGS = ROOT / "configs"
+SEG_CONFIG = CONFIGS / "ltm_swin_upernet_shapes.py"
 TINY = {"embed_dims": 8, "depths": (2, 2, 2), "num_heads": (1, 1, 1), "strides": (4, 2, 2)}
 
 
@@ -87,8 +88,10 @@ def test_choice_of_stages() -> None:
 class Bench:
     """A small segmentor with the hook, and a batch for it."""
 
-    def __init__(self, backbone: dict | None = None, **options: object) -> None:
-        cfg = load_config(SEG_CONFIG)
+    def __init__(
+        self, backbone: dict | None = None, config: Path = SEG_CONFIG, **options: object
+    ) -> None:
+        cfg = load_config(config)
         cfg.model.backbone.update(backbone or {})
         torch.manual_seed(0)
         with DefaultScope.overwrite_default_scope("mmseg"):
@@ -170,12 +173,13 @@ def test_frozen_stages_have_no_loss() -> None:
         Bench(backbone={"slots": None})
 
 
-def test_activation_checkpointing_changes_nothing() -> None:
-    plain, saving = Bench(), Bench(backbone={"with_cp": True})
+@pytest.mark.parametrize("family", ["swin", "efficientvit"])
+def test_activation_checkpointing_changes_nothing(family: str) -> None:
+    config = CONFIGS / f"ltm_{family}_upernet_shapes.py"
+    plain, saving = (Bench({"with_cp": with_cp}, config) for with_cp in (False, True))
     assert_close(saving.gradients(), plain.gradients())
-    assert {k: v.steps for k, v in saving.hook.losses.items()} == dict.fromkeys(
-        plain.hook.losses, 1
-    )
+    steps = {k: v.steps for k, v in saving.hook.losses.items()}
+    assert steps == dict.fromkeys(plain.hook.losses, 1)
 
 
 def test_mixed_precision() -> None:
@@ -210,6 +214,20 @@ def test_use_ib() -> None:
     assert [h["type"] for h in cfg.custom_hooks] == ["NumClassCheckHook"]
     with pytest.raises(UserError, match="--ib tight: give none, paper or variational"):
         use_ib(cfg, "tight")
+
+
+def test_weights_of_another_run_bring_no_estimates() -> None:
+    """Those are taken on only where training goes on."""
+    first = Bench()
+    first.losses()
+    checkpoint: dict = {}
+    first.hook.before_save_checkpoint(first.runner, checkpoint)
+    for step in (0, 1):
+        bench = Bench()
+        bench.hook.after_load_checkpoint(bench.runner, checkpoint)
+        bench.runner.iter = step
+        bench.hook.before_train(bench.runner)
+        assert bool(bench.hook.saved) == bool(step)
 
 
 def hook_of(runner: object) -> InformationBottleneck:

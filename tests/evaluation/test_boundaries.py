@@ -157,8 +157,8 @@ def test_boundary_iou_metric(annotations: str) -> None:
     samples = [
         prediction(
             1,
-            (0, 0.9, TWELVE),
-            (0, 0.8, square(6, 6, 5)),  # overlaps less
+            (0, 0.9, square(6, 6, 5)),  # overlaps less
+            (0, 0.8, TWELVE),
             (1, 0.1, square(20, 20, 8)),  # right, but not sure enough
             (0, 0.9, square(20, 20, 8)),  # of the other class
         ),

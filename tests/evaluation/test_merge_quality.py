@@ -89,3 +89,12 @@ def test_held_out_information_of_noise_is_small_about_the_class() -> None:
     found = held_out_information(tokens, labels, 3, centroids=8)
     assert 0 <= found["I_AY"] < 0.01
     assert found["I_AY"] < found["I_AX"]
+
+
+def test_clusters_and_information_are_of_different_tokens() -> None:
+    """Two groups to find clusters on; all tokens to be measured are of one of them."""
+    torch.manual_seed(0)
+    centres = torch.randn(2, 16)
+    group = torch.arange(400) % 4 // 2 * (torch.arange(400) % 2 == 0)
+    found = held_out_information(centres[group], group, 2, centroids=2, temperature=1e-3)
+    assert found["I_AX"] == pytest.approx(0, abs=1e-6)

@@ -84,7 +84,7 @@ def test_one_line_and_no_traceback(tool: Tool, shapes: Path, arguments: tuple, l
 @pytest.mark.parametrize(
     ("name", "flags"),
     [
-        ("train.py", "work-dir resume amp cfg-options launcher ltm checkpoint trust-checkpoint"),
+        ("train.py", "work-dir resume amp cfg-options launcher ltm ib checkpoint trust-checkpoint"),
         ("test.py", "work-dir out show-dir tta cfg-options launcher ltm trust-checkpoint"),
     ],
 )
