@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from mmcv.transforms import TRANSFORMS
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
@@ -290,6 +291,12 @@ def test_shipped_mask_studies(path: Path, tmp_path: Path, monkeypatch: pytest.Mo
             use_ltm(cfg, parse_slots(run.variant.ltm))
         with DefaultScope.overwrite_default_scope("ltm_mm"):
             backbone = MODELS.build(cfg.model.backbone)
+        for part in ("train", "test"):
+            resize = next(
+                t for t in cfg[f"{part}_dataloader"].dataset.pipeline if t["type"] == "Resize"
+            )
+            size = 160 if "px" not in run.variant.name else int(run.variant.name[-5:-2])
+            assert TRANSFORMS.build(resize).scale == (size, size)
         merges = any("prior" in name for name, _ in backbone.named_parameters())
         assert merges == (run.variant.ltm != "none"), run.variant.name
 
