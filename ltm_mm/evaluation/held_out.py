@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..models.losses import DenseIBLoss
 from ..models.losses.dense_ib import all_reduce_
-from ..models.losses.information import mutual_information, normalise, soft_assignment
+from ..models.losses.information import mutual_information
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def held_out_information(
     ).to(tokens.device)
     for _ in range(rounds):
         clusters(tokens[::2], labels[::2])
-    p = soft_assignment(normalise(tokens[1::2].float()), clusters.centroids, temperature)
+    p = clusters.assign(tokens[1::2])
     joint = F.one_hot(labels[1::2], num_classes).to(p).t() @ p  # (K, A)
     certainty = torch.xlogy(p, p).sum()
     *_, count = sums = all_reduce_(

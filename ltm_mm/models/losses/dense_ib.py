@@ -37,7 +37,8 @@ class DenseIBLoss(nn.Module):
         num_classes: classes, background included (K).
         bound: 'paper' or 'variational', see :mod:`.information`.
         centroids: clusters (A).
-        temperature: of the soft assignment, for tokens of length 1.
+        temperature: of the soft assignment, as a share of the tokens' mean squared distance
+            to their mean: tokens of a layer have much in common, and what differs counts.
         beta: weight of I(A;Y) in the variational bound.
         decay: of the running means, 0..1; the first calls average evenly.
 
@@ -97,6 +98,17 @@ class DenseIBLoss(nn.Module):
         marginal = self.joint.sum(0) + FLOOR / self.joint.shape[1]
         return marginal / marginal.sum()
 
+    def assign(self, tokens: Tensor) -> Tensor:
+        """Soft assignment p ``(n, A)`` of tokens ``(n, C)`` to the clusters as they are now."""
+        # A copy, because the estimates move before the gradient is taken.
+        centroids, temperature = self.centroids.clone(), self.temperature * self.spread()
+        return soft_assignment(normalise(tokens.float()), centroids, temperature)
+
+    def spread(self) -> Tensor:
+        """Mean squared distance of the tokens to their mean, a scalar."""
+        mean = self.share @ self.centroids
+        return (1 - mean @ mean).clamp(min=1e-6)  # normalised tokens have length 1
+
     def forward(self, tokens: Tensor, labels: Tensor, inputs: Tensor | None = None) -> Tensor:
         """The bound's mean over the labelled tokens of all ranks, as this rank's part.
 
@@ -109,26 +121,21 @@ class DenseIBLoss(nn.Module):
         Returns:
             A scalar in nats; the ranks' mean is the bound of the whole batch.
         """
-        tokens, inputs = tokens.float(), None if inputs is None else inputs.detach().float()
         with torch.autocast(tokens.device.type, enabled=False):
-            x = normalise(tokens)
+            x = normalise(tokens.detach().float())
             weight = (labels >= 0).to(x.dtype)
             labels = labels.clamp(min=0)
             if self.training and not self.steps:
-                self._start(x.detach(), weight)
-            # A copy, because the estimates move before the gradient is taken.
-            p = soft_assignment(x, self.centroids.clone(), self.temperature)
-            count = self._observe(x.detach(), p.detach(), weight, labels)
-            values = self._bound(p, labels, inputs)
+                self._start(x, weight)
+            p = self.assign(tokens)
+            q = p.detach() if inputs is None else self.assign(inputs.detach())
+            count = self._observe(x, p.detach(), weight, labels)
+            given_class = self.given_class()
+            if self.bound == "variational":
+                values = variational_bound(p, self.marginal(), given_class, labels, self.beta)
+            else:
+                values = paper_bound(p, q, given_class, labels)
             return (values * weight).sum() * get_world_size() / count.clamp(min=1)
-
-    def _bound(self, p: Tensor, labels: Tensor, inputs: Tensor | None) -> Tensor:
-        if self.bound == "variational":
-            return variational_bound(p, self.marginal(), self.given_class(), labels, self.beta)
-        q = p.detach()
-        if inputs is not None:
-            q = soft_assignment(normalise(inputs), self.centroids, self.temperature)
-        return paper_bound(p, q, self.given_class(), labels)
 
     @torch.no_grad()
     def _observe(self, x: Tensor, p: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
@@ -177,7 +184,7 @@ class DenseIBLoss(nn.Module):
         lightest, fullest = self.share.argmin(), self.share.argmax()
         dead = self.share[lightest] < least / len(self.share)
         half = self.share[fullest] / 2
-        new = self.centroids[fullest] + _noise(self.centroids[fullest], self.steps)
+        new = self.centroids[fullest] + self._noise(self.centroids[fullest], self.steps)
         self.centroids[lightest] = torch.where(dead, new, self.centroids[lightest])
         self.share[lightest] = torch.where(dead, half, self.share[lightest])
         self.share[fullest] = torch.where(dead, half, self.share[fullest])
@@ -191,8 +198,8 @@ class DenseIBLoss(nn.Module):
         while grown < count:
             more = min(grown, count - grown)
             fullest = self.share[:grown].argsort(descending=True, stable=True)[:more]
-            spread = self.centroids[fullest]
-            self.centroids[grown : grown + more] = spread + _noise(spread, grown)
+            split = self.centroids[fullest]
+            self.centroids[grown : grown + more] = split + self._noise(split, grown)
             grown += more
             for _ in range(rounds):
                 self._lloyd(x, weight, grown)
@@ -207,6 +214,11 @@ class DenseIBLoss(nn.Module):
         self.centroids.copy_(torch.where(moved, sums / chosen.clamp(min=1), self.centroids))
         self.share.copy_((chosen / chosen.sum().clamp(min=1)).squeeze(1))
 
+    def _noise(self, like: Tensor, seed: int, size: float = 0.1) -> Tensor:
+        """Small differences on the scale of the tokens' spread, the same on all ranks."""
+        draw = torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)).to(like)
+        return draw * size * (self.spread() / like.shape[-1]).sqrt()
+
     @staticmethod
     def _mean_of(x: Tensor, weight: Tensor) -> Tensor:
         total = all_reduce_(torch.cat([weight.sum().view(1), weight @ x]))
@@ -217,9 +229,3 @@ def all_reduce_(tensor: Tensor) -> Tensor:
     """Sum over the ranks; the tensor itself without any."""
     all_reduce(tensor, "sum")
     return tensor
-
-
-def _noise(like: Tensor, seed: int, size: float = 0.05) -> Tensor:
-    """Small differences, the same on all ranks and devices."""
-    draw = torch.randn(like.shape, generator=torch.Generator().manual_seed(seed))
-    return (draw * size / like.shape[-1] ** 0.5).to(like)

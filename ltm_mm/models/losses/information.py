@@ -29,11 +29,14 @@ def normalise(tokens: Tensor) -> Tensor:
 
 def squared_distances(x: Tensor, centroids: Tensor) -> Tensor:
     """``||x_i - c_a||^2``, ``(n, A)``, from ``(n, C)`` and ``(A, C)``."""
+    # What all have in common would cost digits.
+    common = centroids.mean(0)
+    x, centroids = x - common, centroids - common
     squares = (x * x).sum(-1, keepdim=True) + (centroids * centroids).sum(-1)
     return torch.addmm(squares, x, centroids.t(), alpha=-2)
 
 
-def soft_assignment(x: Tensor, centroids: Tensor, temperature: float) -> Tensor:
+def soft_assignment(x: Tensor, centroids: Tensor, temperature: float | Tensor) -> Tensor:
     """``p_i = softmax_a(-||x_i - c_a||^2 / temperature)``.
 
     Args:
@@ -90,7 +93,8 @@ def variational_bound(
     """
     log_r = marginal.log()
     log_q = given_class.log()[labels]
-    return (torch.xlogy(p, p) - p * log_r - beta * p * (log_q - log_r)).sum(-1)
+    log_p = p.clamp(min=1e-30).log()  # finite, and its gradient too, where p is 0
+    return (p * (log_p - log_r - beta * (log_q - log_r))).sum(-1)
 
 
 def mutual_information(joint: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ def test_estimates_are_those_of_the_batches() -> None:
     tokens, labels, _ = blobs()
     loss(tokens, labels)
     x, labels, _ = blobs(seed=1)
-    p = soft_assignment(normalise(x), loss.centroids, loss.temperature)
+    p = loss.assign(x)
     nearest = squared_distances(normalise(x), loss.centroids).argmin(1)
     means = torch.stack([normalise(x)[nearest == a].mean(0) for a in range(8)])
     value = loss(x, labels)
@@ -57,14 +57,28 @@ def test_estimates_are_those_of_the_batches() -> None:
     assert_close(value, paper_bound(p, p, given, labels).mean())
 
 
+@pytest.mark.parametrize("common", [0.0, 30.0])
+def test_assignment_is_relative_to_how_far_tokens_spread(common: float) -> None:
+    """What all tokens share makes them neither softer nor harder to tell apart."""
+    tokens, labels, _ = blobs()
+    tokens = tokens + common * torch.linspace(-1, 1, 16)
+    loss = make()
+    loss(tokens, labels)
+    x = normalise(tokens)
+    spread = squared_distances(x, x.mean(0, keepdim=True)).mean()
+    assert_close(loss.spread(), spread, rtol=0.15, atol=0)
+    found = soft_assignment(x, loss.centroids, 0.1 * loss.spread())
+    assert_close(loss.assign(tokens), found, rtol=1e-4, atol=1e-6)
+    assert loss.assign(tokens).amax(1).mean() > 0.9
+
+
 def test_running_means_average_evenly_at_first() -> None:
     loss = make(decay=0.99)
     seen = []
     for seed in range(3):
         tokens, labels, _ = blobs(seed=seed)
-        x = normalise(tokens)
         if seed:
-            seen.append(soft_assignment(x, loss.centroids, loss.temperature))
+            seen.append(loss.assign(tokens))
         loss(tokens, labels)
         if not seed:
             first = loss.joint.clone()
@@ -162,7 +176,7 @@ def test_variational_value() -> None:
     loss = make(bound="variational", beta=1.5)
     loss(tokens, labels)
     loss.eval()
-    p = soft_assignment(normalise(tokens), loss.centroids, 0.1)
+    p = loss.assign(tokens)
     found = variational_bound(p, loss.marginal(), loss.given_class(), labels, 1.5).mean()
     assert_close(loss(tokens, labels), found)
 

@@ -169,6 +169,16 @@ def test_gradients_by_finite_differences(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BOUNDS)
+def test_gradients_are_finite_where_an_assignment_is_certain(name: str) -> None:
+    logits = torch.full((30, 5), -1e4)
+    logits[:, 0] = 0
+    logits.requires_grad_()
+    toy = Toy(7)
+    BOUNDS[name](logits.softmax(-1), toy).mean().backward()
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", BOUNDS)
 def test_closed_form_gradient_of_the_mask(name: str) -> None:
     """dIBB/dG = Z (dIBB/dX~)^T, and one small step along it lowers the bound."""
     torch.manual_seed(1)
