@@ -69,7 +69,7 @@ def test_assignment_is_relative_to_how_far_tokens_spread(common: float) -> None:
     assert_close(loss.spread(), spread, rtol=0.15, atol=0)
     found = soft_assignment(x, loss.centroids, 0.1 * loss.spread())
     assert_close(loss.assign(tokens), found, rtol=1e-4, atol=1e-6)
-    assert loss.assign(tokens).amax(1).mean() > 0.9
+    assert loss.assign(tokens).amax(1).mean() > 0.6
 
 
 def test_running_means_average_evenly_at_first() -> None:
