@@ -17,6 +17,7 @@ from .backbones.swin import SwinBlock, run_blocks
 SERVED = "mmdet's, mmseg's or timm's SwinTransformer, timm's EfficientViT (MIT Han Lab)"
 EFFICIENTVIT_STAGES = ("EfficientVitStage", "EfficientVitLargeStage")
 SWIN_STAGES = ("SwinBlockSequence", "SwinTransformerStage")
+MSRA = "efficientvit_msra"  # timm's module of another EfficientViT, with stages of the same name
 
 
 def apply(
@@ -42,9 +43,11 @@ def apply(
         The model itself.
 
     Raises:
-        ValueError: if the model has no such stages, merges already, or the plan does
-            not fit.
+        ValueError: if it is no model, has no such stages, merges already, or the plan
+            does not fit.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be a built model (an nn.Module), got {model!r}")
     if any(isinstance(m, LTMBackbone | MergedStage) for m in model.modules()):
         raise ValueError(
             "the model merges tokens already: call ltm_mm.remove(model) first, or change its "
@@ -160,6 +163,7 @@ def _stage_places(model: nn.Module) -> list[tuple[nn.Module, str]]:
         for name, child in parent.named_children()
         if type(child).__name__ in names
         and type(child).__module__.split(".")[0] in ("mmdet", "mmseg", "timm")
+        and not type(child).__module__.endswith(MSRA)
     ]
 
 

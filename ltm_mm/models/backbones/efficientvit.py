@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from ...layers import TokenMerger
+from ...layers import TokenMerger, fold_convs
 from ...ops import Merge
 from ...presets import Plan, Slots, resolve_plan
 from ...registry import MODELS
@@ -85,9 +85,9 @@ class LTMEfficientViT(LTMBackbone):
         self.norm_eval = norm_eval
         self.plan = resolve_stage_plans(slots, reference.stages, window_size)
         self.plan_window = window_size
-        self.stem = reference.stem
+        self.stem = fold_convs(reference.stem)
         self.stages = nn.ModuleList(
-            EfficientVitLTMStage(stage, plan, window_size, steps, with_cp)
+            EfficientVitLTMStage(fold_convs(stage), plan, window_size, steps, with_cp)
             for stage, plan in zip(
                 reference.stages[: max(self.out_indices) + 1], self.plan, strict=False
             )
