@@ -183,11 +183,12 @@ class DenseIBLoss(nn.Module):
         """
         lightest, fullest = self.share.argmin(), self.share.argmax()
         dead = self.share[lightest] < least / len(self.share)
-        half = self.share[fullest] / 2
         new = self.centroids[fullest] + self._noise(self.centroids[fullest], self.steps)
         self.centroids[lightest] = torch.where(dead, new, self.centroids[lightest])
-        self.share[lightest] = torch.where(dead, half, self.share[lightest])
-        self.share[fullest] = torch.where(dead, half, self.share[fullest])
+        for mass in (self.share, self.joint.t()):  # views: the buffers change
+            half = torch.where(dead, mass[fullest] / 2, 0)
+            mass[lightest] += half
+            mass[fullest] -= half
 
     @torch.no_grad()
     def _start(self, x: Tensor, weight: Tensor, rounds: int = 4) -> None:

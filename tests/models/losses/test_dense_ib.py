@@ -98,6 +98,20 @@ def test_dead_centroids_come_back() -> None:
     assert off.max() < 0.05
 
 
+def test_a_revived_centroid_shares_what_the_fullest_had() -> None:
+    loss = make(centroids=3)
+    loss.centroids.copy_(torch.eye(3, 16))
+    loss.share.copy_(torch.tensor([0.7, 0.3, 0.0]))
+    loss.joint.copy_(torch.tensor([[0.6, 0.1, 0.0], [0.1, 0.2, 0.0]] + 2 * [[0.0] * 3]))
+    loss._revive()
+    assert_close(loss.share, torch.tensor([0.35, 0.3, 0.35]))
+    assert_close(loss.joint[:2], torch.tensor([[0.3, 0.1, 0.3], [0.05, 0.2, 0.05]]))
+    assert 0 < squared_distances(loss.centroids[2:], loss.centroids[:1]) < 0.05
+    before = loss.centroids.clone()
+    loss._revive()
+    assert_close(loss.centroids, before, rtol=0, atol=0)
+
+
 def test_ignored_tokens_change_nothing() -> None:
     tokens, labels, _ = blobs()
     noise, unlabelled = torch.randn(50, 16), torch.full((50,), -1)
