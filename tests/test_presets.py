@@ -9,9 +9,9 @@ from ltm_mm.presets import PRESETS, resolve_plan
     ("slots", "expected"),
     [
         (None, ((7, 7), (7, 7, 7))),
-        ("light", ((7, 6), (7, 6, 6))),
-        ("balanced", ((7, 5), (7, 5, 5))),
-        ("fast", ((5, 4), (5, 4, 4))),
+        ("light", ((7, 7), (7, 6, 6))),  # two blocks are too few to pay
+        ("balanced", ((7, 7), (7, 5, 5))),
+        ("fast", ((5, 5), (5, 5, 5))),
         ((None, 5), ((7, 7), (5, 5, 5))),
         ([6, [7, 5, 4]], ((6, 6), (7, 5, 4))),
         ((7, None), ((7, 7), (7, 7, 7))),
@@ -19,6 +19,10 @@ from ltm_mm.presets import PRESETS, resolve_plan
 )
 def test_plans(slots, expected):
     assert resolve_plan(slots, (2, 3), 7) == expected
+
+
+def test_a_backbone_without_a_deep_stage_is_merged_in_all():
+    assert resolve_plan("balanced", (2, 1), 7) == ((7, 5), (7,))
 
 
 @pytest.mark.parametrize("window", [2, 4, 5, 7, 8, 12, 16, 24])
