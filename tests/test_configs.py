@@ -7,11 +7,12 @@ from mmengine.registry import DefaultScope
 
 import ltm_mm  # noqa: F401  before mmdet and mmseg
 from ltm_mm.engine import load_config
-from ltm_mm.registry import MODELS
+from ltm_mm.registry import HOOKS, MODELS
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 ENTRIES = sorted(path.name for path in CONFIGS.glob("*.py"))
-SHAPES = [name for name in ENTRIES if name.endswith("_shapes.py")]
+SHAPES = [name for name in ENTRIES if "_shapes" in name]
+WITH_IB = [name for name in ENTRIES if name.endswith("_ib.py")]
 PARENTS = {
     "ltm_swin_maskrcnn.py": "mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py",
     "ltm_swin_upernet.py": (
@@ -75,6 +76,16 @@ def test_shapes_configs_need_nothing_from_outside(name: str) -> None:
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         assert loader.dataset.type.startswith("ltm_mm.Shapes")
     assert "SyncBN" not in cfg.pretty_text
+
+
+@pytest.mark.parametrize("name", WITH_IB)
+def test_ib_configs_add_the_loss_and_nothing_else(name: str) -> None:
+    cfg, plain = load_config(CONFIGS / name), load_config(CONFIGS / name.replace("_ib", ""))
+    (hook,) = cfg.pop("custom_hooks")
+    assert vars(HOOKS.build(hook))["weight"] == hook.weight == 0.1
+    assert (hook.bound, hook.warmup) == ("paper", 0.3)
+    assert not plain.pop("custom_hooks", None)
+    assert cfg.to_dict() == plain.to_dict()
 
 
 def test_data_root_of_own_data(monkeypatch: pytest.MonkeyPatch) -> None:

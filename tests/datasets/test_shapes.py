@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mmengine.registry import DefaultScope
+from mmengine.registry import DefaultScope, Registry
 from PIL import Image
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
-import ltm_mm
+import ltm_mm  # noqa: F401  before mmdet and mmseg
 from ltm_mm.datasets import SHAPES, SIZE, draw_image, ensure_shapes, shapes
-from ltm_mm.registry import DATASETS
+from ltm_mm.registry import DATASETS, register_or_explain
 
 COUNTS = {"train": 6, "val": 4}
 
@@ -198,8 +198,10 @@ def test_mmseg_pipeline(root: Path, scope: None) -> None:
 
 
 def test_missing_package_fails_at_use() -> None:
-    missing = ltm_mm.datasets._unavailable("ShapesSemantic", "mmseg", ImportError("no mmseg"))
-    with pytest.raises(ImportError, match=r"ltm_mm.ShapesSemantic needs mmseg.*no mmseg.*pip"):
+    registry = Registry("test data sets")
+    register_or_explain(registry, "ShapesSemantic", "mmseg", "ltm_mm.no_such_module")
+    missing = registry.get("ShapesSemantic")
+    with pytest.raises(ImportError, match=r"ShapesSemantic needs mmseg.*no_such_module.*pip"):
         missing(data_root="data/shapes")
 
 
