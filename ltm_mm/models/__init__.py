@@ -1,5 +1,5 @@
 """Everything that ``ltm_mm.registry.MODELS`` holds."""
 
-from .backbones import LTMEfficientViT, LTMSwin
+from .backbones import LTMEfficientViT, LTMMobileViT, LTMSwin, LTMViT
 
-__all__ = ["LTMEfficientViT", "LTMSwin"]
+__all__ = ["LTMEfficientViT", "LTMMobileViT", "LTMSwin", "LTMViT"]

@@ -100,6 +100,13 @@ class LTMBackbone(BaseModule):
         return [m for m in self.modules() if m not in inside]
 
 
+def copy_weights(source: nn.Module, target: nn.Module) -> None:
+    """Copy parameters and buffers of one name and shape; others stay as they are."""
+    own = target.state_dict()
+    found = source.state_dict().items()
+    target.load_state_dict({k: v for k, v in found if k in own}, strict=False)
+
+
 def unmerge_all(grid: Tensor, merges: Sequence[Merge]) -> Tensor:
     """Undo a stage's merges, the last one first.
 
