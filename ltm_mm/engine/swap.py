@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 
 from mmengine.config import Config
 
-from ..presets import PRESETS, Slots
+from ..presets import NAMES, Slots
 from .errors import UserError
 
 SWIN, EFFICIENTVIT = "ltm_mm.LTMSwin", "ltm_mm.LTMEfficientViT"
@@ -22,7 +22,7 @@ def parse_slots(text: str) -> Slots:
     """
     if text == "none":
         return None
-    if text in PRESETS:
+    if text in NAMES:
         return text
     try:
         plan = ast.literal_eval(text)
@@ -30,7 +30,7 @@ def parse_slots(text: str) -> Slots:
         plan = text
     if not isinstance(plan, (tuple, list)):
         raise UserError(
-            f"--ltm {text}: give none, {', '.join(PRESETS)}, or a plan with one entry per stage "
+            f"--ltm {text}: give none, {', '.join(NAMES)}, or a plan with one entry per stage "
             "such as '(None, None, (7, 5, 5, 5, 5, 5), 5)'"
         )
     return plan

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...checkpoints import load_backbone
 from ...layers import MaskModule
@@ -32,6 +33,7 @@ class LTMBackbone(BaseModule):
 
     out_channels: tuple[int, ...]
     strides: tuple[int, ...]
+    norm_eval = False  # keep batch normalisation in eval mode while training
 
     def __init__(
         self,
@@ -66,9 +68,12 @@ class LTMBackbone(BaseModule):
             module.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "LTMBackbone":
-        """Switch mode, keep the frozen part in eval mode, and return self."""
+        """Switch mode, keep what is frozen in eval mode, and return self."""
         super().train(mode)
         self.freeze()
+        for module in self.modules():
+            if self.norm_eval and isinstance(module, _BatchNorm):
+                module.eval()
         return self
 
     def init_weights(self) -> None:

@@ -186,7 +186,7 @@ class LTMViT(LTMBackbone):
         for parameter in (self.cls_token, self.reg_token, self.pos_embed):
             if parameter is not None:
                 parameter.requires_grad_(False)
-        return [self.patch_embed, self.norm_pre, *self.blocks[: self.frozen_stages]]
+        return [self.patch_embed, self.norm_pre, *list(self.blocks)[: self.frozen_stages]]
 
     def reset_parameters(self) -> None:
         """Fresh weights as timm draws them."""
@@ -235,14 +235,11 @@ def _timm_model(arch: str, options: dict) -> nn.Module:
     except ImportError as error:
         raise ImportError("LTMViT needs timm: pip install 'timm>=1.0'") from error
     name = f"vit_{arch}_patch16_224" if arch in ARCHS else arch
-    if not name.startswith("vit_") or not timm.is_model(name):
+    if not timm.models.is_model_in_modules(name.partition(".")[0], ["vision_transformer"]):
         raise ValueError(
             f"unknown arch {arch!r}: choose from {', '.join(ARCHS)}, or a ViT of timm such as "
             "'vit_small_patch16_384'"
         )
-    model = timm.create_model(
+    return timm.create_model(
         name, num_classes=0, dynamic_img_size=True, dynamic_img_pad=True, **options
     )
-    if type(model) is not timm.models.VisionTransformer:
-        raise ValueError(f"arch {arch!r} is a {type(model).__name__}, not a VisionTransformer")
-    return model
