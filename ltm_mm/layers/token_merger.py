@@ -34,7 +34,7 @@ class TokenMerger(nn.Module):
                 0 keeps a token out (at least one of a window's must be in). None: 1.
 
         Returns:
-            The merge; its ``slots`` are ``(B, ceil(H/w) * s, ceil(W/w) * s, C)``.
+            The merge; its ``slots`` are ``(B, ceil(H * s / w), ceil(W * s / w), C)``.
         """
         windows, mass = padded_windows(grid, self.window, mass)
         to_slots, back = self.mask(windows, mass)

@@ -18,7 +18,8 @@ class Merge:
 
     Attributes:
         tokens: Z, the tokens at the merge ``(B, H, W, C)``.
-        slots: X~, what they were merged into ``(B, h, w, C)``.
+        slots: X~, what they were merged into ``(B, h, w, C)``, ``h = ceil(H * s / w)``: the
+            slots that reach into the grid, without those that lie beyond its edge.
         back: U, the mask of the way back ``(B, n, N, P)``.
         mass: mass of the tokens in their windows ``(1 or B, n, N)``; None: 1 each.
         window: tokens per window side.
@@ -34,8 +35,11 @@ class Merge:
         """How many real tokens each slot stands for, as a grid ``(B, h, w, 1)``."""
         mass = self.back if self.mass is None else self.back * self.mass.unsqueeze(-1)
         mass = mass.sum(-2).unsqueeze(-1)  # (B, n, P, 1)
-        _, height, width, _ = self.slots.shape
-        return from_windows(mass, _side(self.back.shape[-1]), height, width)
+        grid = _all_slots(mass, self.tokens, self.window)
+        for dim in (1, 2):  # the edge stands for what lies beyond it, too
+            kept, beyond = grid.tensor_split((self.slots.shape[dim] - 1,), dim)
+            grid = torch.cat((kept, beyond.sum(dim, keepdim=True)), dim)
+        return grid
 
 
 def merge(tokens: Tensor, mask: Tensor) -> Tensor:
@@ -96,19 +100,19 @@ def merge_grid(grid: Tensor, windows: Tensor, mask: Tensor, window: int) -> Tens
         window: tokens per window side (w).
 
     Returns:
-        Slots ``(B, ceil(H/w) * s, ceil(W/w) * s, C)``.
+        Slots ``(B, ceil(H * s / w), ceil(W * s / w), C)``.
     """
     side = _side(mask.shape[-1])
-    rows = (grid.shape[1] + window - 1) // window
-    cols = (grid.shape[2] + window - 1) // window
-    return from_windows(merge(windows, mask), side, rows * side, cols * side)
+    height, width = ((size * side + window - 1) // window for size in grid.shape[1:3])
+    return _all_slots(merge(windows, mask), grid, window)[:, :height, :width]
 
 
 def unmerge_grid(slots: Tensor, merged: Merge) -> Tensor:
     """Residual unmerging (ours): ``Y = Z + U (Y~ - X~)``.
 
     Detail that merging would lose never leaves Z; only the update is shared. Where
-    nothing changed the slots, Z comes back to the bit.
+    nothing changed the slots, Z comes back to the bit. The update of the grid's last
+    slots stands for that of the slots beyond its edge.
 
     Args:
         slots: Y~, the slots after the blocks that ran on them ``(B, h, w, C)``.
@@ -118,12 +122,29 @@ def unmerge_grid(slots: Tensor, merged: Merge) -> Tensor:
         Y ``(B, H, W, C)``.
     """
     _, height, width, _ = merged.tokens.shape
-    w = merged.window
-    update = to_windows(slots - merged.slots, _side(merged.back.shape[-1]))
-    update = unmerge(update, merged.back.to(update.dtype))  # (B, n, N, C)
+    w, s = merged.window, _side(merged.back.shape[-1])
     rows, cols = (height + w - 1) // w, (width + w - 1) // w
+    update = _repeat_edge(slots - merged.slots, rows * s, cols * s)
+    update = unmerge(to_windows(update, s), merged.back.to(update.dtype))  # (B, n, N, C)
     grid = from_windows(update, w, rows * w, cols * w)
     return merged.tokens + grid[:, :height, :width]
+
+
+def _all_slots(slots: Tensor, grid: Tensor, window: int) -> Tensor:
+    """Slots of the padded windows ``(B, n, P, C)`` of a grid of tokens, as a grid."""
+    side = _side(slots.shape[-2])
+    rows, cols = ((size + window - 1) // window for size in grid.shape[1:3])
+    return from_windows(slots, side, rows * side, cols * side)
+
+
+def _repeat_edge(x: Tensor, height: int, width: int) -> Tensor:
+    """Repeat a grid's last row and column up to ``(B, height, width, C)``."""
+    for dim, size in ((1, height), (2, width)):
+        # Both are symbolic numbers under export: no branch on them there.
+        if torch.compiler.is_exporting() or x.shape[dim] < size:
+            index = torch.arange(size, device=x.device).clamp(max=x.shape[dim] - 1)
+            x = x.index_select(dim, index)
+    return x
 
 
 def _side(count: int) -> int:

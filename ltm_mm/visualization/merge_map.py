@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..layers import TokenMerger
-from ..models.backbones.efficientvit import AttentionBlock
 from ..ops import Merge, from_windows, hat_prior
 
 Pixels = NDArray[np.uint8]  # (H, W, 3), RGB
@@ -149,7 +148,6 @@ class Record:
     merger: TokenMerger
     merged: Merge
     to_slots: Tensor
-    cropped: bool  # whether slots beyond the grid's edge were left out afterwards
 
 
 @contextmanager
@@ -170,7 +168,6 @@ def record_merges(model: nn.Module) -> Iterator[dict[str, list[Record]]]:
             if not isinstance(module, TokenMerger):
                 continue
             stage = name.rpartition(".blocks.")[0]
-            cropped = isinstance(model.get_submodule(name.rpartition(".")[0]), AttentionBlock)
 
             def keep_mask(mask: nn.Module, _: tuple, output: tuple[Tensor, Tensor]) -> None:
                 masks[mask] = output[0].detach()
@@ -180,10 +177,9 @@ def record_merges(model: nn.Module) -> Iterator[dict[str, list[Record]]]:
                 _: tuple,
                 merged: Merge,
                 stage: str = stage,
-                cropped: bool = cropped,
             ) -> None:
                 assert isinstance(merger, TokenMerger)
-                record = Record(merger, merged, masks.pop(merger.mask), cropped)
+                record = Record(merger, merged, masks.pop(merger.mask))
                 records.setdefault(stage, []).append(record)
 
             hooks.callback(module.mask.register_forward_hook(keep_mask).remove)
@@ -247,8 +243,6 @@ def _chain(factors: Sequence[Tensor]) -> Tensor:
 
 def _to_kept_slots(back: Tensor, record: Record) -> Tensor:
     """Send what leads back from slots left out beyond the edge to the ones that stand for them."""
-    if not record.cropped:
-        return back
     _, height, width, _ = record.merged.tokens.shape
     w, s = record.merger.window, record.merger.slots
     rows, cols = (

@@ -27,7 +27,7 @@ def merger(slots: int = 5, steps: int = 1, dim: int = 16, window: int = 7) -> To
 def test_masks_sum_to_one_and_slots_form_a_grid(height, width, steps):
     x = torch.randn(2, height, width, 16)
     merged = merger(steps=steps)(x)
-    assert merged.slots.shape == (2, -(-height // 7) * 5, -(-width // 7) * 5, 16)
+    assert merged.slots.shape == (2, -(-height * 5 // 7), -(-width * 5 // 7), 16)
     assert_close(merged.back.sum(-1), torch.ones(merged.back.shape[:-1]))
 
 
@@ -59,7 +59,7 @@ def slow_merge(module: TokenMerger, x: torch.Tensor) -> tuple[torch.Tensor, torc
     mask, w, s = module.mask, module.window, module.slots
     batch, height, width, dim = x.shape
     rows, cols = -(-height // w), -(-width // w)
-    slots = torch.empty(batch, rows * s, cols * s, dim)
+    slots = torch.empty(batch, -(-height * s // w), -(-width * s // w), dim)
     restored = torch.empty(batch, height, width, dim)
     for b in range(batch):
         for r in range(rows):
@@ -78,8 +78,11 @@ def slow_merge(module: TokenMerger, x: torch.Tensor) -> tuple[torch.Tensor, torc
                     step = start + mask.mlp(start)
                     logits = prior + mask.scale * z @ step.T / dim
                 merged = logits.softmax(0).T @ tokens
-                slots[b, r * s : (r + 1) * s, c * s : (c + 1) * s] = merged.view(s, s, dim)
-                back = logits.softmax(1) @ merged.sin()  # any update of the slots
+                kept = slots[b, r * s : (r + 1) * s, c * s : (c + 1) * s]
+                kept.copy_(merged.view(s, s, dim)[: kept.shape[0], : kept.shape[1]])
+                # Slots beyond the edge are left out; the last ones stand for them.
+                i, j = (torch.arange(s).clamp(max=n - 1) for n in kept.shape[:2])
+                back = logits.softmax(1) @ kept[i][:, j].flatten(0, 1).sin()  # any update
                 for (i, j, _), update in zip(places, back, strict=True):
                     restored[b, i, j] = x[b, i, j] + update
     return slots, restored
@@ -107,10 +110,13 @@ def test_padding_added_to_make_a_batch_changes_nothing():
     mass = torch.ones(2, 14, 21, 1)
     mass[0, 9:] = mass[0, :, 16:] = 0
     together, alone = module(batch, mass), module(image)
-    assert_close(together.slots[:1], alone.slots)
+    assert_close(together.slots[:1, :7, :12], alone.slots)
+    update = alone.slots.sin()
+    rows, cols = torch.arange(10).clamp(max=6), torch.arange(15).clamp(max=11)
+    padded = torch.cat((update[:, rows][:, :, cols], together.slots[1:].sin()))
     assert_close(
-        unmerge_grid(together.slots.sin(), together)[:1, :9, :16],
-        unmerge_grid(alone.slots.sin(), alone),
+        unmerge_grid(together.slots + padded, together)[:1, :9, :16],
+        unmerge_grid(alone.slots + update, alone),
     )
 
 

@@ -7,8 +7,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from ltm_mm.models import LTMEfficientViT
-from ltm_mm.models.backbones.efficientvit import EfficientVitLTMStage, unmerge_map
-from ltm_mm.ops import Merge
+from ltm_mm.models.backbones.efficientvit import EfficientVitLTMStage
 
 from .contract import BackboneContract, randomise
 
@@ -141,17 +140,6 @@ def test_slots_beyond_the_edge_are_left_out():
     assert masses[1].shape == (1, 7, 9, 1)
     assert masses[1][0, 1, 1] > masses[1][0, -1, -1] > 0  # a corner slot stands for less
     assert maps[2].shape[2:] == (9, 11)
-
-
-def test_the_edge_stands_for_the_slots_left_out():
-    tokens = torch.randn(1, 3, 4, 2)
-    slots = torch.randn(1, 4, 4, 2)
-    back = torch.rand(1, 4, 4, 4).softmax(-1)  # 2 x 2 windows of 2 x 2 tokens, 2 x 2 slots each
-    merged = Merge(tokens, slots, back, None, 2)
-    kept = slots[:, :3, :3].permute(0, 3, 1, 2)
-    assert_close(unmerge_map(kept, merged), tokens.permute(0, 3, 1, 2), rtol=0, atol=0)
-    expected = tokens.permute(0, 3, 1, 2) + 2
-    assert_close(unmerge_map(kept + 2, merged), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_stage_shares_timms_blocks_and_leaves_it_as_it_was():

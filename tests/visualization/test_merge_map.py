@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from ltm_mm.layers import TokenMerger
 from ltm_mm.models.backbones import LTMEfficientViT, LTMSwin
-from ltm_mm.models.backbones.efficientvit import unmerge_map
-from ltm_mm.ops import hat_prior, to_windows, unmerge_grid
+from ltm_mm.ops import hat_prior, pad_to_windows, to_windows, unmerge_grid
 from ltm_mm.visualization.merge_map import (
     Record,
     StageMasks,
@@ -153,20 +152,13 @@ def tiny_swin(**kwargs: object) -> LTMSwin:
 def back_by_impulses(stage: StageMasks, records: list[Record]) -> Tensor:
     """Which final slot reaches which token: unit updates led back through the real unmerging."""
     last = records[-1].merged
-    cropped = records[-1].cropped
     _, height, width, _ = last.slots.shape
-    if cropped:
-        w, s = records[-1].merger.window, records[-1].merger.slots
-        height, width = (-(-size * s // w) for size in last.tokens.shape[1:3])
     reached = torch.zeros(*stage.grid, height, width)
     for row, col in product(range(height), range(width)):
-        grid = last.slots[:, :height, :width].clone()
+        grid = last.slots.clone()
         grid[:, row, col] += 1000.0
         for record in reversed(records):
-            if cropped:
-                grid = unmerge_map(grid.permute(0, 3, 1, 2), record.merged).permute(0, 2, 3, 1)
-            else:
-                grid = unmerge_grid(grid, record.merged)
+            grid = unmerge_grid(grid, record.merged)
         reached[:, :, row, col] = (grid - records[0].merged.tokens)[0, :, :, 0] / 1000
     return reached
 
@@ -230,7 +222,7 @@ def test_weights_are_what_merged_tokens_are_made_of() -> None:
 
 
 def _windows(grid: Tensor, window: int) -> Tensor:
-    return to_windows(grid, window)[0]
+    return to_windows(pad_to_windows(grid, window), window)[0]
 
 
 def test_departure_is_zero_for_the_prior_and_grows_with_content() -> None:

@@ -16,16 +16,15 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ...layers import TokenMerger
-from ...ops import Merge, unmerge_grid
+from ...ops import Merge
 from ...presets import Plan, Slots, check_window, resolve_plan
 from ...registry import MODELS
-from .base import LTMBackbone
+from .base import LTMBackbone, unmerge_all
 
 ARCHS = ("b0", "b1", "b2", "b3", "l1", "l2", "l3")
 
@@ -166,9 +165,7 @@ class EfficientVitLTMStage(nn.Module):
             x, merged = self._run(block, x, merges[-1] if merges else None)
             if merged is not None:
                 merges.append(merged)
-        for merged in reversed(merges):
-            x = unmerge_map(x, merged)
-        return x
+        return unmerge_all(x.permute(0, 2, 3, 1), merges).permute(0, 3, 1, 2)
 
     def _run(self, block: nn.Module, *args: Any) -> Any:
         if self.with_cp and args[0].requires_grad:
@@ -210,32 +207,10 @@ class AttentionBlock(nn.Module):
         x = _fast_layout(self.context_module(x))
         merged = None
         if self.merge is not None:
-            height, width = x.shape[2:]
-            mass = earlier.slot_mass()[:, :height, :width] if earlier else None
+            mass = earlier.slot_mass() if earlier else None
             merged = self.merge(x.permute(0, 2, 3, 1), mass)
-            # Slots that lie beyond the grid's edge as a whole would only repeat it.
-            window, side = self.merge.window, self.merge.slots
-            rows, cols = ((n * side + window - 1) // window for n in (height, width))
-            x = merged.slots[:, :rows, :cols].permute(0, 3, 1, 2)
+            x = merged.slots.permute(0, 3, 1, 2)
         return self.local_module(x), merged
-
-
-def unmerge_map(x: Tensor, merged: Merge) -> Tensor:
-    """Residual unmerging of a map, whose edge stands for the slots left out beyond it.
-
-    Args:
-        x: the slots after the blocks that ran on them ``(B, C, h, w)``.
-        merged: what the merge left behind.
-
-    Returns:
-        ``(B, C, H, W)``.
-    """
-    slots = merged.slots.permute(0, 3, 1, 2)  # (B, C, h', w'), h' >= h, w' >= w
-    update = x - slots[:, :, : x.shape[2], : x.shape[3]]
-    beyond = (0, slots.shape[3] - x.shape[3], 0, slots.shape[2] - x.shape[2])
-    if torch.compiler.is_exporting() or any(beyond):
-        update = F.pad(update, beyond, mode="replicate")
-    return unmerge_grid((slots + update).permute(0, 2, 3, 1), merged).permute(0, 3, 1, 2)
 
 
 def resolve_stage_plans(slots: Slots, stages: Sequence[nn.Module], window: int) -> Plan:
