@@ -9,9 +9,7 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(
-        type="ltm_mm.LTMMobileViT", arch="xxs", slots="balanced", out_indices=(2, 3, 4)
-    ),
+    backbone=dict(type="ltm_mm.LTMMobileViT", arch="xxs", slots="balanced", out_indices=(2, 3, 4)),
 )
 # A box detector: no masks to load.
 train_pipeline = _base_.train_pipeline

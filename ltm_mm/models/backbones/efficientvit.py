@@ -228,7 +228,9 @@ def resolve_stage_plans(slots: Slots, stages: Sequence[nn.Module], window: int) 
         ValueError: if the plan does not fit; says what is allowed.
     """
     check_window(window)
-    attention = [[b.context_module for b in s.blocks if hasattr(b, "context_module")] for s in stages]
+    attention = [
+        [b.context_module for b in s.blocks if hasattr(b, "context_module")] for s in stages
+    ]
     width = next(found[0].main.proj.norm.weight.numel() for found in attention if found)
     return resolve_plan(slots, [len(found) for found in attention], window, ("efficientvit", width))
 
