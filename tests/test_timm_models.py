@@ -14,7 +14,6 @@ from ltm_mm.datasets import SHAPES, draw_image
 from ltm_mm.layers import TokenMerger
 from ltm_mm.models.apply import remove
 
-
 SMALL = [
     ("ltm_swin_tiny", dict(embed_dim=12, num_heads=(1, 1, 2, 2))),
     ("ltm_vit_tiny", dict(embed_dim=24, num_heads=2)),
