@@ -10,6 +10,7 @@ Seen is every matrix product and convolution that PyTorch runs, however it was w
 attention) and the custom kernels of mmcv.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -79,8 +80,14 @@ def _mv(matrix: tuple, vector: tuple, *args: object, **kwargs: object) -> int:
     return 2 * matrix[0] * matrix[1]
 
 
-# What the counter of PyTorch 2.11 misses: fused attention on the CPU, and two products.
+def _linear(x: tuple, weight: tuple, *args: object, **kwargs: object) -> int:
+    return 2 * math.prod(x) * weight[0]
+
+
+# What the counter of PyTorch 2.11 misses: fused attention on the CPU, oneDNN's linear
+# layers, and two products.
 _FORMULAS = {
+    torch.ops.mkldnn._linear_pointwise: _linear,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _sdpa,
     torch.ops.aten.mv: _mv,
     torch.ops.aten.addmv: lambda bias, matrix, vector, **_: _mv(matrix, vector),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import hat_prior, merge, merge_masks
+from .linear import run_mlp
 
 
 class MaskModule(nn.Module):
@@ -67,7 +68,9 @@ class MaskModule(nn.Module):
         z = self.norm(tokens)  # (B, n, N, C)
         for _ in range(self.steps):
             slots = merge(z, masks[0].to(z.dtype))  # (B, n, P, C)
-            direction = (slots + self.mlp(slots)) * (self.scale / z.shape[-1])
+            direction = (slots + run_mlp(self.mlp[0], self.mlp[1], self.mlp[2], slots)) * (
+                self.scale / z.shape[-1]
+            )
             content = z @ direction.transpose(-1, -2)  # (B, n, N, P)
             masks = merge_masks(self.prior + content, mass)
         return masks

@@ -6,18 +6,21 @@ are ours.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import (
+    CHUNK,
     from_windows,
     offset_interpolation,
     pad_to_windows,
     relative_position_index,
+    served,
     shift_masks,
     to_windows,
+    window_attention,
     window_kinds,
 )
+from .linear import run_linear
 
 
 class WindowAttention(nn.Module):
@@ -99,23 +102,30 @@ class WindowAttention(nn.Module):
         Returns:
             ``(B, n, N, C)``.
         """
-        b, n, count, c = x.shape
-        qkv = self.qkv(x).view(b * n, count, 3, self.num_heads, c // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B * n, h, N, C / h)
+        b = x.shape[0]
+        windows = x.flatten(0, 1)  # (B * n, N, C)
         bias = self.position_bias().unsqueeze(0)  # (1, h, N, N)
+        kinds = None
         if self.shift_masks is not None:
-            bias = bias + self.shift_masks.unsqueeze(1).to(bias.dtype)  # (4, h, N, N)
-            bias = bias[window_kinds(rows, cols, x.device)].repeat(b, 1, 1, 1)
-        x = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=bias.to(q.dtype),
-            dropout_p=self.attn_drop if self.training else 0.0,
-            scale=self.scale,
-        )
-        x = x.transpose(1, 2).reshape(b, n, count, c)
-        return self.proj_drop(self.proj(x))
+            kinds = window_kinds(rows, cols, x.device).repeat(b)
+        if torch.is_grad_enabled() or not served(windows, bias):
+            return self._attend(windows, bias, kinds).view_as(x)
+        step = max(CHUNK // self.qkv.out_features // x.shape[2], 1)
+        outs = [
+            self._attend(chunk, bias, None if kinds is None else kinds[k * step :][:step])
+            for k, chunk in enumerate(windows.split(step))
+        ]
+        return torch.cat(outs).view_as(x) if len(outs) > 1 else outs[0].view_as(x)
+
+    def _attend(self, x: Tensor, bias: Tensor, kinds: Tensor | None) -> Tensor:
+        """Attention of windows ``(n, N, C)`` of these kinds (None: not shifted)."""
+        n, count, c = x.shape
+        if kinds is not None and self.shift_masks is not None:
+            masks = self.shift_masks[kinds].unsqueeze(1)  # (n, 1, N, N)
+            bias = bias + masks.to(bias.dtype)  # (n, h, N, N)
+        qkv = run_linear(self.qkv, x).view(n, count, 3, self.num_heads, c // self.num_heads)
+        x = window_attention(qkv, bias, self.scale, self.attn_drop if self.training else 0.0)
+        return self.proj_drop(run_linear(self.proj, x))
 
 
 class ShiftedWindowAttention(nn.Module):

@@ -1,26 +1,35 @@
 """Pure tensor functions of token merging: no modules, no parameters, no mm* import."""
 
+from .attention import window_attention
+from .linear import CHUNK, cpu_autocast, linear, served
 from .masks import hat_prior, merge_masks
 from .merge import Merge, merge, merge_grid, padded_windows, unmerge, unmerge_grid
+from .mlp import mlp
 from .relative_position import offset_interpolation, relative_position_index
 from .shift import shift_masks, window_kinds
 from .windows import from_windows, pad_to_windows, real_tokens, to_windows
 
 __all__ = [
+    "CHUNK",
     "Merge",
+    "cpu_autocast",
     "from_windows",
     "hat_prior",
+    "linear",
     "merge",
     "merge_grid",
     "merge_masks",
+    "mlp",
     "offset_interpolation",
     "pad_to_windows",
     "padded_windows",
     "real_tokens",
     "relative_position_index",
+    "served",
     "shift_masks",
     "to_windows",
     "unmerge",
     "unmerge_grid",
+    "window_attention",
     "window_kinds",
 ]

@@ -19,7 +19,13 @@ from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...layers import ShiftedWindowAttention, TokenMerger, WindowAttention
+from ...layers import (
+    ShiftedWindowAttention,
+    TokenMerger,
+    WindowAttention,
+    run_linear,
+    run_mlp,
+)
 from ...ops import Merge
 from ...presets import Slots, resolve_plan
 from ...registry import MODELS
@@ -383,7 +389,10 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., C)`` -> ``(..., C)``."""
-        return self.layers(x)
+        (first, act, drop), second, last_drop = self.layers
+        if drop.p and self.training:
+            return self.layers(x)
+        return last_drop(run_mlp(first, act, second, x))
 
 
 class PatchEmbed(nn.Module):
@@ -433,4 +442,4 @@ class PatchMerging(nn.Module):
         corners = [x[:, i :: self.stride, j :: self.stride] for i in (0, 1) for j in (0, 1)]
         # The reduction's inputs are ordered (channel, row, column), as nn.Unfold's.
         x = torch.stack([c[:, :height, :width] for c in corners], -1).flatten(3)
-        return self.reduction(self.norm(x))
+        return run_linear(self.reduction, self.norm(x))

@@ -1,0 +1,141 @@
+"""Linear layers, the MLP and window attention: the fast path equals PyTorch's own layers."""
+
+import importlib
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from ltm_mm.layers import run_linear, run_mlp
+from ltm_mm.ops import linear, mlp, served, window_attention
+
+mlp_module = importlib.import_module("ltm_mm.ops.mlp")
+SHAPES = [(7, 5, 3), (6, 8, 16), (130, 24, 8)]  # rows, C_in, C_out
+
+
+@pytest.fixture(autouse=True)
+def _one_dnn() -> None:
+    if not served(torch.ones(1, 1), torch.ones(1, 1)):
+        pytest.skip("this build of PyTorch has no oneDNN linear layer for this processor")
+
+
+def tensors(*shapes: tuple[int, ...]) -> list[Tensor]:
+    return [torch.randn(shape, requires_grad=True) for shape in shapes]
+
+
+def same_gradients(found: Tensor, expected: Tensor, inputs: list[Tensor]) -> None:
+    assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    weight = torch.randn_like(expected)
+    for a, b in zip(
+        torch.autograd.grad((found * weight).sum(), inputs),
+        torch.autograd.grad((expected * weight).sum(), inputs, retain_graph=True),
+        strict=True,
+    ):
+        assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "c_in", "c_out"), SHAPES)
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_equals_pytorchs(rows, c_in, c_out, bias):
+    x, w, b = tensors((2, rows, c_in), (c_out, c_in), (c_out,))
+    given = [x, w, b] if bias else [x, w]
+    same_gradients(linear(*given), F.linear(*given), given)
+    with torch.no_grad():
+        strided = x.transpose(0, 1)
+        assert_close(linear(strided, w, b), F.linear(strided, w, b), rtol=1e-5, atol=1e-5)
+
+
+def test_linear_is_differentiable_twice():
+    x, w = tensors((6, 5), (3, 5))
+
+    def penalty(function) -> tuple[Tensor, ...]:
+        (grad,) = torch.autograd.grad(function(x, w).sin().sum(), x, create_graph=True)
+        return torch.autograd.grad(grad.square().sum(), (x, w))
+
+    for a, b in zip(penalty(linear), penalty(F.linear), strict=True):
+        assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [2**22, 64, 1])
+def test_mlp_equals_pytorchs_in_any_number_of_chunks(chunk, monkeypatch):
+    monkeypatch.setattr(mlp_module, "CHUNK", chunk)
+    x, w1, b1, w2, b2 = given = tensors((2, 7, 5), (16, 5), (16,), (5, 16), (5,))
+    expected = F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)
+    same_gradients(mlp(x, (w1, b1), (w2, b2)), expected, given)
+    with torch.no_grad():
+        assert_close(mlp(x, (w1, b1), (w2, b2)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_frozen_layers_pass_the_gradient_on():
+    x, *layers = tensors((4, 5), (16, 5), (16,), (5, 16), (5,))
+    for layer in layers:
+        layer.requires_grad_(False)
+    w1, b1, w2, b2 = layers
+    expected = F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)
+    same_gradients(mlp(x, (w1, b1), (w2, b2)), expected, [x])
+    same_gradients(linear(x, w1, b1), F.linear(x, w1, b1), [x])
+
+
+@pytest.mark.parametrize("windows_of_bias", [1, 6])
+def test_attention_equals_the_fused_kernel(windows_of_bias):
+    qkv, bias = given = tensors((6, 9, 3, 2, 4), (windows_of_bias, 2, 9, 9))
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=0.3)
+    expected = expected.transpose(1, 2).reshape(6, 9, 8)
+    same_gradients(window_attention(qkv, bias, 0.3), expected, given)
+    with torch.backends.mkldnn.flags(enabled=False):  # the fused kernel itself
+        same_gradients(window_attention(qkv, bias, 0.3), expected, given)
+
+
+def test_attention_drops_weights():
+    qkv, bias = torch.randn(64, 9, 3, 2, 4), torch.zeros(1, 2, 9, 9)
+    qkv[:, :, 2] = 1.0  # values: without dropout every output is 1
+    out = window_attention(qkv, bias, 0.3, dropout=0.5)
+    assert_close(window_attention(qkv, bias, 0.3), torch.ones(64, 9, 8))
+    assert out.std() > 0.1
+    assert abs(out.mean() - 1) < 0.1
+
+
+def test_only_what_onednn_takes_is_served():
+    x, w = torch.randn(4, 3), torch.randn(2, 3)
+    assert served(x, w)
+    assert not served(x.double(), w.double())
+    assert not served(x.bfloat16(), w.bfloat16())
+    assert not served(x.to("meta"), w.to("meta"))
+    assert not served(x[:0], w)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not served(x, w)
+        assert linear(x, w).dtype == torch.bfloat16
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not served(x, w)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_what_is_not_served_is_pytorchs(dtype):
+    x, w, b = (torch.randn(s, dtype=dtype) for s in ((4, 3), (2, 3), (2,)))
+    assert_close(linear(x, w, b), F.linear(x, w, b), rtol=0, atol=0)
+
+
+def test_layers_run_as_they_were_built():
+    first, second, x = nn.Linear(5, 16), nn.Linear(16, 5), torch.randn(3, 5)
+    for act in (nn.GELU(), nn.GELU("tanh"), nn.ReLU()):
+        assert_close(run_mlp(first, act, second, x), second(act(first(x))), rtol=1e-5, atol=1e-5)
+    no_bias = nn.Linear(16, 5, bias=False)
+    assert_close(run_mlp(first, nn.GELU(), no_bias, x), no_bias(F.gelu(first(x))))
+
+    class Adapted(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + 1
+
+    adapted = Adapted(5, 16)
+    assert_close(run_linear(adapted, x), adapted(x), rtol=0, atol=0)
+    assert_close(run_mlp(adapted, nn.GELU(), second, x), second(F.gelu(adapted(x))))
+
+
+def test_hooks_on_layers_are_called():
+    first, second, x = nn.Linear(5, 16), nn.Linear(16, 5), torch.randn(3, 5)
+    first.register_forward_hook(lambda *_: torch.zeros(3, 16))
+    assert_close(run_mlp(first, nn.GELU(), second, x), second.bias.expand(3, 5))
+    assert not run_linear(first, x).any()
