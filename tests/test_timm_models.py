@@ -90,7 +90,7 @@ def test_timms_scripts_know_the_names(tmp_path, monkeypatch, capsys):
     runpy.run_path(ltm_mm.timm_models.__file__, run_name="__main__")
     assert capsys.readouterr().out == "['--model', 'x'] MergedVisionTransformer\n"
     monkeypatch.setattr(sys, "argv", ["ltm_mm.timm_models"])
-    with pytest.raises(SystemExit, match="usage: python -m ltm_mm.timm_models SCRIPT"):
+    with pytest.raises(SystemExit, match="usage: python -m ltm_mm"):
         runpy.run_path(ltm_mm.timm_models.__file__, run_name="__main__")
 
 

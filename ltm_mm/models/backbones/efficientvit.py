@@ -228,11 +228,10 @@ def resolve_stage_plans(slots: Slots, stages: Sequence[nn.Module], window: int) 
         ValueError: if the plan does not fit; says what is allowed.
     """
     check_window(window)
-    attention = [
-        [b.context_module for b in s.blocks if hasattr(b, "context_module")] for s in stages
-    ]
-    width = next(found[0].main.proj.norm.weight.numel() for found in attention if found)
-    return resolve_plan(slots, [len(found) for found in attention], window, ("efficientvit", width))
+    blocks = [[b for b in stage.blocks if hasattr(b, "context_module")] for stage in stages]
+    first = next(found[0] for found in blocks if found)
+    width = first.context_module.main.proj.norm.weight.numel()
+    return resolve_plan(slots, [len(found) for found in blocks], window, ("efficientvit", width))
 
 
 def _timm_model(arch: str, in_channels: int) -> nn.Module:

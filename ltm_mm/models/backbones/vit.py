@@ -161,7 +161,7 @@ class LTMViT(LTMBackbone):
         return tuple(level[:, :, :h, :w] for level, (h, w) in levels)
 
     def _embed(self, grid: Tensor) -> Tensor:
-        """Patches ``(B, h, w, C)`` -> prefix and patch tokens with positions ``(B, T + h * w, C)``."""
+        """Patches ``(B, h, w, C)`` -> all tokens, with positions ``(B, T + h * w, C)``."""
         from timm.layers import resample_abs_pos_embed
 
         size = [grid.shape[1], grid.shape[2]]
