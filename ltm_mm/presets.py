@@ -35,7 +35,7 @@ PAPER: dict[tuple[str, int, tuple[int, ...]], tuple] = {
     ("vit", 768, (12,)): ((*(7,) * 5, *(5,) * 7),),
     ("efficientvit", 128, (0, 0, 3, 4)): (None, None, (8, 5, 4), (8, 6, 5, 5)),
     ("mobilevit", 96, (0, 0, 2, 4, 3)): (None, None, 3, 3, 3),
-    ("mobilevit", 144, (0, 0, 2, 4, 3)): (None, None, 5, 5, 5),
+    ("mobilevit", 144, (0, 0, 2, 4, 3)): (None, None, 6, 5, 5),
 }
 NAMES = (*PRESETS, "paper")
 
