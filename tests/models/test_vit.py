@@ -211,6 +211,7 @@ def test_blocks_behind_the_last_map_are_not_built():
     model = LTMViT(**TINY, out_indices=(0, 2))
     assert len(model.blocks) == 3
     assert LTMViT(**TINY).out_indices == (0, 1, 2, 3)
+    assert LTMViT(**TINY, out_indices=2).out_indices == (2, 3)
     with torch.device("meta"):
         assert LTMViT("tiny").out_indices == (2, 5, 8, 11)
         assert LTMViT("tiny", simple_pyramid=True).out_indices == (11,)
@@ -241,6 +242,7 @@ def test_fresh_weights_leave_masks_at_their_start():
         (dict(slots="paper", **TINY), "'paper' exists only for .*vit \\(width 384"),
         (dict(slots=(6, 6), **TINY), "one entry for each of the 1 stages"),
         (dict(slots=((6, 7, 7, 7),), **TINY), "rises"),
+        (dict(out_indices=5, **TINY), r"stages from 0 to 3, got \(-1, 0, 1, 2, 3\)"),
         (dict(window_size=0, **TINY), "window_size must be an int >= 1, got 0"),
         (
             dict(simple_pyramid=True, out_indices=(1, 3), **TINY),

@@ -45,7 +45,7 @@ class LTMBackbone(BaseModule):
         super().__init__(init_cfg)
         if not out_indices or any(not 0 <= i < num_stages for i in out_indices):
             raise ValueError(
-                f"out_indices must name stages from 0 to {num_stages - 1}, got {out_indices!r}"
+                f"out_indices must name stages from 0 to {num_stages - 1}, got {tuple(out_indices)}"
             )
         if not -1 <= frozen_stages <= num_stages:
             raise ValueError(f"frozen_stages must lie in -1..{num_stages}, got {frozen_stages!r}")

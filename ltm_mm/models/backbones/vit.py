@@ -46,8 +46,9 @@ class LTMViT(LTMBackbone):
         img_size, patch_size, in_channels, embed_dims, num_layers, num_heads: pixels per
             side that the position embedding is made for, pixels per patch side, channels
             of the image, channels, blocks and attention heads; None: the arch's own.
-        out_indices: blocks whose maps are returned; None: with a pyramid the last one,
-            else four, the last of each quarter. Later blocks are not built.
+        out_indices: blocks whose maps are returned; an int: so many of the last ones, as
+            in timm; None: with a pyramid the last one, else four, the last of each
+            quarter. Later blocks are not built.
         simple_pyramid: make four maps of strides 1/4, 1/2, 1 and 2 patches from the one
             map of ``out_indices`` (ViTDet's), for detectors. Without, all maps have
             the patches' stride, as UPerNet's MultiLevelNeck takes them.
@@ -76,7 +77,7 @@ class LTMViT(LTMBackbone):
         embed_dims: int | None = None,
         num_layers: int | None = None,
         num_heads: int | None = None,
-        out_indices: Sequence[int] | None = None,
+        out_indices: Sequence[int] | int | None = None,
         simple_pyramid: bool = False,
         final_norm: bool = False,
         drop_path_rate: float = 0.0,
@@ -98,6 +99,8 @@ class LTMViT(LTMBackbone):
         if out_indices is None:
             quarters = [max(depth * k // 4 - 1, 0) for k in (1, 2, 3, 4)]
             out_indices = quarters[-1:] if simple_pyramid else sorted(set(quarters))
+        elif isinstance(out_indices, int):
+            out_indices = range(depth - out_indices, depth)
         super().__init__(out_indices, depth, frozen_stages, init_cfg)
         if simple_pyramid and len(self.out_indices) != 1:
             raise ValueError(
