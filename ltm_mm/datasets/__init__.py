@@ -1,7 +1,7 @@
-"""The built-in shapes data set, for mmdet and for mmseg.
+"""The built-in shapes data set, for mmdet, mmseg and mmpretrain.
 
-The registry imports this module. Where one of mmdet and mmseg is not installed (or broken), the
-data set of the other works, and the one that needs it says so when it is built.
+The registry imports this module. Where one of them is not installed (or broken), the data sets of
+the others work, and the one that needs it says so when it is built.
 """
 
 from importlib import import_module
@@ -12,13 +12,16 @@ from ltm_mm.registry import DATASETS
 __all__ = ["COUNTS", "SHAPES", "SIZE", "draw_image", "ensure_shapes"]
 
 
+_REQUIREMENTS = {"mmpretrain": "optional"}
+
+
 def _unavailable(name: str, package: str, error: Exception) -> type:
     """A data set class that says why it cannot be built."""
 
     def init(self: object, *args: object, **kwargs: object) -> None:
         raise ImportError(
             f"ltm_mm.{name} needs {package}, which does not import here ({error}): "
-            "pip install -r requirements/mminstall.txt"
+            f"pip install -r requirements/{_REQUIREMENTS.get(package, 'mminstall')}.txt"
         ) from error
 
     return type(name, (), {"__init__": init})
@@ -27,6 +30,7 @@ def _unavailable(name: str, package: str, error: Exception) -> type:
 for _name, _package, _module in (
     ("ShapesInstances", "mmdet", "shapes_instances"),
     ("ShapesSemantic", "mmseg", "shapes_semantic"),
+    ("ShapesClasses", "mmpretrain", "shapes_classes"),
 ):
     try:
         import_module(f"ltm_mm.datasets.{_module}")
