@@ -68,9 +68,8 @@ class MaskModule(nn.Module):
         z = self.norm(tokens)  # (B, n, N, C)
         for _ in range(self.steps):
             slots = merge(z, masks[0].to(z.dtype))  # (B, n, P, C)
-            direction = (slots + run_mlp(self.mlp[0], self.mlp[1], self.mlp[2], slots)) * (
-                self.scale / z.shape[-1]
-            )
-            content = z @ direction.transpose(-1, -2)  # (B, n, N, P)
-            masks = merge_masks(self.prior + content, mass)
+            step = slots + run_mlp(self.mlp[0], self.mlp[1], self.mlp[2], slots)
+            direction = step * (self.scale / z.shape[-1])
+            content = direction @ z.mT  # (B, n, P, N)
+            masks = merge_masks((self.prior.mT + content).mT, mass)
         return masks

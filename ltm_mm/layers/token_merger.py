@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from ..ops import Merge, merge_grid, padded_windows
+from ..ops import Merge, bands, joined, merge_grid, pad_to_windows, to_windows, window_mass
 from .mask_module import MaskModule
 
 
@@ -36,7 +36,13 @@ class TokenMerger(nn.Module):
         Returns:
             The merge; its ``slots`` are ``(B, ceil(H * s / w), ceil(W * s / w), C)``.
         """
-        windows, mass = padded_windows(grid, self.window, mass)
-        to_slots, back = self.mask(windows, mass)
-        slots = merge_grid(grid, windows, to_slots.to(grid.dtype), self.window)
-        return Merge(grid, slots, back, mass, self.window)
+        mass = window_mass(grid, self.window, mass)
+        slots, back, first = [], [], 0
+        for band in bands(grid, self.window):
+            windows = to_windows(pad_to_windows(band, self.window), self.window)
+            last = first + windows.shape[1]
+            to_slots, own = self.mask(windows, None if mass is None else mass[:, first:last])
+            slots.append(merge_grid(band, windows, to_slots.to(grid.dtype), self.window))
+            back.append(own)
+            first = last
+        return Merge(grid, joined(slots), joined(back), mass, self.window)

@@ -5,11 +5,13 @@ so that its checkpoints load. Slots, the four shift masks and the fused attentio
 are ours.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from ..ops import (
-    CHUNK,
+    BAND,
     from_windows,
     offset_interpolation,
     pad_to_windows,
@@ -92,40 +94,25 @@ class WindowAttention(nn.Module):
         count = index.shape[0]
         return table[index.flatten()].view(count, count, -1).permute(2, 0, 1)
 
-    def forward(self, x: Tensor, rows: int, cols: int) -> Tensor:
+    def forward(self, x: Tensor, kinds: Tensor | None = None) -> Tensor:
         """Attend within every window.
 
         Args:
-            x: windows ``(B, n, N, C)``, ``n = rows * cols``.
-            rows, cols: windows per column and row of the grid they were cut from.
+            x: windows ``(B, n, N, C)``.
+            kinds: which shift mask each window takes ``(n,)``, see
+                :func:`ltm_mm.ops.window_kinds`; None: not shifted.
 
         Returns:
             ``(B, n, N, C)``.
         """
-        b = x.shape[0]
-        windows = x.flatten(0, 1)  # (B * n, N, C)
+        b, n, count, c = x.shape
         bias = self.position_bias().unsqueeze(0)  # (1, h, N, N)
-        kinds = None
-        if self.shift_masks is not None:
-            kinds = window_kinds(rows, cols, x.device).repeat(b)
-        if torch.is_grad_enabled() or not served(windows, bias):
-            return self._attend(windows, bias, kinds).view_as(x)
-        step = max(CHUNK // self.qkv.out_features // x.shape[2], 1)
-        outs = [
-            self._attend(chunk, bias, None if kinds is None else kinds[k * step :][:step])
-            for k, chunk in enumerate(windows.split(step))
-        ]
-        return torch.cat(outs).view_as(x) if len(outs) > 1 else outs[0].view_as(x)
-
-    def _attend(self, x: Tensor, bias: Tensor, kinds: Tensor | None) -> Tensor:
-        """Attention of windows ``(n, N, C)`` of these kinds (None: not shifted)."""
-        n, count, c = x.shape
         if kinds is not None and self.shift_masks is not None:
-            masks = self.shift_masks[kinds].unsqueeze(1)  # (n, 1, N, N)
-            bias = bias + masks.to(bias.dtype)  # (n, h, N, N)
-        qkv = run_linear(self.qkv, x).view(n, count, 3, self.num_heads, c // self.num_heads)
-        x = window_attention(qkv, bias, self.scale, self.attn_drop if self.training else 0.0)
-        return self.proj_drop(run_linear(self.proj, x))
+            masks = self.shift_masks[kinds.repeat(b)].unsqueeze(1)  # (B * n, 1, N, N)
+            bias = bias + masks.to(bias.dtype)  # (B * n, h, N, N)
+        qkv = run_linear(self.qkv, x).view(b * n, count, 3, self.num_heads, c // self.num_heads)
+        out = window_attention(qkv, bias, self.scale, self.attn_drop if self.training else 0.0)
+        return self.proj_drop(run_linear(self.proj, out.view(b, n, count, c)))
 
 
 class ShiftedWindowAttention(nn.Module):
@@ -145,17 +132,77 @@ class ShiftedWindowAttention(nn.Module):
         self.shift = slots // 2 if shifted else 0
         self.w_msa = WindowAttention(dim, num_heads, window, slots, self.shift, **kwargs)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend on a grid ``(B, H, W, C)`` of any size; same shape out."""
+    def forward(self, x: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
+        """Attend within the windows of ``norm(x)``.
+
+        Args:
+            x: grid ``(B, H, W, C)`` of any size.
+            norm: works on every token by itself; padding stays zero after it.
+
+        Returns:
+            ``(B, H, W, C)``.
+        """
+        if torch.is_grad_enabled() or not served(x, self.w_msa.relative_position_bias_table):
+            return self._at_once(norm(x))
+        return self._in_bands(x, norm)
+
+    def _at_once(self, x: Tensor) -> Tensor:
         _, height, width, _ = x.shape
         x = pad_to_windows(x, self.window)  # (B, H', W', C)
         _, full_height, full_width, _ = x.shape
         if self.shift:
             x = x.roll((-self.shift, -self.shift), (1, 2))
-        windows = to_windows(x, self.window)
-        rows, cols = full_height // self.window, full_width // self.window
-        windows = self.w_msa(windows, rows, cols)
+        kinds = self._kinds(full_height // self.window, full_width // self.window, x.device)
+        windows = self.w_msa(to_windows(x, self.window), kinds)
         x = from_windows(windows, self.window, full_height, full_width)
         if self.shift:
             x = x.roll((self.shift, self.shift), (1, 2))
         return x[:, :height, :width]
+
+    def _in_bands(self, x: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
+        """The same some rows of windows at a time, so that what is between stays in the cache."""
+        b, height, width, c = x.shape
+        w, out = self.window, x.new_empty(x.shape)
+        rows, cols = -(-height // w), -(-width // w)
+        kinds = self._kinds(rows, cols, x.device)
+        lefts = _spans(0, cols, w, self.shift, width)
+        step = max(BAND // (b * cols * w * w * c), 1)
+        for first in range(0, rows, step):
+            last = min(first + step, rows)
+            tops = _spans(first, last, w, self.shift, height)
+            grid = x.new_zeros(b, (last - first) * w, cols * w, c)
+            for here, there in tops:
+                band = norm(x[:, there])
+                for left_here, left_there in lefts:
+                    grid[:, here, left_here] = band[:, :, left_there]
+            own = kinds if kinds is None else kinds[first * cols : last * cols]
+            windows = self.w_msa(to_windows(grid, w), own)
+            grid = from_windows(windows, w, grid.shape[1], grid.shape[2])
+            for here, there in tops:
+                for left_here, left_there in lefts:
+                    out[:, there, left_there] = grid[:, here, left_here]
+        return out
+
+    def _kinds(self, rows: int, cols: int, device: torch.device) -> Tensor | None:
+        return window_kinds(rows, cols, device) if self.shift else None
+
+
+def _spans(first: int, last: int, window: int, shift: int, size: int) -> list[tuple[slice, slice]]:
+    """Where the rows (or columns) of shifted windows lie in their grid.
+
+    Args:
+        first, last: the windows ``first .. last - 1``.
+        window: rows per window.
+        shift: rows that the windows are shifted by; the padded grid goes round.
+        size: rows of the grid without padding.
+
+    Returns:
+        Slices among the windows' rows, each with its slice of the grid; rows that are in
+        none are padding.
+    """
+    full = -(-size // window) * window
+    start, stop = first * window + shift, last * window + shift
+    pieces = [(start, min(stop, size), 0), (0, min(stop - full, size), full - start)]
+    return [
+        (slice(at, at + end - begin), slice(begin, end)) for begin, end, at in pieces if begin < end
+    ]

@@ -286,8 +286,9 @@ def _share_swin_block(
     if timm:
         first = nn.Sequential(block.mlp.fc1, block.mlp.act, block.mlp.drop1)
         mine.ffn.layers = nn.Sequential(first, block.mlp.fc2, block.mlp.drop2)
+        mine.ffn.hidden = block.mlp.fc1.out_features
         mine.drop_path = block.drop_path1
     else:
-        mine.ffn.layers = block.ffn.layers
+        mine.ffn.layers, mine.ffn.hidden = block.ffn.layers, block.ffn.feedforward_channels
         mine.drop_path = block.attn.drop
     return mine

@@ -1,20 +1,24 @@
 """Pure tensor functions of token merging: no modules, no parameters, no mm* import."""
 
 from .attention import window_attention
-from .linear import CHUNK, cpu_autocast, linear, served
+from .linear import CHUNK, add_by_rows, cpu_autocast, linear, served
 from .masks import hat_prior, merge_masks
-from .merge import Merge, merge, merge_grid, padded_windows, unmerge, unmerge_grid
+from .merge import Merge, merge, merge_grid, unmerge, unmerge_grid, window_mass
 from .mlp import mlp
 from .relative_position import offset_interpolation, relative_position_index
 from .shift import shift_masks, window_kinds
-from .windows import from_windows, pad_to_windows, real_tokens, to_windows
+from .windows import BAND, bands, from_windows, joined, pad_to_windows, real_tokens, to_windows
 
 __all__ = [
+    "BAND",
     "CHUNK",
     "Merge",
+    "add_by_rows",
+    "bands",
     "cpu_autocast",
     "from_windows",
     "hat_prior",
+    "joined",
     "linear",
     "merge",
     "merge_grid",
@@ -22,7 +26,6 @@ __all__ = [
     "mlp",
     "offset_interpolation",
     "pad_to_windows",
-    "padded_windows",
     "real_tokens",
     "relative_position_index",
     "served",
@@ -32,4 +35,5 @@ __all__ = [
     "unmerge_grid",
     "window_attention",
     "window_kinds",
+    "window_mass",
 ]

@@ -44,5 +44,7 @@ def merge_masks(logits: Tensor, mass: Tensor | None = None) -> tuple[Tensor, Ten
         G ``(..., N, P)``, every column sums to 1 and tokens without mass have
         weight zero; U ``(..., N, P)``, every row sums to 1.
     """
-    weighted = logits if mass is None else logits + mass.log().unsqueeze(-1)
-    return weighted.softmax(-2), logits.softmax(-1)
+    # One row per slot in memory: both softmaxes and all products with the masks want it so.
+    rows = logits.mT.contiguous()  # (..., P, N)
+    weighted = rows if mass is None else rows + mass.log().unsqueeze(-2)
+    return weighted.softmax(-1).mT, rows.softmax(-2).mT

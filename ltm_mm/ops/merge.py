@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .windows import from_windows, pad_to_windows, real_tokens, to_windows
+from .windows import bands, from_windows, joined, pad_to_windows, real_tokens, to_windows
 
 
 @dataclass
@@ -52,7 +52,7 @@ def merge(tokens: Tensor, mask: Tensor) -> Tensor:
     Returns:
         X~ ``(B, n, P, C)``.
     """
-    return mask.transpose(-1, -2) @ tokens
+    return mask.mT @ tokens
 
 
 def unmerge(update: Tensor, back: Tensor) -> Tensor:
@@ -68,10 +68,8 @@ def unmerge(update: Tensor, back: Tensor) -> Tensor:
     return back @ update
 
 
-def padded_windows(
-    grid: Tensor, window: int, mass: Tensor | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """Windows of a grid of any size, with the mass that keeps padding out.
+def window_mass(grid: Tensor, window: int, mass: Tensor | None = None) -> Tensor | None:
+    """Mass of the tokens in the padded windows of a grid of any size.
 
     Args:
         grid: ``(B, H, W, C)``.
@@ -79,15 +77,14 @@ def padded_windows(
         mass: ``(1 or B, H, W, 1)`` or None (1 each).
 
     Returns:
-        Windows ``(B, n, N, C)`` and their mass ``(1 or B, n, N)``, None if 1 each.
+        ``(1 or B, n, N)``, 0 for padding; None if 1 each.
     """
     _, height, width, _ = grid.shape
-    windows = to_windows(pad_to_windows(grid, window), window)
     if mass is not None:
-        return windows, to_windows(pad_to_windows(mass, window), window).squeeze(-1)
+        return to_windows(pad_to_windows(mass, window), window).squeeze(-1)
     if not torch.compiler.is_exporting() and height % window == 0 and width % window == 0:
-        return windows, None
-    return windows, real_tokens(height, width, window, like=grid)
+        return None
+    return real_tokens(height, width, window, like=grid)
 
 
 def merge_grid(grid: Tensor, windows: Tensor, mask: Tensor, window: int) -> Tensor:
@@ -121,13 +118,19 @@ def unmerge_grid(slots: Tensor, merged: Merge) -> Tensor:
     Returns:
         Y ``(B, H, W, C)``.
     """
-    _, height, width, _ = merged.tokens.shape
     w, s = merged.window, _side(merged.back.shape[-1])
-    rows, cols = (height + w - 1) // w, (width + w - 1) // w
-    update = _repeat_edge(slots - merged.slots, rows * s, cols * s)
-    update = unmerge(to_windows(update, s), merged.back.to(update.dtype))  # (B, n, N, C)
-    grid = from_windows(update, w, rows * w, cols * w)
-    return merged.tokens + grid[:, :height, :width]
+    update, outs, first = slots - merged.slots, [], 0
+    for k, tokens in enumerate(parts := bands(merged.tokens, w)):
+        _, height, width, _ = tokens.shape
+        rows, cols = (height + w - 1) // w, (width + w - 1) // w
+        top = k * parts[0].shape[1] // w * s
+        band = _repeat_edge(update[:, top : top + rows * s], rows * s, cols * s)
+        back = merged.back[:, first : first + rows * cols].to(update.dtype)
+        shared = unmerge(to_windows(band, s), back)  # (B, n, N, C)
+        grid = from_windows(shared, w, rows * w, cols * w)
+        outs.append(tokens + grid[:, :height, :width])
+        first += rows * cols
+    return joined(outs)
 
 
 def _all_slots(slots: Tensor, grid: Tensor, window: int) -> Tensor:

@@ -9,6 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .linear import served
+
+BAND = 2**19  # values of a band of windows (2 MB)
+
 
 def pad_to_windows(x: Tensor, window: int) -> Tensor:
     """Pad a grid with zeros at its bottom and right until windows fit.
@@ -74,3 +78,25 @@ def real_tokens(height: int, width: int, window: int, like: Tensor) -> Tensor:
     """
     grid = torch.ones(1, height, width, 1, device=like.device, dtype=like.dtype)
     return to_windows(pad_to_windows(grid, window), window).squeeze(-1)
+
+
+def bands(grid: Tensor, window: int) -> tuple[Tensor, ...]:
+    """Rows of windows to work on one after the other: each fits the cache (ours).
+
+    Args:
+        grid: ``(B, H, W, C)``.
+        window: tokens per window side.
+
+    Returns:
+        Slices ``(B, k * window, W, C)`` (the last one may be lower); all in one where
+        :func:`ltm_mm.ops.served` says no, or gradients are wanted.
+    """
+    if torch.is_grad_enabled() or not served(grid, grid):
+        return (grid,)
+    rows = max(BAND // (grid[:, :window].numel() or 1), 1)
+    return grid.split(rows * window, 1)
+
+
+def joined(parts: list[Tensor]) -> Tensor:
+    """What was made of :func:`bands`, along their dimension."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)

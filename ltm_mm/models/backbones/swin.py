@@ -26,7 +26,7 @@ from ...layers import (
     run_linear,
     run_mlp,
 )
-from ...ops import Merge
+from ...ops import Merge, add_by_rows
 from ...presets import Slots, resolve_plan
 from ...registry import MODELS
 from .base import LTMBackbone, unmerge_all
@@ -362,12 +362,14 @@ class SwinBlock(nn.Module):
         return self._run(x, earlier)
 
     def _run(self, x: Tensor, earlier: Merge | None) -> tuple[Tensor, Merge | None]:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
+        x = x + self.drop_path(self.attn(x, self.norm1))
         merged = None
         if self.merge is not None:
             merged = self.merge(x, earlier.slot_mass() if earlier else None)
             x = merged.slots
-        return x + self.drop_path(self.ffn(self.norm2(x))), merged
+        if self.training:  # stochastic depth drops whole images
+            return x + self.drop_path(self.ffn(self.norm2(x))), merged
+        return add_by_rows(x, lambda rows: self.ffn(self.norm2(rows)), self.ffn.hidden), merged
 
 
 class FeedForward(nn.Module):
@@ -382,6 +384,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden: int, act_cfg: dict, drop: float) -> None:
         super().__init__()
+        self.hidden = hidden
         first = nn.Sequential(
             nn.Linear(dim, hidden), build_activation_layer(act_cfg), nn.Dropout(drop)
         )
