@@ -6,7 +6,8 @@
 # give ImageNet weights, timm's or of a run of ltm_mobilevit_imagenet.py:
 #     --cfg-options model.backbone.init_cfg.type=Pretrained \
 #         model.backbone.init_cfg.checkpoint=mobilevit_s.safetensors
-# mmdet's SSDLite with the backbone exchanged; a pretrained MobileViT wants images that are not
+# mmdet's SSDLite with the backbone exchanged, and its head as it is but for a mend without which
+# it cannot predict (ltm_mm/models/ssd_head.py). A pretrained MobileViT wants images that are not
 # normalised: data_preprocessor.mean=[0,0,0] data_preprocessor.std=[255,255,255].
 # The schedule is for 8 GPUs x 24 images. Not trained here: no result is claimed for it.
 _base_ = "mmdet::ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py"
@@ -21,5 +22,5 @@ model = dict(
         init_cfg=None,
     ),
     neck=dict(in_channels=(128, 640), out_channels=(128, 640, 512, 256, 256, 128)),
-    bbox_head=dict(in_channels=(128, 640, 512, 256, 256, 128)),
+    bbox_head=dict(type="ltm_mm.SSDHead", in_channels=(128, 640, 512, 256, 256, 128)),
 )

@@ -22,7 +22,7 @@ model = dict(
         act_cfg=dict(type="ReLU6"),
     ),
     bbox_head=dict(
-        type="SSDHead",
+        type="ltm_mm.SSDHead",
         in_channels=channels,
         num_classes=6,
         use_depthwise=True,
