@@ -91,7 +91,7 @@ def test_standard_detectors_on_real_coco_images(
             file = coco / "annotations/instances_val2017.json"
             options[f"{part}_evaluator.ann_file"] = str(file)
     if "ssdlite" in name:
-        options["train_dataloader.dataset.times"] = 1
+        options |= {"train_dataloader.dataset.times": 1, "model.test_cfg.score_thr": 0.0}
     else:
         options |= {
             "train_dataloader.dataset.pipeline.2.scale": (448, 320),
@@ -99,6 +99,7 @@ def test_standard_detectors_on_real_coco_images(
             "model.train_cfg.rpn_proposal.max_per_img": 20,
             "model.train_cfg.rcnn.sampler.num": 8,
             "model.test_cfg.rpn.max_per_img": 20,
+            "model.test_cfg.rcnn.score_thr": 0.0,
         }
     work = tmp_path / "work"
     train(str(CONFIGS / f"{name}.py"), str(work), cfg_options=options)

@@ -12,7 +12,8 @@ from tests.conftest import ROOT
 
 def test_predicts_and_is_mmdets_otherwise():
     init_default_scope("mmdet")
-    cfg = load_config(ROOT / "configs" / "ltm_mobilevit_ssdlite_shapes.py").model.bbox_head
+    model = load_config(ROOT / "configs" / "ltm_mobilevit_ssdlite_shapes.py").model
+    cfg = ConfigDict(model.bbox_head, test_cfg=model.test_cfg)
     head = MODELS.build(cfg).eval()
     plain = MODELS.build(ConfigDict(cfg, type="mmdet.SSDHead")).eval()
     assert type(head) is type(plain)
