@@ -1,5 +1,6 @@
 """Small modules that hold parameters and call ``ltm_mm.ops``."""
 
+from .fast_block import fast_attention, fast_mlp
 from .linear import run_linear, run_mlp
 from .mask_module import MaskModule
 from .token_merger import TokenMerger
@@ -10,6 +11,8 @@ __all__ = [
     "ShiftedWindowAttention",
     "TokenMerger",
     "WindowAttention",
+    "fast_attention",
+    "fast_mlp",
     "run_linear",
     "run_mlp",
 ]

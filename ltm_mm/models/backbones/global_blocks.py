@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...layers import TokenMerger
+from ...layers import TokenMerger, fast_attention, fast_mlp
 from ...ops import Merge
 from .base import unmerge_all
 
-PARTS = ("norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2")
+PARTS = {"norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2"}
 Size = tuple[int, int]
 
 
@@ -112,7 +112,7 @@ class GlobalBlock(nn.Module):
         with_cp: bool = False,
     ) -> None:
         super().__init__()
-        if {name for name, _ in block.named_children()} != set(PARTS):
+        if {name for name, _ in block.named_children()} != PARTS:
             raise ValueError(
                 f"{type(block).__name__} cannot merge tokens: only timm's plain transformer "
                 "Block, of vit_small_patch16_224 and the like, can"
@@ -120,14 +120,14 @@ class GlobalBlock(nn.Module):
         self.prefix = prefix
         self.mass_attention = mass_attention
         self.with_cp = with_cp
-        for name in PARTS[:4]:
-            setattr(self, name, getattr(block, name))
+        self.norm1, self.attn = block.norm1, fast_attention(block.attn)
+        self.ls1, self.drop_path1 = block.ls1, block.drop_path1
         self.merge = None
         if slots < grid:
             weight = block.norm2.weight
             self.merge = TokenMerger(weight.numel(), grid, slots, steps).to(weight)
-        for name in PARTS[4:]:
-            setattr(self, name, getattr(block, name))
+        self.norm2, self.mlp = block.norm2, fast_mlp(block.mlp)
+        self.ls2, self.drop_path2 = block.ls2, block.drop_path2
 
     def forward(
         self, x: Tensor, size: Size, earlier: Merge | None
