@@ -2,6 +2,7 @@
 
 python tools/ablate.py studies/training_free_swin_upernet.yaml
 python tools/ablate.py STUDY.yaml --seeds 0      # run it again to go on; what is done is kept
+python tools/ablate.py studies/training_free_*.yaml      # several, and one figure of them all
 """
 
 import ltm_mm  # isort: skip  (first: it stands in for mmcv's compiled ops where they are absent)
@@ -9,7 +10,7 @@ import ltm_mm  # isort: skip  (first: it stands in for mmcv's compiled ops where
 import argparse
 import sys
 
-from ltm_mm.analysis.study import run_study
+from ltm_mm.analysis.study import run_studies
 from ltm_mm.engine import clean_errors
 
 
@@ -19,8 +20,17 @@ def parse_args() -> argparse.Namespace:
         description=f"Run variants x seeds of a study (ltm_mm {ltm_mm.__version__})"
     )
     add = parser.add_argument
-    add("study", help="YAML file with config, seeds, metrics and variants, as in studies/")
-    add("--work-dir", metavar="DIR", help="runs and report [work_dirs/<study's name>]")
+    add(
+        "study",
+        nargs="+",
+        help="YAML file with config, seeds, metrics and variants, as in studies/",
+    )
+    add(
+        "--work-dir",
+        metavar="DIR",
+        help="runs and report [work_dirs/<study's name>]; of several studies, the folder that "
+        "theirs are in",
+    )
     add("--seeds", nargs="+", type=int, metavar="SEED", help="only these of the study's seeds")
     add("--only", nargs="+", metavar="VARIANT", help="only these of the study's variants")
     add("--debug", action="store_true", help="show the traceback of an error")
@@ -32,7 +42,7 @@ def main() -> int:
     args = parse_args()
     with clean_errors(debug=args.debug):
         try:
-            failed = run_study(args.study, args.work_dir, args.seeds, args.only)
+            failed = run_studies(args.study, args.work_dir, args.seeds, args.only)
         except KeyboardInterrupt:
             print("interrupted; the same command goes on from here", file=sys.stderr)
             return 130

@@ -55,12 +55,15 @@ class Coverage:
         return self.problem is not None and not self.problem.startswith("not run")
 
 
-def swin_configs(package: str, slots: Slots = "balanced") -> Iterator[tuple[str, Config, str]]:
+def swin_configs(
+    package: str, slots: Slots = "balanced", only: str = ""
+) -> Iterator[tuple[str, Config, str]]:
     """Configs of an installed package whose backbone can be exchanged.
 
     Args:
         package: 'mmdet' or 'mmseg'.
         slots: the merging plan.
+        only: part of the names (as yielded) of the configs to look at.
 
     Yields:
         ``package::path``, the config with the backbone exchanged, and the exchange in a line.
@@ -70,6 +73,8 @@ def swin_configs(package: str, slots: Slots = "balanced") -> Iterator[tuple[str,
         if "_base_" in path.parts:
             continue
         name = f"{package}::{path.relative_to(root)}"
+        if only not in name:
+            continue
         try:
             cfg = load_config(name)
             (change, *_) = use_ltm(cfg, slots)
@@ -91,9 +96,8 @@ def cover(packages: list[str], slots: Slots, only: str = "") -> list[tuple[Cover
     """
     groups: dict[str, list[tuple[str, Config, str]]] = {}
     for package in packages:
-        for name, cfg, change in swin_configs(package, slots):
-            if only in name:
-                groups.setdefault(model_key(cfg), []).append((name, cfg, change))
+        for name, cfg, change in swin_configs(package, slots, only):
+            groups.setdefault(model_key(cfg), []).append((name, cfg, change))
     rows = []
     for configs in tqdm(groups.values(), unit="model"):
         rows.append((try_config(*configs[0]), len(configs)))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_flop_count
 
 from .parts import PartMeter
 
@@ -84,10 +84,15 @@ def _linear(x: tuple, weight: tuple, *args: object, **kwargs: object) -> int:
     return 2 * math.prod(x) * weight[0]
 
 
-# What the counter of PyTorch 2.11 misses: fused attention on the CPU, oneDNN's linear
-# layers, and two products.
+def _conv(x: tuple, weight: tuple, *args: object, out_shape: tuple, **kwargs: object) -> int:
+    return conv_flop_count(list(x), list(weight), list(out_shape))
+
+
+# What the counter of PyTorch 2.11 misses: fused attention on the CPU, oneDNN's own layers,
+# and two products.
 _FORMULAS = {
     torch.ops.mkldnn._linear_pointwise: _linear,
+    torch.ops.mkldnn._convolution_pointwise: _conv,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _sdpa,
     torch.ops.aten.mv: _mv,
     torch.ops.aten.addmv: lambda bias, matrix, vector, **_: _mv(matrix, vector),

@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from mmengine.config import Config
 from ..engine import UserError, evaluate, load_config, train
 from ..engine.errors import explain
 from .study_file import Study, Variant, read_study
-from .study_report import write_report
+from .study_report import collect, plot, write_report
 
 # The last checkpoint is evaluated once, on the config's test set, so training validates nothing.
 NO_VALIDATION = {"val_cfg": None, "val_dataloader": None, "val_evaluator": None}
@@ -143,6 +143,44 @@ def _scale(scheduler: Mapping[str, object], share: float) -> dict[str, object]:
     if "milestones" in scheduler:
         scaled["milestones"] = [max(1, round(m * share)) for m in scheduler["milestones"]]
     return scaled
+
+
+def run_studies(
+    paths: Sequence[str],
+    work_dir: str | None = None,
+    seeds: Sequence[int] | None = None,
+    only: Sequence[str] | None = None,
+) -> int:
+    """Run one study after the other; of several also draw one figure.
+
+    Args:
+        paths: the studies' YAML files. The figure has the first metric of each and
+            is written to ``studies.png``.
+        work_dir: see :func:`run_study`; of several studies, the folder that theirs are in.
+        seeds, only: see :func:`run_study`.
+
+    Returns:
+        Number of runs that failed.
+
+    Raises:
+        UserError: see :func:`run_study`.
+    """
+    if len(paths) == 1:
+        return run_study(paths[0], work_dir, seeds, only)
+    folder = Path(work_dir or "work_dirs")
+    roots = [folder / Path(path).stem for path in paths]
+    failed = sum(
+        run_study(path, str(root), seeds, only) for path, root in zip(paths, roots, strict=True)
+    )
+    panels = []
+    for path, root in zip(paths, roots, strict=True):
+        study = read_study(path)
+        first = dict([next(iter(study.metrics.items()))])
+        study = replace(study, metrics=first)
+        panels.append((study, collect(study, plan_runs(study, root))))
+    plot(panels, folder / "studies.png")
+    print(f"figure of all studies: {folder}/studies.png")
+    return failed
 
 
 def run_study(

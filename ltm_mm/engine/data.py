@@ -5,11 +5,14 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from .config import flatten
@@ -41,6 +44,7 @@ def build_loaders(runner: Runner, *names: str) -> None:
         loader = build_loader(runner, cfg, f"{name}_dataloader")
         for dataset, path in datasets(loader.dataset, f"{name}_dataloader.dataset"):
             check_dataset(dataset, path, labelled=name == "train")
+            check_head(runner.model, dataset, path)
             guard(dataset, skip=name == "train")
         setattr(runner, f"_{name}_dataloader", loader)
 
@@ -159,6 +163,30 @@ def check_dataset(dataset: Dataset, path: str, labelled: bool) -> None:
         raise UserError(f"{path} has no instance of its classes ({_first(classes)}) in {file}")
 
 
+def check_head(model: nn.Module, dataset: Dataset, path: str) -> None:
+    """Refuse a segmentor whose head has fewer classes than the labels it is to learn.
+
+    Args:
+        model: of the runner, perhaps wrapped.
+        dataset: as built.
+        path: its dotted key in the config.
+
+    Raises:
+        UserError: names both numbers and the option. mmdet has a hook of its own for this.
+    """
+    while is_model_wrapper(model):
+        model = model.module
+    head = getattr(model, "decode_head", None)
+    heads = list(head) if isinstance(head, nn.ModuleList) else [head]
+    outputs = getattr(heads[-1], "num_classes", None)
+    classes = len((getattr(dataset, "metainfo", None) or {}).get("classes") or ())
+    if outputs is not None and outputs < classes:
+        raise UserError(
+            f"{path} has {classes} classes, but the model's head {outputs}: "
+            f"set model.decode_head.num_classes={classes} (and that of an auxiliary_head)"
+        )
+
+
 def _has_instance(dataset: Dataset, index: int) -> bool:
     """Whether an image has an instance, as far as the data set is one of instances."""
     info = dataset.get_data_info(index) if hasattr(dataset, "get_data_info") else {}
@@ -177,7 +205,44 @@ def guard(dataset: Dataset, skip: bool) -> None:
         if name.startswith("LoadImage"):
             steps[index] = ReadGuard(step, "img_path", skip)
         elif name.startswith("LoadAnnotations") and getattr(step, "with_seg", False):
-            steps[index] = ReadGuard(step, "seg_map_path", False)
+            steps[index] = ReadGuard(step, "seg_map_path", False, label_check(dataset))
+
+
+@dataclass(frozen=True)
+class LabelCheck:
+    """Whether a label map as loaded has labels that exist.
+
+    On a GPU a label that does not exist ends in an error without a name, and a metric
+    leaves its pixels out without a sign.
+
+    Args:
+        classes: labels run from 0 to ``classes - 1``.
+        ignored: the label of pixels that do not count.
+    """
+
+    classes: int
+    ignored: int
+
+    def __call__(self, results: Mapping) -> str | None:
+        """What is wrong with ``results['gt_seg_map']`` in a few words, None if nothing is."""
+        labels = results["gt_seg_map"]
+        if labels.ndim != 2:
+            return f"has {labels.shape[-1]} channels; a label map has one, the label's number"
+        wrong = labels[(labels >= self.classes) & (labels != self.ignored)]
+        if not wrong.size:
+            return None
+        return (
+            f"has the label {wrong.flat[0]}; with {self.classes} classes there are 0 to "
+            f"{self.classes - 1}, and {self.ignored} for pixels that do not count"
+        )
+
+
+def label_check(dataset: Dataset) -> LabelCheck | None:
+    """The check of a data set of mmseg; None for another, whose classes are not its labels."""
+    classes = (getattr(dataset, "metainfo", None) or {}).get("classes")
+    if not classes or not hasattr(dataset, "reduce_zero_label"):
+        return None
+    return LabelCheck(len(classes), dataset.ignore_index)
 
 
 class ReadGuard:
@@ -188,12 +253,20 @@ class ReadGuard:
         key: of the path in the results.
         skip: return None (the data set then takes another image) and log the file, or
             raise a UserError that names it.
+        check: what is wrong with the step's results, if anything; always an error.
     """
 
-    def __init__(self, step: Callable[[dict], dict | None], key: str, skip: bool) -> None:
+    def __init__(
+        self,
+        step: Callable[[dict], dict | None],
+        key: str,
+        skip: bool,
+        check: Callable[[dict], str | None] | None = None,
+    ) -> None:
         self.step = step
         self.key = key
         self.skip = skip
+        self.check = check
         self.in_a_row = 0
         self.files: set[str] = set()  # unreadable ones seen by this process
 
@@ -208,6 +281,8 @@ class ReadGuard:
                 raise
             return self._unreadable(str(results[self.key]), error)
         self.in_a_row = 0
+        if self.check and loaded and (why := self.check(loaded)):
+            raise UserError(f"{results[self.key]} {why}")
         return loaded
 
     def _unreadable(self, file: str, error: Exception) -> None:

@@ -19,7 +19,7 @@ from .data import build_loaders, missing
 from .errors import UserError, no_such_type
 from .hooks import SegPictures, StartFrom, load
 from .resume import check_same_model, find_resume
-from .swap import parse_slots, use_ltm
+from .swap import check_unmerge, parse_slots, use_ltm
 
 
 def train(
@@ -187,6 +187,7 @@ def _prepare(
             _say(line)
         # Runs with different plans must not resume from one another.
         stem += f"_ltm-{ltm}" if ltm.isalpha() else "_ltm"
+    check_unmerge(cfg)
     if work_dir or not cfg.get("work_dir"):
         cfg.work_dir = work_dir or os.path.join("work_dirs", stem)
     cfg.launcher = launcher

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from mmengine.config import Config
 
 from ..presets import NAMES, Slots
+from .config import flatten
 from .errors import UserError
 
 SWIN = "ltm_mm.LTMSwin"
@@ -13,6 +14,9 @@ OURS = ("LTMSwin", "LTMEfficientViT", "LTMMobileViT", "LTMViT")
 # mmpretrain's Swin has other keywords and parameter names than mmdet's and mmseg's.
 OTHER_SWIN_SCOPES = ("mmpretrain", "mmcls")
 BACKBONE_KEYS = ("backbone", "img_backbone")
+# Options of heads that place something on the maps' grids. (Mask2Former's points lie at
+# fractions of the image.)
+WHOLE_STRIDES = {"anchor_generator", "prior_generator", "featmap_strides"}
 
 
 def parse_slots(text: str) -> Slots:
@@ -71,6 +75,24 @@ def use_ltm(cfg: Config, slots: Slots) -> list[str]:
             "efficientvit_b0 ... b3, l1 ... l3, with mobilevit_xxs, xs, s, and with vit_*"
         )
     return lines
+
+
+def check_unmerge(cfg: Config) -> None:
+    """Refuse a pyramid of slots for a head that needs maps of whole strides.
+
+    Raises:
+        UserError: if a backbone has ``unmerge='none'`` and the model has anchors, points or
+            RoIs, which lie on a grid of whole strides.
+    """
+    model = cfg.get("model") or {}
+    slots = [path for path, b in _backbones(model, "model") if b.get("unmerge") == "none"]
+    keys = [key for key, _ in flatten(model) if WHOLE_STRIDES.intersection(key.split("."))]
+    if slots and keys:
+        raise UserError(
+            f"{slots[0]}.unmerge='none' returns maps whose strides are no whole numbers, and "
+            f"model.{keys[0]} needs whole ones: use unmerge='residual', or a decoder that "
+            "resizes its inputs (UPerNet, Semantic FPN, Mask2Former)"
+        )
 
 
 def _backbones(node: object, path: str) -> Iterator[tuple[str, dict]]:

@@ -16,7 +16,7 @@ def run_linear(layer: nn.Module, x: Tensor) -> Tensor:
     Returns:
         ``(..., C_out)``.
     """
-    if _untouched(layer):
+    if untouched(layer):
         return linear(x, layer.weight, layer.bias)  # type: ignore[arg-type]
     return layer(x)
 
@@ -32,14 +32,14 @@ def run_mlp(first: nn.Module, act: nn.Module, second: nn.Module, x: Tensor) -> T
         ``(..., C)``.
     """
     plain = type(act) is nn.GELU and act.approximate == "none"
-    if plain and _untouched(first) and _untouched(second) and served(x, first.weight):  # type: ignore[arg-type]
+    if plain and untouched(first) and untouched(second) and served(x, first.weight):  # type: ignore[arg-type]
         layers = [(layer.weight, layer.bias) for layer in (first, second)]
         if all(bias is not None for _, bias in layers):
             return mlp(x, *layers)  # type: ignore[arg-type]
     return run_linear(second, act(run_linear(first, x)))
 
 
-def _untouched(layer: nn.Module) -> bool:
-    """Whether calling a module would do nothing but ``F.linear``."""
+def untouched(layer: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
+    """Whether calling a module does what its class does, and nothing besides."""
     hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks
-    return type(layer) is nn.Linear and not hooks and "forward" not in vars(layer)
+    return type(layer) is kind and not hooks and "forward" not in vars(layer)

@@ -28,6 +28,8 @@ STAGES = {
     "EfficientVitLargeStage": "efficientvit",
     "MobileVitBlock": "mobilevit",
 }
+MSRA = "efficientvit_msra"  # timm's module of another EfficientViT, with stages of the same name
+PACKAGES = ("mmdet", "mmseg", "timm")
 WINDOWS = {"efficientvit": 8, "mobilevit": 8, "vit": 7}  # as the backbones' defaults
 
 
@@ -54,9 +56,11 @@ def apply(
         The model itself.
 
     Raises:
-        ValueError: if the model has no such stages, merges already, or the plan does
-            not fit.
+        ValueError: if it is no model, has no such stages, merges already, or the plan
+            does not fit.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be a built model (an nn.Module), got {model!r}")
     if any(isinstance(m, LTMBackbone | MergedStage) for m in model.modules()):
         raise ValueError(
             "the model merges tokens already: call ltm_mm.remove(model) first, or change its "
@@ -137,7 +141,7 @@ class MergedMMStage(MergedSwinStage):
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> tuple:
         """``(B, H * W, C)``, (H, W) -> what goes on, its size, the stage's map, its size."""
-        x = run_blocks(self.blocks, x.unflatten(1, hw_shape)).flatten(1, 2)
+        x = run_blocks(self.blocks, x.unflatten(1, hw_shape))[0].flatten(1, 2)
         if self.downsample is None:
             return x, hw_shape, x, hw_shape
         return *self.downsample(x, hw_shape), x, hw_shape
@@ -148,7 +152,7 @@ class MergedTimmStage(MergedSwinStage):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` -> the stage's map, channel-last."""
-        return run_blocks(self.blocks, self.downsample(x))
+        return run_blocks(self.blocks, self.downsample(x))[0]
 
 
 class MergedEfficientVitStage(EfficientVitLTMStage, MergedStage):
@@ -157,6 +161,10 @@ class MergedEfficientVitStage(EfficientVitLTMStage, MergedStage):
     def __init__(self, original: nn.Module, counts: Sequence[int], window: int, steps: int) -> None:
         super().__init__(original, counts, window, steps)
         self._original = (original,)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """``(B, C_in, H, W)`` -> the stage's map."""
+        return super().forward(x)[0]
 
 
 class MergedMobileVitBlock(MobileVitLTMBlock, MergedStage):
@@ -182,8 +190,10 @@ def _family(parent: nn.Module, name: str) -> str | None:
     if name == "blocks" and _comes_from(parent, "VisionTransformer", "timm"):
         return "vit"
     child = getattr(parent, name)
-    known = STAGES.get(type(child).__name__)
-    return known if known and _comes_from(child, None, "mmdet", "mmseg", "timm") else None
+    family = STAGES.get(type(child).__name__)
+    if type(child).__module__.endswith(MSRA) or not _comes_from(child, None, *PACKAGES):
+        return None
+    return family
 
 
 def _comes_from(module: nn.Module, name: str | None, *packages: str) -> bool:

@@ -55,7 +55,7 @@ class MergedVisionTransformer(VisionTransformer):
             raise ValueError(f"a merging ViT takes no {', '.join(masks)}: slots have no fixed mask")
         size = self._grid(x)
         tokens = self.norm_pre(self._pos_embed(self.patch_embed(x)))
-        return self.blocks(tokens, size, take)
+        return [y for y, _ in self.blocks(tokens, size, take)]
 
     def _grid(self, x: Tensor) -> tuple[int, int]:
         return tuple(self.patch_embed.dynamic_feat_size(tuple(x.shape[2:])))

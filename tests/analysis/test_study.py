@@ -8,7 +8,7 @@ import pytest
 import yaml
 from mmengine.config import Config
 
-from ltm_mm.analysis.study import Run, estimate, plan_runs, shorten
+from ltm_mm.analysis.study import Run, estimate, plan_runs, run_studies, shorten
 from ltm_mm.analysis.study_file import Study, Variant, read_study
 from ltm_mm.analysis.study_report import aggregate, cell, collect, to_markdown, write_report
 from ltm_mm.datasets import ensure_shapes
@@ -193,6 +193,28 @@ def test_report(results: tuple[Study, list[Run], Path]) -> None:
     assert rows[2] == "merged,mIoU,39.0,,1"
     assert json.loads((root / "report.json").read_text())["plain"]["1"] == {"mIoU": 44.0}
     assert (root / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_several_studies_make_one_figure(
+    write: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, work = write(metrics={"mIoU": "mIoU", "aAcc": "aAcc"}), tmp_path / "work"
+    paths = [path.rename(tmp_path / "a.yaml"), write()]
+    for file in paths:
+        for run in plan_runs(read_study(file), work / file.stem):
+            run.folder.mkdir(parents=True)
+            result = {"metrics": {"mIoU": 40.0, "aAcc": 1.0}, "seconds": 1.0}
+            (run.folder / "result.json").write_text(json.dumps(result))
+    assert run_studies([str(p) for p in paths], str(work)) == 0
+    assert (work / "studies.png").read_bytes().startswith(b"\x89PNG")
+    assert (work / "a" / "report.md").is_file()
+    assert (work / "study" / "report.md").is_file()
+
+    drawn = []
+    monkeypatch.setattr("ltm_mm.analysis.study.plot", lambda panels, _: drawn.extend(panels))
+    run_studies([str(p) for p in paths], str(work))
+    assert [(s.name, list(s.metrics)) for s, _ in drawn] == [("a", ["mIoU"]), ("study", ["mIoU"])]
+    assert drawn[0][1]["plain"] == {0: {"mIoU": 40.0}, 1: {"mIoU": 40.0}}
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=[p.stem for p in STUDIES])

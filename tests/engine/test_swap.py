@@ -1,12 +1,18 @@
 """The exchange of backbones in configs."""
 
+from contextlib import nullcontext
+from pathlib import Path
+
 import pytest
 import torch
 from mmengine.config import Config
 
 from ltm_mm.checkpoints import load_backbone
 from ltm_mm.engine import UserError, load_config, parse_slots, use_ltm
+from ltm_mm.engine.swap import check_unmerge
 from ltm_mm.registry import MODELS
+
+ROOT = Path(__file__).parent.parent.parent
 
 TIMM = {"type": "TIMMBackbone", "model_name": "efficientvit_b1.r224_in1k"}
 
@@ -184,3 +190,20 @@ def test_installed_config_builds_after_the_exchange(source: str) -> None:
     backbone = MODELS.build(cfg.model.backbone)
     assert type(backbone).__name__ == "LTMSwin"
     assert backbone.out_channels == (24, 48, 96, 192)
+
+
+@pytest.mark.parametrize(
+    ("config", "refused"),
+    [
+        ("configs/ltm_swin_maskrcnn.py", "model.rpn_head.anchor_generator"),
+        ("configs/ltm_swin_upernet.py", ""),
+        ("mmdet::mask2former/mask2former_swin-t-p4-w7-224_8xb2-lsj-50e_coco.py", ""),
+    ],
+)
+def test_slots_are_refused_by_heads_that_need_whole_strides(config, refused):
+    cfg = load_config(config if "::" in config else ROOT / config)
+    use_ltm(cfg, "fast")
+    check_unmerge(cfg)
+    cfg.model.backbone.unmerge = "none"
+    with pytest.raises(UserError, match=refused) if refused else nullcontext():
+        check_unmerge(cfg)

@@ -1,6 +1,7 @@
 """The contract every backbone keeps. A family's test subclasses it and gives builders."""
 
 import copy
+from itertools import pairwise
 from typing import ClassVar
 
 import pytest
@@ -26,11 +27,13 @@ class BackboneContract:
     depth), ``reference()`` (the plain model with its own parameter names; the tiny
     width; returns maps), ``load_reference(model, reference)`` and ``plans``, and how many
     ``stages`` it has and how many entries (``planned``) a plan. All stages' maps are the
-    built model's default.
+    built model's default. Where ``one_plan_per_map`` is false, ``unmerge`` is for the
+    family's own tests.
     """
 
     stages: ClassVar[int] = 4
     planned: ClassVar[int] = 4
+    one_plan_per_map: ClassVar[bool] = True
     plans: ClassVar[list] = ["light", "balanced", "fast"]
 
     def build(self, **kwargs: object) -> nn.Module:
@@ -84,6 +87,41 @@ class BackboneContract:
                 assert m.shape[:2] == (batch, channels)
                 assert m.shape[2:] == (-(-height // stride), -(-width // stride))
                 assert m.isfinite().all()
+
+    @pytest.mark.parametrize(("batch", "height", "width"), SIZES)
+    def test_slots_are_returned_where_nothing_is_unmerged(self, batch, height, width):
+        if not self.one_plan_per_map:
+            pytest.skip("has no stage whose slots could be a map")
+        state = randomise(self.build(slots=None)).state_dict()
+        x = self.image(batch, height, width)
+        for plan in self.plans:
+            full, slots = (
+                self.build(slots=plan, unmerge=unmerge).eval() for unmerge in ("residual", "none")
+            )
+            for model in (full, slots):
+                model.load_state_dict(state, strict=False)
+            counts = [c[-1] if c else full.plan_window for c in full.plan]
+            merges = [i for i in full.out_indices if counts[i] < full.plan_window]
+            assert merges
+            for i, a, b in zip(
+                full.out_indices, self.maps(full, x), self.maps(slots, x), strict=True
+            ):
+                k = full.out_indices.index(i)
+                if i not in merges:
+                    assert slots.strides[k] == full.strides[k]
+                    assert_close(a, b, rtol=0, atol=0)
+                    continue
+                s, w = counts[i], full.plan_window
+                assert slots.strides[k] == full.strides[k] * w / s
+                size = list(a.shape[2:])
+                for before, after in pairwise((w, *full.plan[i])):
+                    size = [-(-n * after // before) for n in size]
+                assert list(b.shape[2:]) == size
+                assert b.isfinite().all()
+        plain = [self.build(slots=None, unmerge=u).eval() for u in ("residual", "none")]
+        plain[1].load_state_dict(plain[0].state_dict())
+        for a, b in zip(*(self.maps(m, x) for m in plain), strict=True):
+            assert_close(a, b, rtol=0, atol=0)
 
     def test_every_preset_changes_the_output(self):
         state = randomise(self.build(slots=None)).state_dict()
@@ -229,3 +267,10 @@ class BackboneContract:
         with pytest.raises(ValueError, match=message) as error:
             self.build(slots=(None,) * (self.planned - 1) + (entry,))
         assert "\n" not in str(error.value)
+
+    def test_a_bad_unmerge_gets_one_clear_line(self):
+        if self.one_plan_per_map:
+            with pytest.raises(
+                ValueError, match="unmerge must be one of residual, none, got 'all'"
+            ):
+                self.build(unmerge="all")

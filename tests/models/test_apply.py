@@ -212,6 +212,9 @@ def test_unmerged_stages_are_left_alone():
     ("model", "slots", "message"),
     [
         (lambda: nn.Linear(2, 2), "fast", "Linear has no stages to merge in: use mmdet's"),
+        (lambda: "swin_tiny", "fast", "model must be a built model .*, got 'swin_tiny'"),
+        # MSRA's EfficientViT, whose stages have the same name.
+        (lambda: timm.create_model("efficientvit_m0"), "fast", "EfficientVitMsra has no stages"),
         (lambda: LTMSwin(**TINY), "fast", "merges tokens already"),
         (lambda: apply(swin_of("mmdet")), "fast", "merges tokens already"),
         (lambda: swin_of("mmdet"), "quick", "unknown slots preset 'quick'"),

@@ -157,3 +157,14 @@ def test_slots_cover_their_windows_pixels():
 def test_bad_arguments_get_one_clear_line(kwargs, message):
     with pytest.raises(ValueError, match=message):
         LTMSwin(**kwargs)
+
+
+def test_returned_slots_are_what_the_stage_left():
+    model = randomise(LTMSwin(**TINY, slots="fast", unmerge="none")).eval()
+    seen = {}
+    model.stages[2].register_forward_hook(lambda _m, _x, y: seen.update(full=y[0], slots=y[1]))
+    with torch.no_grad():
+        maps = model(torch.randn(1, 3, 96, 160))
+    assert seen["full"].shape[1:3] == (6, 10)
+    assert seen["slots"].shape[1:3] == (4, 7)  # 7 -> 5 -> 4: ceil(ceil(6 * 5 / 7) * 4 / 5)
+    assert_close(maps[2], model.norm2(seen["slots"]).permute(0, 3, 1, 2))

@@ -25,6 +25,7 @@ class FeaturesOfWhole(VisionTransformer):
 
 class TestViTContract(BackboneContract):
     planned = 1
+    one_plan_per_map = False
     plans = ["light", "balanced", "fast", ((7, 5, 3, 3),)]
 
     def build(self, **kwargs):
@@ -147,6 +148,26 @@ def test_a_map_taken_on_the_way_does_not_change_what_follows():
     x = torch.randn(1, 3, 96, 160)
     with torch.no_grad():
         assert_close(model(x)[-1], last(x)[0], rtol=0, atol=0)
+
+
+def test_slots_are_returned_where_nothing_is_unmerged():
+    plan = ((7, 7, 5, 3),)
+    full, slots = (
+        LTMViT(**TINY, slots=plan, unmerge=u, out_indices=(1, 2, 3)).eval()
+        for u in ("residual", "none")
+    )
+    slots.load_state_dict(randomise(full).state_dict())
+    assert full.strides == (16, 16, 16)
+    assert slots.strides == (16, 16 * 7 / 5, 16 * 7 / 3)
+    x = torch.randn(1, 3, 224, 112)
+    with torch.no_grad():
+        found, whole = slots(x), full(x)
+    assert [m.shape[2:] for m in found] == [(14, 7), (10, 5), (6, 3)]
+    assert_close(found[0], whole[0], rtol=0, atol=0)
+    with pytest.raises(ValueError, match="unmerge must be one of residual, none, got 'all'"):
+        LTMViT(**TINY, unmerge="all")
+    with pytest.raises(ValueError, match="simple_pyramid needs maps of whole strides"):
+        LTMViT(**TINY, unmerge="none", simple_pyramid=True)
 
 
 def test_prefix_tokens_are_carried_along_and_never_merged():

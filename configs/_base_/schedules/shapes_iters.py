@@ -1,5 +1,7 @@
-# AdamW from scratch, by iterations (segmentors).
-max_iters = 600
+# AdamW from scratch, by iterations (segmentors). For the first 300 or so the shapes are told
+# from the background but not from one another: a training has to be longer than that.
+max_iters = 1600
+warmup = 20
 
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=max_iters)
 val_cfg = dict(type="ValLoop")
@@ -11,6 +13,6 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=10.0),
 )
 param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(type="PolyLR", eta_min=0.0, power=1.0, by_epoch=False, begin=50, end=max_iters),
+    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=warmup),
+    dict(type="PolyLR", eta_min=0.0, power=1.0, by_epoch=False, begin=warmup, end=max_iters),
 ]

@@ -10,16 +10,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ...checkpoints import load_backbone
 from ...layers import MaskModule
 from ...ops import Merge, unmerge_grid
+from ...presets import Plan
+
+UNMERGE = ("residual", "none")
 
 
 class LTMBackbone(BaseModule):
     """Base of the backbones: freezing, initial weights, and the declared outputs.
 
-    A subclass sets ``out_channels`` and ``strides`` (one int per output map), calls
+    A subclass sets ``plan`` and ``plan_window`` (slots of every block, tokens per window
+    side), ``out_channels`` and ``strides`` (one number per output map), calls
     :meth:`freeze` at the end of ``__init__``, and returns a tuple of NCHW maps.
 
     Args:
         out_indices: stages whose maps are returned, rising.
+        unmerge: 'residual' or 'none', see :meth:`out_strides`.
         num_stages: how many stages there are.
         frozen_stages: the stem and the stages before this one get no gradient and
             stay in eval mode; -1 freezes nothing.
@@ -28,16 +33,19 @@ class LTMBackbone(BaseModule):
             scratch.
 
     Raises:
-        ValueError: if ``out_indices`` or ``frozen_stages`` is out of range.
+        ValueError: if ``out_indices``, ``unmerge`` or ``frozen_stages`` is out of range.
     """
 
     out_channels: tuple[int, ...]
-    strides: tuple[int, ...]
+    strides: tuple[float, ...]
+    plan: Plan
+    plan_window: int
     norm_eval = False  # keep batch normalisation in eval mode while training
 
     def __init__(
         self,
         out_indices: Sequence[int],
+        unmerge: str,
         num_stages: int,
         frozen_stages: int,
         init_cfg: dict | None,
@@ -47,6 +55,8 @@ class LTMBackbone(BaseModule):
             raise ValueError(
                 f"out_indices must name stages from 0 to {num_stages - 1}, got {tuple(out_indices)}"
             )
+        if unmerge not in UNMERGE:
+            raise ValueError(f"unmerge must be one of {', '.join(UNMERGE)}, got {unmerge!r}")
         if not -1 <= frozen_stages <= num_stages:
             raise ValueError(f"frozen_stages must lie in -1..{num_stages}, got {frozen_stages!r}")
         if init_cfg and init_cfg.get("type") != "Pretrained":
@@ -55,7 +65,24 @@ class LTMBackbone(BaseModule):
                 f"got {init_cfg!r}"
             )
         self.out_indices = tuple(out_indices)
+        self.unmerge = unmerge
         self.frozen_stages = frozen_stages
+
+    def out_strides(self, strides: Sequence[int]) -> tuple[float, ...]:
+        """Pixels between neighbours of each output map, as ``unmerge`` and the plan decide.
+
+        With 'residual' they are the plain backbone's. With 'none' a stage that merges
+        returns its slots, ``window / slots`` times as far apart; that is for decoders that
+        resize their inputs anyway. The next stage gets unmerged tokens either way.
+
+        Args:
+            strides: of every stage's tokens.
+        """
+        if self.unmerge == "residual":
+            return tuple(strides[i] for i in self.out_indices)
+        window = self.plan_window
+        last = [counts[-1] if counts else window for counts in self.plan]
+        return tuple(strides[i] * window / last[i] for i in self.out_indices)
 
     def frozen_modules(self) -> list[nn.Module]:
         """Modules (and parameters' owners) that ``frozen_stages`` freezes."""

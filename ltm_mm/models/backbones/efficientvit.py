@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from ...layers import TokenMerger
+from ...layers import TokenMerger, fold_convs
 from ...ops import Merge
 from ...presets import Plan, Slots, check_window, resolve_plan
 from ...registry import MODELS
@@ -48,6 +48,8 @@ class LTMEfficientViT(LTMBackbone):
             to s x s slots in the stage's first attention block), or one int per
             attention block, e.g. ``(None, None, (8, 6, 6), (8, 6, 6, 5))`` for 'b1'.
         steps: content steps of the mask modules, >= 0 (0: the learnable prior only).
+        unmerge: 'residual' returns maps of the plain backbone's size; 'none' the slots of
+            the stages that merge, see :class:`LTMSwin`.
         window_size: tokens per window side, >= 1, of the grids at stride 16 and 32.
         in_channels: channels of the image.
         out_indices: stages whose maps are returned; later stages are not built.
@@ -74,23 +76,25 @@ class LTMEfficientViT(LTMBackbone):
         norm_eval: bool = False,
         with_cp: bool = False,
         init_cfg: dict | None = None,
+        unmerge: str = "residual",
     ) -> None:
         if arch not in ARCHS:
             raise ValueError(f"unknown arch {arch!r}: choose from {', '.join(ARCHS)}")
         reference = _timm_model(arch, in_channels)
-        super().__init__(out_indices, len(reference.stages), frozen_stages, init_cfg)
+        super().__init__(out_indices, unmerge, len(reference.stages), frozen_stages, init_cfg)
         self.norm_eval = norm_eval
         self.plan = resolve_stage_plans(slots, reference.stages, window_size)
-        self.stem = reference.stem
+        self.plan_window = window_size
+        self.stem = fold_convs(reference.stem)
         self.stages = nn.ModuleList(
-            EfficientVitLTMStage(stage, plan, window_size, steps, with_cp)
+            EfficientVitLTMStage(fold_convs(stage), plan, window_size, steps, with_cp)
             for stage, plan in zip(
                 reference.stages[: max(self.out_indices) + 1], self.plan, strict=False
             )
         )
-        info = [reference.feature_info[i] for i in self.out_indices]
-        self.out_channels = tuple(entry["num_chs"] for entry in info)
-        self.strides = tuple(entry["reduction"] for entry in info)
+        info = reference.feature_info
+        self.out_channels = tuple(info[i]["num_chs"] for i in self.out_indices)
+        self.strides = self.out_strides([entry["reduction"] for entry in info])
         self.freeze()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -106,9 +110,9 @@ class LTMEfficientViT(LTMBackbone):
         x = self.stem(_fast_layout(x))
         outs = []
         for i, stage in enumerate(self.stages):
-            x = stage(x)
+            x, slots = stage(x)
             if i in self.out_indices:
-                outs.append(x.contiguous())
+                outs.append((x if self.unmerge == "residual" else slots).contiguous())
         return tuple(outs)
 
     def frozen_modules(self) -> list[nn.Module]:
@@ -154,8 +158,16 @@ class EfficientVitLTMStage(nn.Module):
                 block = AttentionBlock(block, next(grids), next(slots), steps)
             self.blocks.append(block)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the blocks: ``(B, C_in, H, W)`` -> ``(B, C, ceil(H/2), ceil(W/2))``."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the blocks.
+
+        Args:
+            x: ``(B, C_in, H, W)``.
+
+        Returns:
+            Tokens ``(B, C, ceil(H/2), ceil(W/2))``, and the slots that the last block left
+            ``(B, C, h, w)``; both are the same where nothing merges.
+        """
         merges: list[Merge] = []
         for block in self.blocks:
             x = _fast_layout(x)
@@ -165,7 +177,7 @@ class EfficientVitLTMStage(nn.Module):
             x, merged = self._run(block, x, merges[-1] if merges else None)
             if merged is not None:
                 merges.append(merged)
-        return unmerge_all(x.permute(0, 2, 3, 1), merges).permute(0, 3, 1, 2)
+        return unmerge_all(x.permute(0, 2, 3, 1), merges).permute(0, 3, 1, 2), x
 
     def _run(self, block: nn.Module, *args: Any) -> Any:
         if self.with_cp and args[0].requires_grad:

@@ -56,24 +56,28 @@ class GlobalBlocks(nn.Sequential):
         )
         self.prefix = prefix
 
-    def forward(self, x: Tensor, size: Size, take: Iterable[int]) -> list[Tensor]:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, x: Tensor, size: Size, take: Iterable[int], unmerge: bool = True
+    ) -> list[tuple[Tensor, Size]]:
         """Run the blocks.
 
         Args:
             x: prefix and grid tokens, row by row ``(B, T + H * W, C)``.
             size: H and W of the grid.
             take: blocks whose outputs are wanted.
+            unmerge: lead them back to all tokens; otherwise slots stay slots.
 
         Returns:
-            One ``(B, T + H * W, C)`` per block of ``take``, in the blocks' order.
+            One ``(B, T + H * W, C)`` and its H and W per block of ``take``, in the blocks'
+            order.
         """
-        taken, merges, outs = set(take), [], []
+        taken, whole, merges, outs = set(take), size, [], []
         for k, block in enumerate(self):
             x, size, merged = block(x, size, merges[-1] if merges else None)
             if merged is not None:
                 merges.append(merged)
             if k in taken:
-                outs.append(self._unmerged(x, size, merges))
+                outs.append((self._unmerged(x, size, merges), whole) if unmerge else (x, size))
         return outs
 
     def _unmerged(self, x: Tensor, size: Size, merges: Sequence[Merge]) -> Tensor:

@@ -30,7 +30,9 @@ class LTMMobileViT(LTMBackbone):
     patches of 2 x 2 pixels; pixels of the same place in their patches attend to each
     other, so there are four grids of tokens per image, one per place. Each is merged in
     windows, and its transformer's update is led back before the grids are folded into
-    a map again. With ``slots=None`` it equals timm's ``features_only`` model.
+    a map again, which the convolutions behind it need at its own size (so there is no
+    ``unmerge`` as other backbones have it). With ``slots=None`` it equals timm's
+    ``features_only`` model.
 
     Args:
         arch: 'xxs', 'xs' or 's'.
@@ -76,10 +78,11 @@ class LTMMobileViT(LTMBackbone):
         self_build = (arch, in_channels, drop_path_rate)
         reference = _timm_model(*self_build)
         count = len(reference.stages)
-        super().__init__(out_indices, count, frozen_stages, init_cfg)
+        super().__init__(out_indices, "residual", count, frozen_stages, init_cfg)
         self._build = self_build
         self.norm_eval = norm_eval
         self.plan = resolve_stage_plans(slots, reference.stages, window_size)
+        self.plan_window = window_size
         self.stem = reference.stem
         self.stages = nn.ModuleList(
             nn.Sequential(*(_merging(block, plan, window_size, steps, with_cp) for block in stage))
@@ -180,7 +183,7 @@ class MobileVitLTMBlock(nn.Module):
         rows, cols = height // ph, width // pw
         x = x.reshape(b, c, rows, ph, cols, pw).permute(0, 3, 5, 2, 4, 1)
         x = x.reshape(b * ph * pw, rows * cols, c)  # (B * places, N, C)
-        (x,) = self.transformer(x, (rows, cols), (len(self.transformer) - 1,))
+        ((x, _),) = self.transformer(x, (rows, cols), (len(self.transformer) - 1,))
         x = self.norm(x).reshape(b, ph, pw, rows, cols, c)
         return x.permute(0, 5, 3, 1, 4, 2).reshape(b, c, height, width)
 

@@ -56,6 +56,9 @@ class LTMSwin(LTMBackbone):
             first block), or one int per block, e.g. ``(7, 6, 6, 5, 5, 5)``: merged
             after the second and the fourth block's attention.
         steps: content steps of the mask modules, >= 0 (0: the learnable prior only).
+        unmerge: 'residual' returns maps of the plain backbone's size; 'none' the slots of
+            the stages that merge, for a decoder that resizes its inputs (UPerNet, Semantic
+            FPN, Mask2Former): ``strides`` are then no whole numbers.
         pretrain_img_size: image size that ``absolute_pos_embed`` is made for, pixels.
         in_channels: channels of the image.
         embed_dims: channels of the first stage; doubled by each later stage.
@@ -112,6 +115,7 @@ class LTMSwin(LTMBackbone):
         arch: str | None = None,
         slots: Slots = "balanced",
         steps: int = 1,
+        unmerge: str = "residual",
     ) -> None:
         if arch is not None:
             if arch not in ARCHS:
@@ -130,10 +134,11 @@ class LTMSwin(LTMBackbone):
             raise ValueError("give init_cfg or pretrained, not both")
         if pretrained:
             init_cfg = dict(type="Pretrained", checkpoint=pretrained)
-        super().__init__(out_indices, len(depths), frozen_stages, init_cfg)
+        super().__init__(out_indices, unmerge, len(depths), frozen_stages, init_cfg)
         norm_cfg = norm_cfg or dict(type="LN")
         patch_norm_cfg = norm_cfg if patch_norm else None
         self.plan = resolve_plan(slots, depths, window_size, ("swin", embed_dims))
+        self.plan_window = window_size
 
         self.patch_embed = PatchEmbed(in_channels, embed_dims, patch_size, patch_norm_cfg)
         self.absolute_pos_embed: nn.Parameter | None = None
@@ -174,9 +179,8 @@ class LTMSwin(LTMBackbone):
         self.num_features = [embed_dims * 2**i for i in range(len(depths))]
         for i in self.out_indices:
             self.add_module(f"norm{i}", build_norm_layer(norm_cfg, self.num_features[i])[1])
-        totals = list(accumulate(strides, mul))
         self.out_channels = tuple(self.num_features[i] for i in self.out_indices)
-        self.strides = tuple(totals[i] for i in self.out_indices)
+        self.strides = self.out_strides(list(accumulate(strides, mul)))
         self.freeze()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -195,9 +199,10 @@ class LTMSwin(LTMBackbone):
         x = self.drop_after_pos(x)
         outs = []
         for i, stage in enumerate(self.stages):
-            x = stage(x)  # (B, H, W, C)
+            x, slots = stage(x)  # (B, H, W, C), (B, h, w, C)
             if i in self.out_indices:
-                outs.append(getattr(self, f"norm{i}")(x).permute(0, 3, 1, 2).contiguous())
+                out = x if self.unmerge == "residual" else slots
+                outs.append(getattr(self, f"norm{i}")(out).permute(0, 3, 1, 2).contiguous())
             if stage.downsample is not None:
                 x = stage.downsample(x)
         return tuple(outs)
@@ -277,12 +282,12 @@ class SwinStage(nn.Module):
         )
         self.downsample = downsample
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the blocks on a grid ``(B, H, W, C)``; same shape out."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the blocks on a grid ``(B, H, W, C)``; see :func:`run_blocks`."""
         return run_blocks(self.blocks, x)
 
 
-def run_blocks(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
+def run_blocks(blocks: Iterable[nn.Module], x: Tensor) -> tuple[Tensor, Tensor]:
     """Run a stage's blocks and undo the merges they made.
 
     Args:
@@ -290,14 +295,15 @@ def run_blocks(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
         x: tokens ``(B, H, W, C)``.
 
     Returns:
-        Tokens of the same shape.
+        Tokens of the same shape, and the slots that the last block left
+        ``(B, h, w, C)``; both are the same where nothing merges.
     """
     merges: list[Merge] = []
     for block in blocks:
         x, merged = block(x, merges[-1] if merges else None)
         if merged is not None:
             merges.append(merged)
-    return unmerge_all(x, merges)
+    return unmerge_all(x, merges), x
 
 
 class SwinBlock(nn.Module):

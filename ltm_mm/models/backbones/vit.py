@@ -42,6 +42,9 @@ class LTMViT(LTMBackbone):
         window_size: patches per window side, >= 1. 7 cuts the 14 x 14 patches of an
             image of 224 pixels into four whole windows, and gives the presets the same
             token counts as Swin's windows.
+        unmerge: 'residual' returns maps of all patches; 'none' the slots where there are
+            some, for a decoder that resizes its inputs (UPerNet): ``strides`` are then no
+            whole numbers.
         mass_attention: weigh attention to a slot by how many tokens it stands for.
         img_size, patch_size, in_channels, embed_dims, num_layers, num_heads: pixels per
             side that the position embedding is made for, pixels per patch side, channels
@@ -84,6 +87,7 @@ class LTMViT(LTMBackbone):
         frozen_stages: int = -1,
         with_cp: bool = False,
         init_cfg: dict | None = None,
+        unmerge: str = "residual",
     ) -> None:
         options = dict(
             img_size=img_size,
@@ -101,13 +105,16 @@ class LTMViT(LTMBackbone):
             out_indices = quarters[-1:] if simple_pyramid else sorted(set(quarters))
         elif isinstance(out_indices, int):
             out_indices = range(depth - out_indices, depth)
-        super().__init__(out_indices, depth, frozen_stages, init_cfg)
+        super().__init__(out_indices, unmerge, depth, frozen_stages, init_cfg)
+        if simple_pyramid and unmerge == "none":
+            raise ValueError("simple_pyramid needs maps of whole strides: use unmerge='residual'")
         if simple_pyramid and len(self.out_indices) != 1:
             raise ValueError(
                 f"simple_pyramid is made from one block's map, got out_indices {out_indices!r}"
             )
         check_window(window_size)
         self.plan = resolve_plan(slots, (depth,), window_size, ("vit", dim))
+        self.plan_window = window_size
         self._build = (arch, options)
         built = max(self.out_indices) + 1
 
@@ -130,7 +137,7 @@ class LTMViT(LTMBackbone):
         self.pyramid = SimplePyramid(dim) if simple_pyramid else None
         stride = self.patch_embed.patch_size[0]
         self.out_channels = (dim,) * len(self.out_indices)
-        self.strides = (stride,) * len(self.out_indices)
+        self.strides = self.out_strides((stride,) * depth)
         if simple_pyramid:
             if stride % 4:
                 raise ValueError(f"simple_pyramid needs patches of 4n pixels, got {stride}")
@@ -152,16 +159,27 @@ class LTMViT(LTMBackbone):
         grid = self.patch_embed(x)  # (B, h, w, C)
         size = (grid.shape[1], grid.shape[2])
         tokens = self.norm_pre(self._embed(grid))  # (B, T + h * w, C)
-        prefix = self.blocks.prefix
+        prefix, unmerge = self.blocks.prefix, self.unmerge == "residual"
         maps = [
-            self.norm(y)[:, prefix:].unflatten(1, size).permute(0, 3, 1, 2).contiguous()
-            for y in self.blocks(tokens, size, self.out_indices)
+            self.norm(y)[:, prefix:].unflatten(1, at).permute(0, 3, 1, 2).contiguous()
+            for y, at in self.blocks(tokens, size, self.out_indices, unmerge)
         ]
         if self.pyramid is None:
             return tuple(maps)
         sizes = [(-(-image[0] // s), -(-image[1] // s)) for s in self.strides]
         levels = zip(self.pyramid(maps[0]), sizes, strict=True)
         return tuple(level[:, :, :h, :w] for level, (h, w) in levels)
+
+    def out_strides(self, strides: Sequence[int]) -> tuple[float, ...]:
+        """As for other backbones, block by block: a ViT's maps are of blocks, not stages.
+
+        Args:
+            strides: of every block's tokens.
+        """
+        window, slots = self.plan_window, self.plan[0]
+        if self.unmerge == "residual":
+            return tuple(strides[i] for i in self.out_indices)
+        return tuple(strides[i] * window / slots[i] for i in self.out_indices)
 
     def _embed(self, grid: Tensor) -> Tensor:
         """Patches ``(B, h, w, C)`` -> all tokens, with positions ``(B, T + h * w, C)``."""

@@ -1,0 +1,82 @@
+"""The table of configs that run with merging, and the command that prints it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine.config import ConfigDict
+
+from ltm_mm.analysis import coverage
+from ltm_mm.engine.config import load_config
+from ltm_mm.engine.swap import use_ltm
+from tests.conftest import ROOT
+
+DOCUMENT = ROOT / "docs" / "configs.md"
+# (package, model) of the rows that have to run, whatever else the installed packages bring.
+NAMED = {
+    ("mmdet", "MaskRCNN"),
+    ("mmdet", "CascadeRCNN"),
+    ("mmdet", "RetinaNet"),
+    ("mmdet", "ATSS"),
+    ("mmdet", "Mask2Former"),
+    ("mmdet", "DINO"),
+    ("mmseg", "EncoderDecoder + UPerHead"),
+    ("mmseg", "EncoderDecoder + Mask2FormerHead"),
+}
+
+
+def table(text: str) -> list[list[str]]:
+    """The cells of a table's rows; numbers of the predictions, which chance decides, left out."""
+    lines = [line for line in text.splitlines() if line.startswith("| `")]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return [[*row[:-1], re.sub(r"\d+", "N", row[-1])] for row in rows]
+
+
+def test_a_config_that_runs() -> None:
+    ((row, count),) = coverage.cover(["mmdet"], "balanced", only="retinanet_swin-t")
+    assert row.config == "mmdet::swin/retinanet_swin-t-p4-w7_fpn_1x_coco.py"
+    assert (row.model, row.problem, row.failed, count) == ("RetinaNet", None, False, 1)
+    assert row.backbone.endswith("-> ltm_mm.LTMSwin (slots='balanced')")
+    assert row.losses is not None
+    assert row.losses > 0
+    assert row.outputs == "100 instances"
+    ((line, *_),) = [table(coverage.to_markdown([(row, count)]))]
+    assert line[2:] == ["RetinaNet", "yes", "finite", "N instances"]
+
+
+def test_a_config_that_fails() -> None:
+    """A failure that merging causes is one of the table; one of the config itself is not."""
+    name = "mmdet::swin/retinanet_swin-t-p4-w7_fpn_1x_coco.py"
+    cfg = load_config(name)
+    (change,) = use_ltm(cfg, "balanced")
+    cfg.model.backbone.slots = 9
+    row = coverage.try_config(name, cfg, change)
+    assert row.failed
+    assert row.problem is not None
+    assert row.problem.startswith("ValueError: ")
+
+    cfg = load_config(name)
+    use_ltm(cfg, "balanced")
+    cfg.model.neck = ConfigDict(type="NoSuchNeck")
+    assert coverage.try_config(name, cfg, change).failed  # the shipped config has a neck
+
+
+@pytest.mark.slow
+def test_the_document_is_what_the_command_prints(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "check_configs.py")],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=3000,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = table(done.stdout)
+    assert rows == table(DOCUMENT.read_text())
+    run = {(row[0].strip("`").split("::")[0], row[2]) for row in rows if row[3] == "yes"}
+    assert run >= NAMED
