@@ -127,7 +127,7 @@ def test_pyramid_trains_and_checkpointing_changes_nothing():
 def test_a_presets_first_blocks_are_a_third():
     with torch.device("meta"):
         assert LTMViT("tiny").plan == ((7,) * 4 + (5,) * 8,)
-        assert LTMViT("tiny", slots="fast").plan == ((5,) * 4 + (4,) * 8,)
+        assert LTMViT("tiny", slots="fast").plan == ((5,) * 12,)
         assert LTMViT("tiny", slots=(5,)).plan == ((5,) * 12,)
 
 
