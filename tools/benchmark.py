@@ -41,7 +41,7 @@ def parse_args() -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="SLOTS",
-        help="measure these plans: none, light, balanced, fast, or one per stage such as "
+        help="measure these plans: none, light, balanced, fast, paper, or one per stage such as "
         "'(None, None, (7, 5, 5, 5, 5, 5), 5)' [as the config has it]",
     )
     add("--whole-model", action="store_true", help="with neck and heads, not the backbone alone")

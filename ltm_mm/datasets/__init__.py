@@ -1,7 +1,7 @@
-"""The built-in shapes data set, for mmdet and for mmseg.
+"""The built-in shapes data set, for mmdet, mmseg and mmpretrain.
 
-The registry imports this module. Where one of mmdet and mmseg is not installed (or broken), the
-data set of the other works, and the one that needs it says so when it is built.
+The registry imports this module. Where one of them is not installed (or broken), the data sets of
+the others work, and the one that needs it says so when it is built.
 """
 
 from ltm_mm.datasets.shapes import COUNTS, SHAPES, SIZE, draw_image, ensure_shapes
@@ -13,5 +13,6 @@ __all__ = ["COUNTS", "SHAPES", "SIZE", "draw_image", "ensure_shapes"]
 for _name, _package, _module in (
     ("ShapesInstances", "mmdet", "shapes_instances"),
     ("ShapesSemantic", "mmseg", "shapes_semantic"),
+    ("ShapesClasses", "mmpretrain", "shapes_classes"),
 ):
     register_or_explain(DATASETS, _name, _package, f"ltm_mm.datasets.{_module}")

@@ -51,8 +51,8 @@ class LTMSwin(LTMBackbone):
     Args:
         arch: 'tiny', 'small', 'base', 'large' (or their first letters): sets
             ``embed_dims``, ``depths`` and ``num_heads``; None leaves them as given.
-        slots: None (no merging), a preset ('light', 'balanced', 'fast'), or one
-            entry per stage: None, an int s (merge to s x s slots in the stage's
+        slots: None (no merging), a preset ('light', 'balanced', 'fast', 'paper'),
+            or one entry per stage: None, an int s (merge to s x s slots in the stage's
             first block), or one int per block, e.g. ``(7, 6, 6, 5, 5, 5)``: merged
             after the second and the fourth block's attention.
         steps: content steps of the mask modules, >= 0 (0: the learnable prior only).
@@ -137,7 +137,8 @@ class LTMSwin(LTMBackbone):
         super().__init__(out_indices, unmerge, len(depths), frozen_stages, init_cfg)
         norm_cfg = norm_cfg or dict(type="LN")
         patch_norm_cfg = norm_cfg if patch_norm else None
-        self.plan, self.plan_window = resolve_plan(slots, depths, window_size), window_size
+        self.plan = resolve_plan(slots, depths, window_size, ("swin", embed_dims))
+        self.plan_window = window_size
 
         self.patch_embed = PatchEmbed(in_channels, embed_dims, patch_size, patch_norm_cfg)
         self.absolute_pos_embed: nn.Parameter | None = None
