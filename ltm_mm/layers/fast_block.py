@@ -17,9 +17,19 @@ class FastAttention(nn.Module):
         attention: the module whose layers it shares; see :func:`fast_attention`.
     """
 
+    num_heads: int
+    scale: float
+    qkv: nn.Module
+    q_norm: nn.Module
+    k_norm: nn.Module
+    attn_drop: nn.Dropout
+    norm: nn.Module
+    proj: nn.Module
+    proj_drop: nn.Module
+
     def __init__(self, attention: nn.Module) -> None:
         super().__init__()
-        self.num_heads, self.scale = attention.num_heads, attention.scale
+        self.num_heads, self.scale = attention.num_heads, attention.scale  # type: ignore[assignment]
         for name, layer in attention.named_children():
             setattr(self, name, layer)
 
@@ -41,6 +51,12 @@ class FastMlp(nn.Module):
     Args:
         mlp: the module whose layers it shares; see :func:`fast_mlp`.
     """
+
+    fc1: nn.Module
+    act: nn.Module
+    drop1: nn.Dropout
+    fc2: nn.Module
+    drop2: nn.Module
 
     def __init__(self, mlp: nn.Module) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
-import ltm_mm  # noqa: F401  before mmdet and mmseg
+import ltm_mm
 from ltm_mm.datasets import SHAPES, SIZE, draw_image, ensure_shapes, shapes
 from ltm_mm.registry import DATASETS, register_or_explain
 
