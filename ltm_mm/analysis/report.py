@@ -62,7 +62,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
     lines = [markdown_line(head), markdown_line(["---"] * len(head))]
     for row in rows:
         promise = "-"
-        if plain is not None and row.total_macs < plain.total_macs:
+        if plain is not None and row.total_macs < plain.total_macs and row.parts:
             speedup = ratios(plain.forward, row.forward).median
             promise = f"{speedup / (plain.total_macs / row.total_macs):.2f}"
         cells = [
@@ -74,8 +74,8 @@ def to_markdown(rows: Sequence[Row]) -> str:
             _memory(first.memory, row.memory),
         ]
         if train:
-            cells += _times(first.train, row.train)
-            cells.append(_memory(first.train_memory, row.train_memory))
+            cells += _times(first.train, row.train) if row.train else ["-", "-"]
+            cells.append(_memory(first.train_memory, row.train_memory) if row.train else "-")
         lines.append(markdown_line(cells))
     return "\n".join(lines + (["", *_parts_table(rows)] if first.parts else []))
 
@@ -85,7 +85,7 @@ def _parts_table(rows: Sequence[Row]) -> list[str]:
     known = [part for part in PARTS if any(part in row.parts for row in rows)]
     lines = [markdown_line(["where the forward pass goes, ms", *known])]
     lines.append(markdown_line(["---"] * (len(known) + 1)))
-    for row in rows:
+    for row in (row for row in rows if row.parts):
         total = sum(row.parts.values())
         shares = [row.parts.get(part, 0.0) for part in known]
         lines.append(
