@@ -13,7 +13,6 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
-import ltm_mm
 from ltm_mm.datasets import SHAPES, SIZE, draw_image, ensure_shapes, shapes
 from ltm_mm.registry import DATASETS, register_or_explain
 
@@ -245,9 +244,9 @@ def test_missing_package_fails_at_use() -> None:
     missing = registry.get("ShapesSemantic")
     with pytest.raises(ImportError, match=r"ShapesSemantic needs mmseg.*no_such_module.*pip"):
         missing(data_root="data/shapes")
-    missing = ltm_mm.datasets._unavailable("ShapesClasses", "mmpretrain", ImportError("none"))
+    register_or_explain(registry, "ShapesClasses", "mmpretrain", "ltm_mm.no_such_module")
     with pytest.raises(ImportError, match=r"needs mmpretrain.*requirements/optional.txt"):
-        missing()
+        registry.get("ShapesClasses")()
 
 
 def test_registered() -> None:
