@@ -2,7 +2,7 @@
 
 from .conv import ConvNormAct, fold_convs
 from .fast_block import fast_attention, fast_mlp
-from .linear import run_linear, run_mlp
+from .linear import run_linear, run_mlp, untouched
 from .mask_module import MaskModule
 from .token_merger import TokenMerger
 from .window_attention import ShiftedWindowAttention, WindowAttention
@@ -18,4 +18,5 @@ __all__ = [
     "fold_convs",
     "run_linear",
     "run_mlp",
+    "untouched",
 ]

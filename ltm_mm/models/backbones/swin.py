@@ -25,8 +25,9 @@ from ...layers import (
     WindowAttention,
     run_linear,
     run_mlp,
+    untouched,
 )
-from ...ops import Merge, add_by_rows
+from ...ops import Merge, add_by_rows, linear
 from ...presets import Slots, resolve_plan
 from ...registry import MODELS
 from .base import LTMBackbone, unmerge_all
@@ -455,6 +456,15 @@ class PatchMerging(nn.Module):
             x = x.permute(0, 1, 3, 5, 2, 4).flatten(3)
             return self.reduction(self.norm(x))
         corners = [x[:, i :: self.stride, j :: self.stride] for i in (0, 1) for j in (0, 1)]
-        # The reduction's inputs are ordered (channel, row, column), as nn.Unfold's.
-        x = torch.stack([c[:, :height, :width] for c in corners], -1).flatten(3)
-        return run_linear(self.reduction, self.norm(x))
+        patches = [corner[:, :height, :width] for corner in corners]
+        # The parameters are ordered (channel, row, column), as nn.Unfold's output is. Whole
+        # tokens are copied faster, so rather the parameters change their order.
+        plain = untouched(self.norm, nn.LayerNorm) and untouched(self.reduction)
+        if not plain or self.norm.bias is None:
+            return run_linear(self.reduction, self.norm(torch.stack(patches, -1).flatten(3)))
+        norm, x = self.norm, torch.cat(patches, -1)
+        scale, shift, weight = (
+            p.unflatten(-1, (-1, 4)).mT.flatten(-2)
+            for p in (norm.weight[None], norm.bias[None], self.reduction.weight)
+        )
+        return linear(F.layer_norm(x, x.shape[3:], scale[0], shift[0], norm.eps), weight)
