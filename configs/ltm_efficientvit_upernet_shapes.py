@@ -1,6 +1,9 @@
 # UPerNet, LTM-EfficientViT-B0, built-in shapes, from scratch:
 #
 #     python tools/train.py configs/ltm_efficientvit_upernet_shapes.py
+#
+# On one core of an AMD EPYC: 4.8 minutes of its time, mIoU 76.9, mAcc 88.1 (seed 0); untrained
+# mIoU 0.4.
 _base_ = [
     "_base_/models/upernet_narrow.py",
     "_base_/datasets/shapes_semantic.py",

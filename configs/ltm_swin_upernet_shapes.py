@@ -1,6 +1,9 @@
 # UPerNet, narrow LTM-Swin, built-in shapes, from scratch:
 #
 #     python tools/train.py configs/ltm_swin_upernet_shapes.py
+#
+# On one core of an AMD EPYC: 6.6 minutes of its time, mIoU 42.4, mAcc 57.8 (seed 0); untrained
+# mIoU 3.2. It learns more slowly than EfficientViT's: the loss still falls at the end.
 _base_ = [
     "_base_/models/upernet_narrow.py",
     "_base_/datasets/shapes_semantic.py",

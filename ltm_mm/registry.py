@@ -5,10 +5,13 @@
 without ``custom_imports``.
 """
 
+from importlib import import_module
+
 from mmengine.registry import DATASETS as ROOT_DATASETS
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import METRICS as ROOT_METRICS
 from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.registry import Registry
 
 MODELS = Registry("model", parent=ROOT_MODELS, scope="ltm_mm", locations=["ltm_mm.models"])
@@ -16,4 +19,32 @@ DATASETS = Registry("dataset", parent=ROOT_DATASETS, scope="ltm_mm", locations=[
 HOOKS = Registry(
     "hook", parent=ROOT_HOOKS, scope="ltm_mm", locations=["ltm_mm.engine", "ltm_mm.visualization"]
 )
-METRICS = Registry("metric", parent=ROOT_METRICS, scope="ltm_mm", locations=["ltm_mm.engine"])
+METRICS = Registry("metric", parent=ROOT_METRICS, scope="ltm_mm", locations=["ltm_mm.evaluation"])
+TRANSFORMS = Registry(
+    "transform", parent=ROOT_TRANSFORMS, scope="ltm_mm", locations=["ltm_mm.datasets"]
+)
+
+
+def register_or_explain(registry: Registry, name: str, package: str, module: str) -> None:
+    """Import the module that registers a class; without its package, let building it say so.
+
+    Args:
+        registry: where the class goes.
+        name: of the class.
+        package: what it needs, mmdet, mmseg or mmpretrain.
+        module: where it is.
+    """
+    try:
+        import_module(module)
+    except (ImportError, AssertionError) as error:  # upstream asserts mmcv's version
+        reason = error  # the name in `except` is gone afterwards
+
+        file = "optional" if package == "mmpretrain" else "mminstall"
+
+        def init(self: object, *args: object, **kwargs: object) -> None:
+            raise ImportError(
+                f"ltm_mm.{name} needs {package}, which does not import here ({reason}): "
+                f"pip install -r requirements/{file}.txt"
+            ) from reason
+
+        registry.register_module(name=name, module=type(name, (), {"__init__": init}))

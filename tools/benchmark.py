@@ -41,11 +41,26 @@ def parse_args() -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="SLOTS",
-        help="measure these plans: none, light, balanced, fast, or one per stage such as "
+        help="measure these plans: none, light, balanced, fast, paper, or one per stage such as "
         "'(None, None, (7, 5, 5, 5, 5, 5), 5)' [as the config has it]",
     )
     add("--whole-model", action="store_true", help="with neck and heads, not the backbone alone")
-    add("--size", nargs=2, type=int, default=[800, 1216], metavar=("H", "W"), help="[800 1216]")
+    add(
+        "--size",
+        nargs="+",
+        type=int,
+        default=[800, 1216],
+        metavar="H W",
+        help="pixels; several pairs are measured one after the other [800 1216]",
+    )
+    add(
+        "--unmerge", choices=["residual", "none"], help="maps of tokens or of slots [as configured]"
+    )
+    add(
+        "--shrunk",
+        action="store_true",
+        help="also the plain model on images so small that it takes as long as each merging one",
+    )
     add("--batch", nargs="+", type=int, default=[1], metavar="N", help="images per pass [1]")
     add("--rounds", type=int, default=10, help="rounds that count [10]")
     add("--device", choices=["cpu", "cuda"], default="cpu", help="[cpu]")

@@ -32,8 +32,8 @@ def parse_args() -> argparse.Namespace:
     add(
         "--ltm",
         metavar="SLOTS",
-        help="exchange the backbone for the token-merging one: none, light, balanced, fast, or a "
-        "plan per stage such as '(None, None, (7, 5, 5, 5, 5, 5), 5)'",
+        help="exchange the backbone for the token-merging one: none, light, balanced, fast, "
+        "paper, or a plan per stage such as '(None, None, (7, 5, 5, 5, 5, 5), 5)'",
     )
     add(
         "--cfg-options",

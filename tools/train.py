@@ -37,8 +37,14 @@ def parse_args() -> argparse.Namespace:
     add(
         "--ltm",
         metavar="SLOTS",
-        help="exchange the backbone for the token-merging one: none, light, balanced, fast, or a "
-        "plan per stage such as '(None, None, (7, 5, 5, 5, 5, 5), 5)'",
+        help="exchange the backbone for the token-merging one: none, light, balanced, fast, "
+        "paper, or a plan per stage such as '(None, None, (7, 5, 5, 5, 5, 5), 5)'",
+    )
+    add(
+        "--ib",
+        metavar="BOUND",
+        help="add the information-bottleneck loss on merged tokens: paper or variational; none "
+        "takes it out of the config",
     )
     add("--amp", action="store_true", help="mixed precision (GPU)")
     add("--auto-scale-lr", action="store_true", help="scale the learning rate with the batch")

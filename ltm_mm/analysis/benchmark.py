@@ -11,12 +11,13 @@ from tqdm import tqdm
 
 from ..engine.errors import UserError
 from .flops import count_macs
-from .latency import Clock, interleave, part_times, peak_memory, weight_memory
+from .latency import Clock, Spread, interleave, part_times, peak_memory, weight_memory
 from .latency import threads as use_threads
 from .plots import plot_latency
 from .random_data import random_data
-from .report import Row, machine, save_json, to_markdown
+from .report import PLAIN, Row, machine, save_json, to_markdown
 from .rivals import build_models
+from .shrunk import shrunk_size
 
 AMP = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -92,6 +93,47 @@ class Bench:
             self._measure_training(rows, batch, rounds)
         return rows
 
+    def measure_shrunk(self, rows: Sequence[Row], batch: int, rounds: int) -> list[Row]:
+        """The plain model on images so small that it takes as long as a merging one.
+
+        Args:
+            rows: what :meth:`measure` returned.
+            batch: images per pass.
+            rounds: rounds that count.
+
+        Returns:
+            One row per merging model that is faster than the plain one.
+
+        Raises:
+            UserError: if the plain model is not among those measured.
+        """
+        plain = next((row for row in rows if row.name in PLAIN), None)
+        if plain is None:
+            raise UserError("--shrunk needs the model without merging: add --ltm none ... to it")
+        self.models[plain.name].eval()
+        found = []
+        for row in (row for row in rows if row.total_macs < plain.total_macs):
+            size = shrunk_size(
+                self.size,
+                lambda size: min(self._once(plain.name, batch, size) for _ in range(3)),
+                Spread.of(row.forward).median,
+            )
+            run = self._forward(self._calls[plain.name], batch, size)
+            name = f"{plain.name} at {size[0]} x {size[1]} (as long as {row.name})"
+            seconds = self._time({name: run}, rounds, "shrunk")[name]
+            one = self._forward(self.models[plain.name], 1, size)
+            macs = dict(count_macs(self.models[plain.name], torch.empty(0), one).by_part)
+            memory = weight_memory(self.models[plain.name]) + peak_memory(run, self.device)
+            found.append(Row(name, batch, plain.parameters, macs, seconds, {}, memory))
+        return found
+
+    def _once(self, name: str, batch: int, size: tuple[int, int]) -> float:
+        """Seconds of one pass of a model on images of a size."""
+        run = self._forward(self._calls[name], batch, size)
+        start = self.clock()
+        run()
+        return self.clock() - start
+
     def _measure_training(self, rows: list[Row], batch: int, rounds: int) -> None:
         for model in self.models.values():
             model.train()
@@ -119,8 +161,10 @@ class Bench:
                 {name: _counted(run, bar) for name, run in runs.items()}, rounds, 2, self.clock
             )
 
-    def _forward(self, model: nn.Module, batch: int) -> Callable[[], None]:
-        call = self._call(model, batch, "tensor")
+    def _forward(
+        self, model: nn.Module, batch: int, size: tuple[int, int] | None = None
+    ) -> Callable[[], None]:
+        call = self._call(model, batch, "tensor", size or self.size)
 
         def run() -> None:
             with torch.no_grad(), self._autocast():
@@ -132,7 +176,7 @@ class Bench:
     def _train_step(
         self, model: nn.Module, batch: int, optimizer: torch.optim.Optimizer
     ) -> Callable[[], None]:
-        call = self._call(model, batch, "loss")
+        call = self._call(model, batch, "loss", self.size)
 
         def run() -> None:
             with self._autocast():
@@ -148,16 +192,18 @@ class Bench:
 
         return run
 
-    def _call(self, model: nn.Module, batch: int, mode: str) -> Callable[[], object]:
+    def _call(
+        self, model: nn.Module, batch: int, mode: str, size: tuple[int, int]
+    ) -> Callable[[], object]:
         """One pass on random images; a whole model's data are made ready beforehand."""
         if not hasattr(model, "data_preprocessor"):
             generator = torch.Generator().manual_seed(0)
-            images = torch.randn(batch, 3, *self.size, generator=generator)
+            images = torch.randn(batch, 3, *size, generator=generator)
             images = images.to(self.device).to(memory_format=self.layout)
             return lambda: model(images)
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            data = random_data(model, batch, self.size, training=mode == "loss")
+            data = random_data(model, batch, size, training=mode == "loss")
         data["inputs"] = data["inputs"].to(memory_format=self.layout)
         return lambda: model(**data, mode=mode)
 
@@ -213,12 +259,17 @@ def run_benchmark(
     channels_last: bool = False,
     train_step: bool = False,
     cpu_time: bool = False,
+    unmerge: str | None = None,
+    shrunk: bool = False,
     out: str = "work_dirs/benchmark",
 ) -> list[Row]:
     """What ``tools/benchmark.py`` does: measure, print the tables, write JSON and picture.
 
     Args:
-        config, against, ltm, whole_model, size: see :func:`.rivals.build_models`.
+        config, against, ltm, whole_model, unmerge: see :func:`.rivals.build_models`.
+        size: height and width of the images; several pairs are measured one by one.
+        shrunk: also measure the plain model on smaller images, see
+            :meth:`Bench.measure_shrunk`.
         batch: batch sizes, measured one after the other.
         threads: CPU threads; None: as PyTorch chooses.
         cpu_time: the process's CPU seconds instead of wall time; one thread, CPU only.
@@ -226,7 +277,7 @@ def run_benchmark(
         rounds, device, amp, compile, channels_last, train_step: see :class:`Bench`.
 
     Returns:
-        One row per batch size and model.
+        One row per image size, batch size and model.
 
     Raises:
         UserError: for a mistake in the input.
@@ -237,29 +288,31 @@ def run_benchmark(
     for option, values in numbers.items():
         if any(value < 1 for value in values):
             raise UserError(f"{option} must be 1 or more, got {' '.join(map(str, values))}")
+    if len(size) % 2 or not size:
+        raise UserError(f"--size takes pairs of height and width, got {len(size)} number(s)")
     if cpu_time and (threads != 1 or device != "cpu"):
         raise UserError("--cpu-time adds up all threads: it needs --threads 1 and --device cpu")
-    image = (size[0], size[1])
-    with use_threads(threads):
-        bench = Bench(
-            build_models(config, ltm, against, image, whole_model),
-            image,
-            device,
-            amp,
-            compile,
-            channels_last,
-            time.process_time if cpu_time else time.perf_counter,
-        )
-        rows: list[Row] = []
-        stem = Path(out, Path(config.rpartition("::")[2]).stem)
-        about = machine()
-        for count in batch:
-            rows += bench.measure(count, rounds, train_step)
-            save_json(stem.with_suffix(".json"), rows, settings, about)
-            print(f"\nbatch {count}, {image[0]} x {image[1]} pixels\n")
-            print(to_markdown(rows[-len(bench.models) :]), flush=True)
-    on = about["gpu"] if device == "cuda" else f"{about['cpu']}, {about['threads']} thread(s)"
-    picture = stem.with_suffix(".png")
-    plot_latency(picture, rows, f"{config}, {image[0]} x {image[1]}, {on}")
-    print(f"\n{on}, torch {about['torch']}\n  {stem.with_suffix('.json')}\n  {picture}")
+    clock = time.process_time if cpu_time else time.perf_counter
+    images, rows = list(zip(size[::2], size[1::2], strict=True)), []
+    about = machine()
+    for image in images:
+        stem = Path(config.rpartition("::")[2]).stem
+        path = Path(out, stem if len(images) == 1 else f"{stem}-{image[0]}x{image[1]}")
+        with use_threads(threads):
+            about = machine()
+            models = build_models(config, ltm, against, image, whole_model, unmerge)
+            bench = Bench(models, image, device, amp, compile, channels_last, clock)
+            found: list[Row] = []
+            for count in batch:
+                new = bench.measure(count, rounds, train_step)
+                new += bench.measure_shrunk(new, count, rounds) if shrunk else []
+                found += new
+                save_json(path.with_suffix(".json"), found, settings, about)
+                print(f"\nbatch {count}, {image[0]} x {image[1]} pixels\n")
+                print(to_markdown(new), flush=True)
+        on = about["gpu"] if device == "cuda" else f"{about['cpu']}, {about['threads']} thread(s)"
+        picture = path.with_suffix(".png")
+        plot_latency(picture, found, f"{config}, {image[0]} x {image[1]}, {on}")
+        print(f"\n{on}, torch {about['torch']}\n  {path.with_suffix('.json')}\n  {picture}")
+        rows += found
     return rows

@@ -14,6 +14,7 @@ from torch import nn
 from ..layers import TokenMerger
 from ..models.apply import MergedStage
 from ..models.backbones.efficientvit import EfficientVitLTMStage
+from ..models.backbones.global_blocks import GlobalBlocks
 from ..models.backbones.swin import SwinStage
 
 ATTENTION, MLP, MERGE, REST, HEADS = "attention", "mlp", "merge", "rest", "neck and heads"
@@ -29,7 +30,7 @@ _ATTRIBUTES = {
     "merge": MERGE,
 }
 # Where they merge, what these do themselves, outside their children, is unmerging.
-_STAGES = (SwinStage, EfficientVitLTMStage, MergedStage)
+_STAGES = (SwinStage, EfficientVitLTMStage, GlobalBlocks, MergedStage)
 
 
 def parts_of(model: nn.Module) -> dict[str, str]:

@@ -59,10 +59,10 @@ def to_markdown(rows: Sequence[Row]) -> str:
     train = bool(first.train)
     head = ["model", "params", "GMACs", "forward ms (IQR)", "speed-up", "of promise", "memory MiB"]
     head += ["training step ms (IQR)", "speed-up", "memory MiB"] * train
-    lines = [_line(head), _line(["---"] * len(head))]
+    lines = [markdown_line(head), markdown_line(["---"] * len(head))]
     for row in rows:
         promise = "-"
-        if plain is not None and row.total_macs < plain.total_macs:
+        if plain is not None and row.total_macs < plain.total_macs and row.parts:
             speedup = ratios(plain.forward, row.forward).median
             promise = f"{speedup / (plain.total_macs / row.total_macs):.2f}"
         cells = [
@@ -74,21 +74,23 @@ def to_markdown(rows: Sequence[Row]) -> str:
             _memory(first.memory, row.memory),
         ]
         if train:
-            cells += _times(first.train, row.train)
-            cells.append(_memory(first.train_memory, row.train_memory))
-        lines.append(_line(cells))
+            cells += _times(first.train, row.train) if row.train else ["-", "-"]
+            cells.append(_memory(first.train_memory, row.train_memory) if row.train else "-")
+        lines.append(markdown_line(cells))
     return "\n".join(lines + (["", *_parts_table(rows)] if first.parts else []))
 
 
 def _parts_table(rows: Sequence[Row]) -> list[str]:
     """Milliseconds (and share) of one forward pass by part."""
     known = [part for part in PARTS if any(part in row.parts for row in rows)]
-    lines = [_line(["where the forward pass goes, ms", *known])]
-    lines.append(_line(["---"] * (len(known) + 1)))
-    for row in rows:
+    lines = [markdown_line(["where the forward pass goes, ms", *known])]
+    lines.append(markdown_line(["---"] * (len(known) + 1)))
+    for row in (row for row in rows if row.parts):
         total = sum(row.parts.values())
         shares = [row.parts.get(part, 0.0) for part in known]
-        lines.append(_line([row.name, *(f"{t * 1e3:.1f} ({t / total:.0%})" for t in shares)]))
+        lines.append(
+            markdown_line([row.name, *(f"{t * 1e3:.1f} ({t / total:.0%})" for t in shares)])
+        )
     return lines
 
 
@@ -102,7 +104,8 @@ def _memory(base: int, own: int) -> str:
     return f"{own / 2**20:.0f} ({own / base:.2f}x)"
 
 
-def _line(cells: Sequence[str]) -> str:
+def markdown_line(cells: Sequence[str]) -> str:
+    """One row of a table."""
     return "| " + " | ".join(cells) + " |"
 
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from ..engine.config import load_config
 from ..engine.errors import UserError
 from ..engine.run import drop_pretrained
-from ..engine.swap import parse_slots, use_ltm
+from ..engine.swap import check_unmerge, parse_slots, use_ltm
 from ..models.backbones.swin import ARCHS
 
 LTM_SWIN, LTM_EFFICIENTVIT = "ltm_mm.LTMSwin", "ltm_mm.LTMEfficientViT"
+OURS = ("slots", "steps", "unmerge", "arch", "type")  # arguments that mmdet's Swin lacks
 NAMED = "ltm-swin-{t,s,b,l}, ltm-efficientvit-{b0..b3,l1..l3}"
 
 
@@ -25,6 +26,7 @@ def build_models(
     against: Sequence[str] = (),
     size: tuple[int, int] = (800, 1216),
     whole: bool = False,
+    unmerge: str | None = None,
 ) -> dict[str, nn.Module]:
     """Models to compare, with the same weights as far as names and shapes agree.
 
@@ -37,6 +39,7 @@ def build_models(
             (their backbone in the config's place), or another config, left as it is.
         size: height and width of the images, which timm's Swin is built for.
         whole: the whole detector or segmentor, not its backbone alone.
+        unmerge: 'residual' or 'none', of the merging models; None: as the config has it.
 
     Returns:
         Name -> model, the rivals first.
@@ -54,6 +57,9 @@ def build_models(
         mine = deepcopy(cfg)
         if plan is not None:
             use_ltm(mine, parse_slots(plan))
+        if unmerge is not None:
+            mine.model.backbone.unmerge = unmerge
+            check_unmerge(mine)
         models[f"slots={plan}" if plan is not None else _short(config)] = _build(mine, whole)
     states = [m.state_dict() for m in models.values()]
     for model in models.values():
@@ -108,7 +114,7 @@ def _mmdet_swin(backbone: ConfigDict) -> ConfigDict:
     """Arguments of mmdet's ``SwinTransformer`` for those of ``LTMSwin``."""
     if backbone.type != LTM_SWIN:
         raise UserError(f"--against mmdet-swin needs a Swin, the config has {backbone.type}")
-    options = {k: v for k, v in backbone.items() if k not in ("slots", "steps", "arch", "type")}
+    options = {k: v for k, v in backbone.items() if k not in OURS}
     arch = ARCHS[backbone.arch] if backbone.get("arch") else {}
     return ConfigDict(type="mmdet.SwinTransformer", **{**options, **arch})
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import sys
 import time
 import traceback
@@ -22,6 +23,7 @@ from filelock import FileLock, Timeout
 from mmengine.config import Config
 
 from ..engine import UserError, evaluate, load_config, train
+from ..engine.config import change_config
 from ..engine.errors import explain
 from .study_file import Study, Variant, read_study
 from .study_report import collect, plot, write_report
@@ -55,13 +57,13 @@ def plan_runs(study: Study, work_dir: Path) -> list[Run]:
             other settings.
     """
     runs: list[Run] = []
-    configs: dict[str, Config] = {}
+    base, configs = load_config(study.config), {}
     own = {}
     for variant in study.variants.values():
         options = {**study.cfg_options, **variant.cfg_options}
         key = json.dumps(options, default=str)
         if key not in configs:  # mmengine takes '_delete_' out of what it is given
-            configs[key] = load_config(study.config, deepcopy(options))
+            configs[key] = change_config(deepcopy(base), deepcopy(options))
         cfg = configs[key]
         try:
             shortened = shorten(cfg, variant.steps) if variant.steps not in (0, 1) else {}
@@ -73,6 +75,7 @@ def plan_runs(study: Study, work_dir: Path) -> list[Run]:
                 json.dumps(cfg.to_dict(), default=str).encode()
             ).hexdigest(),
             "ltm": variant.ltm,
+            **({} if variant.ib is None else {"ib": variant.ib}),
             "steps": variant.steps,
             "cfg_options": {**options, **shortened},
         }
@@ -257,7 +260,10 @@ def _duration(seconds: float | None) -> str:
 
 def _summary(run: Run, metrics: Mapping[str, str]) -> str:
     result = run.result() or {}
-    values = (f"{label} {result['metrics'][key]:.4g}" for label, key in metrics.items())
+    found = result["metrics"]
+    values = [f"{label} {found[key]:.4g}" for label, key in metrics.items() if key in found]
+    if missing := [key for key in metrics.values() if key not in found]:
+        values.append(f"without {', '.join(missing)}")
     return f"{', '.join(values)} ({result['seconds']:.0f} s)"
 
 
@@ -275,13 +281,35 @@ def _start(run: Run, metrics: Mapping[str, str], scope: str | None) -> str | Non
         context.set_forkserver_preload(["ltm_mm.engine", *(f"{scope}.{part}" for part in parts)])
     process = context.Process(target=_work, args=(run, dict(metrics)))
     process.start()
-    process.join()
+    _follow(process, run.folder / "log.txt")
     if process.exitcode == 0 and run.result() is not None:
         return None
     log = run.folder / "log.txt"
     lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
     last = lines[-1] if lines and process.exitcode == 1 else f"exit status {process.exitcode}"
     return f"FAILED: {last} (see {log})"
+
+
+def _follow(process: multiprocessing.process.BaseProcess, log: Path) -> None:
+    """Wait for a run; on a terminal, show how far it is."""
+    if not sys.stdout.isatty():
+        process.join()
+        return
+    while process.is_alive():
+        process.join(timeout=2)
+        print(f"\r    {_progress(log):<40}", end="", flush=True)
+    print(f"\r{'':<44}\r", end="", flush=True)
+
+
+def _progress(log: Path) -> str:
+    """The newest step in a log, such as ``Iter(train) [120/300]``; '' before the first."""
+    if not log.is_file():
+        return ""
+    with open(log, "rb") as file:
+        file.seek(max(log.stat().st_size - 4000, 0))
+        end = file.read().decode(errors="replace")
+    steps = re.findall(r"(\w+\(\w+\)(?: *\[ *\d+/\d+\]| *\[ *\d+\])+)", end)
+    return " ".join(steps[-1].split()) if steps else ""
 
 
 def _work(run: Run, metrics: Mapping[str, str]) -> None:
@@ -293,8 +321,10 @@ def _work(run: Run, metrics: Mapping[str, str]) -> None:
         start = time.time()
         with FileLock(run.folder / ".lock", timeout=0):  # its study may have been killed alone
             values = train_and_evaluate(run)
-        if missing := [key for key in metrics.values() if key not in values]:
-            raise UserError(f"no metric {', '.join(missing)}; there are: {', '.join(values)}")
+        if not set(metrics.values()) & set(values):  # some may be of other variants alone
+            raise UserError(
+                f"no metric {', '.join(metrics.values())}; there are: {', '.join(values)}"
+            )
         result = {"metrics": values, "seconds": time.time() - start, **run.settings}
         _write(run.folder / "result.json", result)
     except Timeout:
@@ -313,7 +343,8 @@ def train_and_evaluate(run: Run) -> dict[str, float]:
     checkpoint = last_checkpoint(run.parent.folder) if run.parent else None
     if run.variant.steps:
         changes = deepcopy(options) | NO_VALIDATION
-        train(**common, resume="auto", checkpoint=checkpoint, cfg_options=changes)
+        start = dict(resume="auto", checkpoint=checkpoint, ib=run.variant.ib)
+        train(**common, **start, cfg_options=changes)
         checkpoint = last_checkpoint(run.folder)
     metrics = evaluate(**common, checkpoint=checkpoint, cfg_options=options)
     return {k: float(v) for k, v in metrics.items() if isinstance(v, Real)}  # NumPy's too

@@ -8,9 +8,10 @@ from pathlib import Path
 import yaml
 
 from ..engine import UserError, parse_slots
+from ..models.losses import BOUNDS
 
-STUDY_KEYS = ("config", "seeds", "metrics", "variants", "baseline", "cfg_options")
-VARIANT_KEYS = ("ltm", "from", "steps", "cfg_options")
+STUDY_KEYS = ("_base_", "config", "seeds", "metrics", "variants", "baseline", "cfg_options")
+VARIANT_KEYS = ("ltm", "ib", "from", "steps", "cfg_options")
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Variant:
         start: name of the variant whose last checkpoint of the same seed this one starts from.
         steps: share of the config's training steps; 0 evaluates the checkpoint only.
         cfg_options: changes to the config, on top of the study's.
+        ib: the information-bottleneck loss, see :func:`ltm_mm.engine.use_ib`; None: as
+            configured.
     """
 
     name: str
@@ -30,6 +33,7 @@ class Variant:
     start: str | None = None
     steps: float = 1.0
     cfg_options: Mapping[str, object] = field(default_factory=dict)
+    ib: str | None = None
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,7 @@ def read_study(path: str | os.PathLike) -> Study:
             is allowed.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"study {path} does not exist")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"study {path} is not valid YAML: {error}") from error
+    content = _read(path)
     _check_keys(content, STUDY_KEYS, f"study {path}", required=("config", "metrics", "variants"))
     seeds = content.get("seeds", [0, 1, 2])
     if not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds):
@@ -93,6 +92,33 @@ def read_study(path: str | os.PathLike) -> Study:
     return study
 
 
+def _read(path: Path) -> object:
+    """A study's YAML on top of its ``_base_``'s (one file beside it, or a list of them).
+
+    Entries of ``variants``, ``metrics`` and ``cfg_options`` are added or replaced one by one,
+    and taken out by ``null``; all else is replaced.
+    """
+    if not path.is_file():
+        raise UserError(f"study {path} does not exist")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"study {path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict) or "_base_" not in content:
+        return content
+    names = content.pop("_base_")
+    layers = [_read(path.parent / str(n)) for n in (names if isinstance(names, list) else [names])]
+    result: dict[str, object] = {}
+    for layer in [*layers, content]:
+        for key, value in (layer if isinstance(layer, dict) else {}).items():
+            below = result.get(key)
+            if isinstance(value, dict) and isinstance(below, dict):
+                merged = {**below, **value}
+                value = {k: v for k, v in merged.items() if v is not None}
+            result[key] = value
+    return result
+
+
 def _read_variant(name: str, entry: object, path: Path) -> Variant:
     where = f"study {path}: variant {name}"
     entry = {} if entry is None else entry
@@ -111,8 +137,11 @@ def _read_variant(name: str, entry: object, path: Path) -> Variant:
             parse_slots(str(ltm))
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
+    ib = entry.get("ib")
+    if ib not in (None, "none", *BOUNDS):
+        raise UserError(f"{where}: ib must be none, {' or '.join(BOUNDS)}, got {ib!r}")
     options = entry.get("cfg_options") or {}
-    return Variant(name, None if ltm is None else str(ltm), start, float(steps), options)
+    return Variant(name, None if ltm is None else str(ltm), start, float(steps), options, ib)
 
 
 def _check_keys(

@@ -13,9 +13,9 @@ from .mm import strip_prefixes
 MERGE = re.compile(r"(^|\.)merge\.")
 # Follow from sizes alone, or count batches.
 DERIVED = re.compile(r"\.(relative_position_index|attn_mask|num_batches_tracked)$")
-# May be missing or left over: these, merging, and the norms of a pyramid's outputs (an
-# ImageNet checkpoint has none, one made for other out_indices has others).
-OPTIONAL = re.compile(rf"{MERGE.pattern}|{DERIVED.pattern}|^norm\d+\.")
+# May be missing or left over: these, merging, a ViT's pyramid, and the norms of outputs (an
+# ImageNet checkpoint has none, one made for other out_indices has others; a ViT has one).
+OPTIONAL = re.compile(rf"{MERGE.pattern}|{DERIVED.pattern}|^norm\d*\.|^pyramid\.")
 
 
 def to_backbone(
@@ -57,7 +57,9 @@ def resize(key: str, value: Tensor, target: Tensor, grid: Sequence[int] | None =
 
     Args:
         key: the parameter's name; anything but a position table is returned as it is.
-        value: ``(S * S, heads)`` relative biases, or ``(1, S * S, C)`` absolute embedding.
+        value: ``(S * S, heads)`` relative biases, or ``(1, S * S, C)`` absolute embedding;
+            a ViT's ``pos_embed`` may have those of class and register tokens before them,
+            which stay, and is resampled as timm does (antialiased).
         target: the parameter it is for.
         grid: rows and columns of the target's absolute embedding; None: a square.
 
@@ -68,6 +70,8 @@ def resize(key: str, value: Tensor, target: Tensor, grid: Sequence[int] | None =
         tokens, grid = 0, None
     elif key.endswith("absolute_pos_embed"):
         tokens = 1
+    elif key == "pos_embed" and grid and value.shape[1] != target.shape[1]:
+        return _resize_vit(value, target, grid)
     else:
         return value
     side, new = math.isqrt(value.shape[tokens]), math.isqrt(target.shape[tokens])
@@ -78,6 +82,17 @@ def resize(key: str, value: Tensor, target: Tensor, grid: Sequence[int] | None =
     table = value.reshape(1, side, side, -1).permute(0, 3, 1, 2)  # (1, C, S, S)
     table = F.interpolate(table.float(), (rows, cols), mode="bicubic").to(value.dtype)
     return table.permute(0, 2, 3, 1).reshape(target.shape)
+
+
+def _resize_vit(value: Tensor, target: Tensor, grid: Sequence[int]) -> Tensor:
+    """:func:`resize` of a ViT's embedding ``(1, T + S * S, C)``."""
+    from timm.layers import resample_abs_pos_embed
+
+    prefix = target.shape[1] - grid[0] * grid[1]
+    side = math.isqrt(value.shape[1] - prefix)
+    if side**2 != value.shape[1] - prefix or value.shape[-1] != target.shape[-1]:
+        return value
+    return resample_abs_pos_embed(value, list(grid), [side, side], prefix)
 
 
 def _check(state: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str, source: str) -> None:
@@ -105,19 +120,23 @@ def _check(state: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str, so
 
 def _beyond(key: str, own: Mapping[str, Tensor]) -> bool:
     """Whether a key belongs to what follows the last stage of a shortened backbone."""
-    found = re.match(r"stages\.(\d+)\.(downsample\.)?", key)
-    last = max((int(m[1]) for k in own if (m := re.match(r"stages\.(\d+)\.", k))), default=-1)
+    if key.startswith("final_conv."):
+        return not any(k.startswith("final_conv.") for k in own)
+    part = re.compile(r"(?:stages|blocks)\.(\d+)\.(downsample\.)?")
+    found = part.match(key)
+    last = max((int(m[1]) for k in own if (m := part.match(k))), default=-1)
     return found is not None and int(found[1]) + bool(found[2]) > last >= 0
 
 
 def _size(state: Mapping[str, Tensor]) -> str:
     """Width of the stem and blocks per stage, which tell a Swin-T from a Swin-S."""
-    stems = ("patch_embed.projection.weight", "stem.in_conv.conv.weight")
+    stems = ("patch_embed.projection.weight", "stem.in_conv.conv.weight", "stem.conv.weight")
+    stems += ("patch_embed.proj.weight",)
     width = next((state[k].shape[0] for k in stems if k in state), "unknown")
     last: dict[int, int] = {}
     for key in state:
-        if found := re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", key):
-            stage, block = int(found[1]), int(found[2])
+        if found := re.match(r"(?:stages\.(\d+)\.)?(?:blocks\.)?(\d+)\.", key):
+            stage, block = int(found[1] or 0), int(found[2])
             last[stage] = max(last.get(stage, 0), block)
     return f"width {width}, blocks {tuple(last[i] + 1 for i in sorted(last))}"
 

@@ -32,7 +32,7 @@ def load_backbone(
     """Load a backbone's weights and say so in one log line.
 
     Args:
-        backbone: with mmdet's Swin or timm's EfficientViT parameter names.
+        backbone: with the parameter names of mmdet's Swin, or of timm's networks.
         weights: path or URL, a checkpoint or a state dict, from any known source.
         prefix: of the backbone's keys, as in ``init_cfg``; None: told by the keys.
         trust: see :func:`.read.read_state_dict`.
@@ -140,7 +140,7 @@ def _load(
     fresh = [key for key in own if key in lacking]
     report = Report([key for key in own if key not in lacking], fresh, unused)
     merges = [key for key in fresh if MERGE.search(key)]
-    norms = [key for key in fresh if re.search(r"^(.*backbone\.)?norm\d+\.", key)]
+    norms = [key for key in fresh if re.search(r"^(.*backbone\.)?norm\d*\.", key)]
     heads = [key for key in fresh if key not in {*merges, *norms}]
     name = type(model).__name__
     if strict and (norms or heads):

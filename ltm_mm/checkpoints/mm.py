@@ -6,7 +6,8 @@ from torch import Tensor
 
 from . import official
 
-# In the order they nest, outermost first. `encoder.` is SimMIM's.
+# In the order they nest, outermost first. `encoder.` is SimMIM's; the second `model.` is that
+# of timm's feature extractors.
 PREFIXES = (
     "module.",
     "_orig_mod.",
@@ -15,6 +16,7 @@ PREFIXES = (
     "img_backbone.",
     "backbone.",
     "timm_model.",
+    "model.",
     "encoder.",
 )
 

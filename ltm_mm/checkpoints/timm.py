@@ -1,10 +1,12 @@
-"""timm's Swin and MIT EfficientViT weights -> the names used here.
+"""timm's Swin, MIT EfficientViT, ViT and MobileViT weights -> the names used here.
 
 The facts: since timm 0.9 a Swin stage *starts* with its patch merging
 (``layers.{i}.downsample``, i >= 1); files from before have the official names and go
 through :mod:`.official`.
 ``features_only`` models flatten sequential containers: ``layers_0.``, ``stages_0.``,
-``stem_in_conv.``.
+``stem_in_conv.``. A classifier that pools the patches has its last norm behind the
+pooling (``fc_norm``), others before it (``norm``). A merged Swin (``ltm_swin_*`` of
+:mod:`ltm_mm.timm_models`) has mmdet's names in its blocks, which need no change.
 """
 
 import re
@@ -46,3 +48,31 @@ def convert_efficientvit(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for key, value in state_dict.items()
         if not key.startswith("head.")
     }
+
+
+def convert_vit(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """timm ``VisionTransformer`` state dict, without its classifier.
+
+    Args:
+        state_dict: keys without any prefix (``cls_token``, ``blocks.0. ...``).
+
+    Returns:
+        A new dict that shares its tensors; the last norm is ``norm``.
+    """
+    return {
+        re.sub(r"^fc_norm\.", "norm.", key): value
+        for key, value in state_dict.items()
+        if not key.startswith(("head.", "attn_pool."))
+    }
+
+
+def convert_mobilevit(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """timm MobileViT state dict, without its classifier.
+
+    Args:
+        state_dict: keys without any prefix, of the whole or the ``features_only`` model.
+
+    Returns:
+        A new dict (``stem.*``, ``stages.*``, ``final_conv.*``) that shares its tensors.
+    """
+    return convert_efficientvit(state_dict)  # the same containers, the same head

@@ -1,34 +1,18 @@
-"""The built-in shapes data set, for mmdet and for mmseg.
+"""The built-in shapes data set, for mmdet, mmseg and mmpretrain.
 
-The registry imports this module. Where one of mmdet and mmseg is not installed (or broken), the
-data set of the other works, and the one that needs it says so when it is built.
+The registry imports this module. Where one of them is not installed (or broken), the data sets of
+the others work, and the one that needs it says so when it is built.
 """
 
-from importlib import import_module
-
 from ltm_mm.datasets.shapes import COUNTS, SHAPES, SIZE, draw_image, ensure_shapes
-from ltm_mm.registry import DATASETS
+from ltm_mm.registry import DATASETS, register_or_explain
 
 __all__ = ["COUNTS", "SHAPES", "SIZE", "draw_image", "ensure_shapes"]
-
-
-def _unavailable(name: str, package: str, error: Exception) -> type:
-    """A data set class that says why it cannot be built."""
-
-    def init(self: object, *args: object, **kwargs: object) -> None:
-        raise ImportError(
-            f"ltm_mm.{name} needs {package}, which does not import here ({error}): "
-            "pip install -r requirements/mminstall.txt"
-        ) from error
-
-    return type(name, (), {"__init__": init})
 
 
 for _name, _package, _module in (
     ("ShapesInstances", "mmdet", "shapes_instances"),
     ("ShapesSemantic", "mmseg", "shapes_semantic"),
+    ("ShapesClasses", "mmpretrain", "shapes_classes"),
 ):
-    try:
-        import_module(f"ltm_mm.datasets.{_module}")
-    except (ImportError, AssertionError) as _error:  # upstream asserts mmcv's version
-        DATASETS.register_module(name=_name, module=_unavailable(_name, _package, _error))
+    register_or_explain(DATASETS, _name, _package, f"ltm_mm.datasets.{_module}")

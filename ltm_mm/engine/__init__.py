@@ -2,15 +2,20 @@
 
 from .config import load_config
 from .errors import UserError, clean_errors
+from .ib_hook import InformationBottleneck, use_ib
 from .run import evaluate, train
+from .statistics_hook import MergeStatistics
 from .swap import parse_slots, use_ltm
 
 __all__ = [
+    "InformationBottleneck",
+    "MergeStatistics",
     "UserError",
     "clean_errors",
     "evaluate",
     "load_config",
     "parse_slots",
     "train",
+    "use_ib",
     "use_ltm",
 ]

@@ -50,10 +50,15 @@ def load_config(
         raise
     except Exception as error:  # a config is code: anything can go wrong in it
         raise UserError(f"config {path} cannot be read: {_reason(error)}") from error
-    for key in cfg_options or {}:
+    return change_config(cfg, cfg_options or {})
+
+
+def change_config(cfg: Config, cfg_options: Mapping[str, object]) -> Config:
+    """Change options of a config in place, and return it; see :func:`load_config`."""
+    for key in cfg_options:
         check_option(cfg, key)
     try:
-        cfg.merge_from_dict(dict(cfg_options or {}))
+        cfg.merge_from_dict(dict(cfg_options))
     except (KeyError, TypeError) as error:
         raise UserError(f"--cfg-options does not fit the config: {_reason(error)}") from error
     return cfg
@@ -68,7 +73,8 @@ def find_config(source: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
             f"config {source}: the package {package!r} is not installed; "
-            "pip install -r requirements/mminstall.txt brings mmdet and mmseg"
+            "pip install -r requirements/mminstall.txt brings mmdet and mmseg, "
+            "-r requirements/optional.txt mmpretrain"
         )
     home = Path(spec.submodule_search_locations[0])
     # A wheel carries its configs in .mim; a source checkout has them beside the package.

@@ -19,6 +19,7 @@ from .config import load_config
 from .data import build_loaders, missing
 from .errors import UserError, no_such_type
 from .hooks import SegPictures, StartFrom, load
+from .ib_hook import use_ib
 from .resume import check_same_model, find_resume
 from .swap import check_unmerge, parse_slots, use_ltm
 
@@ -30,6 +31,7 @@ def train(
     checkpoint: str | None = None,
     trust_checkpoint: bool = False,
     ltm: str | None = None,
+    ib: str | None = None,
     amp: bool = False,
     auto_scale_lr: bool = False,
     cfg_options: Mapping[str, object] | None = None,
@@ -46,6 +48,7 @@ def train(
         trust_checkpoint: read files that may run code, see
             :func:`ltm_mm.checkpoints.read_state_dict`.
         ltm: exchange the backbone, see :func:`.swap.parse_slots`.
+        ib: add the information-bottleneck loss, see :func:`.ib_hook.use_ib`.
         amp: mixed precision (GPU).
         auto_scale_lr: scale the learning rate with the batch, if the config allows it.
         cfg_options: changes to the config.
@@ -57,7 +60,7 @@ def train(
     Raises:
         UserError: for a mistake in the input; see also :func:`.errors.clean_errors`.
     """
-    cfg = _prepare(config, work_dir, ltm, cfg_options, launcher)
+    cfg = _prepare(config, work_dir, ltm, cfg_options, launcher, ib)
     _require(cfg, "train_dataloader", "train_cfg", "optim_wrapper")
     if checkpoint:
         _require_file(checkpoint)
@@ -180,6 +183,7 @@ def _prepare(
     ltm: str | None,
     cfg_options: Mapping[str, object] | None,
     launcher: str,
+    ib: str | None = None,
 ) -> Config:
     """The config as the command line changes it, and the process group where one is needed."""
     cfg = load_config(config, deepcopy(cfg_options))  # merging options alters them
@@ -190,6 +194,9 @@ def _prepare(
             _say(line)
         # Runs with different plans must not resume from one another.
         stem += f"_ltm-{ltm}" if ltm.isalpha() else "_ltm"
+    if ib is not None:
+        use_ib(cfg, ib)
+        stem += f"_ib-{ib}"
     check_unmerge(cfg)
     if work_dir or not cfg.get("work_dir"):
         cfg.work_dir = work_dir or os.path.join("work_dirs", stem)

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping
 
 from mmengine.config import Config
 
-from ..presets import PRESETS, Slots
+from ..presets import NAMES, Slots
 from .config import flatten
 from .errors import UserError
 
-SWIN, EFFICIENTVIT = "ltm_mm.LTMSwin", "ltm_mm.LTMEfficientViT"
+SWIN = "ltm_mm.LTMSwin"
+OURS = ("LTMSwin", "LTMEfficientViT", "LTMMobileViT", "LTMViT")
 # mmpretrain's Swin has other keywords and parameter names than mmdet's and mmseg's.
 OTHER_SWIN_SCOPES = ("mmpretrain", "mmcls")
 BACKBONE_KEYS = ("backbone", "img_backbone")
@@ -26,7 +27,7 @@ def parse_slots(text: str) -> Slots:
     """
     if text == "none":
         return None
-    if text in PRESETS:
+    if text in NAMES:
         return text
     try:
         plan = ast.literal_eval(text)
@@ -34,7 +35,7 @@ def parse_slots(text: str) -> Slots:
         plan = text
     if not isinstance(plan, (tuple, list)):
         raise UserError(
-            f"--ltm {text}: give none, {', '.join(PRESETS)}, or a plan with one entry per stage "
+            f"--ltm {text}: give none, {', '.join(NAMES)}, or a plan with one entry per stage "
             "such as '(None, None, (7, 5, 5, 5, 5, 5), 5)'"
         )
     return plan
@@ -45,8 +46,9 @@ def use_ltm(cfg: Config, slots: Slots) -> list[str]:
 
     Args:
         cfg: of mmdet, mmseg, or of what builds on them. A Swin Transformer (mmdet's or
-            mmseg's) becomes LTMSwin, timm's EfficientViT (through ``TIMMBackbone``)
-            LTMEfficientViT, with all else kept; an LTM backbone gets the new slots.
+            mmseg's) becomes LTMSwin, timm's EfficientViT, MobileViT or ViT (through
+            ``TIMMBackbone``) LTMEfficientViT, LTMMobileViT or LTMViT, with all else kept;
+            an LTM backbone gets the new slots.
         slots: the merging plan, see :func:`ltm_mm.presets.resolve_plan`.
 
     Returns:
@@ -70,7 +72,7 @@ def use_ltm(cfg: Config, slots: Slots) -> list[str]:
         raise UserError(
             f"--ltm has nothing to exchange: {'; '.join(others) or 'the model has no backbone'}. "
             "It serves SwinTransformer of mmdet and mmseg, and TIMMBackbone with MIT Han Lab's "
-            "efficientvit_b0 ... b3, l1 ... l3"
+            "efficientvit_b0 ... b3, l1 ... l3, with mobilevit_xxs, xs, s, and with vit_*"
         )
     return lines
 
@@ -111,13 +113,14 @@ def _exchange(backbone: dict, scope: str) -> str | None:
     name = _name(backbone["type"])
     package, _, short = name.rpartition(".")
     package = package.partition(".")[0] or scope
-    if name in (SWIN, EFFICIENTVIT) or (short in ("LTMSwin", "LTMEfficientViT")):
+    if short in OURS:
         return f"ltm_mm.{short}"
     if short == "SwinTransformer" and package not in OTHER_SWIN_SCOPES:
         return SWIN
-    if short == "TIMMBackbone" and _arch(backbone) is not None:
-        _fit_timm(backbone)
-        return EFFICIENTVIT
+    if short == "TIMMBackbone" and (found := _timm_counterpart(backbone)):
+        kind, arch = found
+        _fit_timm(backbone, arch)
+        return kind
     return None
 
 
@@ -132,17 +135,36 @@ def _variant(backbone: Mapping) -> str:
     return f" ({known})" if known else ""
 
 
-def _arch(backbone: Mapping) -> str | None:
-    """``b1`` for timm's ``efficientvit_b1.r224_in1k``; None for any other network."""
-    family, _, arch = backbone.get("model_name", "").partition(".")[0].rpartition("_")
-    return arch if family == "efficientvit" and arch[:1] in ("b", "l") else None
+def _timm_counterpart(backbone: Mapping) -> tuple[str, str] | None:
+    """Type and arch for timm's ``efficientvit_b1.r224_in1k``, ...; None for other networks."""
+    name = backbone.get("model_name", "").partition(".")[0]
+    family, _, arch = name.rpartition("_")
+    if family == "efficientvit" and arch[:1] in ("b", "l"):
+        return "ltm_mm.LTMEfficientViT", arch
+    if family == "mobilevit" and arch in ("xxs", "xs", "s"):
+        return "ltm_mm.LTMMobileViT", arch
+    return ("ltm_mm.LTMViT", name) if name.startswith("vit_") else None
 
 
-def _fit_timm(backbone: dict) -> None:
-    """Turn ``TIMMBackbone``'s arguments into ``LTMEfficientViT``'s, weights included."""
-    backbone["arch"] = _arch(backbone)
+# timm's keywords -> ours.
+TIMM_KEYWORDS = {"embed_dim": "embed_dims", "depth": "num_layers"}
+# Follow from our backbones' taking images of any size.
+TIMM_UNUSED = ("features_only", "dynamic_img_size", "dynamic_img_pad", "strict_img_size")
+
+
+def _fit_timm(backbone: dict, arch: str) -> None:
+    """Turn ``TIMMBackbone``'s arguments into our backbone's, weights included."""
+    backbone["arch"] = arch
     name = backbone.pop("model_name")
-    backbone.pop("features_only", None)
+    if name.startswith("mobilevit"):
+        backbone.setdefault("out_indices", (0, 1, 2, 3, 4))  # timm's default
+    elif name.startswith("vit"):
+        backbone.setdefault("out_indices", 3)
+    for key in TIMM_UNUSED:
+        backbone.pop(key, None)
+    for theirs, ours in TIMM_KEYWORDS.items():
+        if theirs in backbone:
+            backbone[ours] = backbone.pop(theirs)
     path, pretrained = backbone.pop("checkpoint_path", ""), backbone.pop("pretrained", True)
     if not path and pretrained:
         path = _timm_weights(name)

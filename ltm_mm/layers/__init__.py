@@ -1,6 +1,7 @@
 """Small modules that hold parameters and call ``ltm_mm.ops``."""
 
 from .conv import ConvNormAct, fold_convs
+from .fast_block import fast_attention, fast_mlp
 from .linear import run_linear, run_mlp
 from .mask_module import MaskModule
 from .token_merger import TokenMerger
@@ -12,6 +13,8 @@ __all__ = [
     "ShiftedWindowAttention",
     "TokenMerger",
     "WindowAttention",
+    "fast_attention",
+    "fast_mlp",
     "fold_convs",
     "run_linear",
     "run_mlp",

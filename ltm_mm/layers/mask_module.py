@@ -8,7 +8,7 @@ amortised step are ours.
 import torch
 from torch import Tensor, nn
 
-from ..ops import hat_prior, merge, merge_masks
+from ..ops import hat_prior, merge, merge_masks, unmerge
 from .linear import run_mlp
 
 
@@ -70,6 +70,6 @@ class MaskModule(nn.Module):
             slots = merge(z, masks[0].to(z.dtype))  # (B, n, P, C)
             step = slots + run_mlp(self.mlp[0], self.mlp[1], self.mlp[2], slots)
             direction = step * (self.scale / z.shape[-1])
-            content = direction @ z.mT  # (B, n, P, N)
+            content = unmerge(z.mT, direction)  # (B, n, P, N)
             masks = merge_masks((self.prior.mT + content).mT, mass)
         return masks

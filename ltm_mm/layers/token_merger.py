@@ -38,10 +38,12 @@ class TokenMerger(nn.Module):
         """
         mass = window_mass(grid, self.window, mass)
         slots, back, first = [], [], 0
-        for band in bands(grid, self.window):
+        for band in (parts := bands(grid, self.window)):
             windows = to_windows(pad_to_windows(band, self.window), self.window)
             last = first + windows.shape[1]
-            to_slots, own = self.mask(windows, None if mass is None else mass[:, first:last])
+            # Compiled and exported there is one part: a slice would fix sizes there.
+            part_mass = mass if mass is None or len(parts) == 1 else mass[:, first:last]
+            to_slots, own = self.mask(windows, part_mass)
             slots.append(merge_grid(band, windows, to_slots.to(grid.dtype), self.window))
             back.append(own)
             first = last

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..ops import (
     BAND,
+    crop,
     from_windows,
     offset_interpolation,
     pad_to_windows,
@@ -157,7 +158,7 @@ class ShiftedWindowAttention(nn.Module):
         x = from_windows(windows, self.window, full_height, full_width)
         if self.shift:
             x = x.roll((self.shift, self.shift), (1, 2))
-        return x[:, :height, :width]
+        return crop(x, height, width)
 
     def _in_bands(self, x: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
         """The same some rows of windows at a time, so that what is between stays in the cache."""

@@ -1,7 +1,7 @@
 """Token merging on a model in memory: put it on, take it off (ours).
 
-Works on any built mmdet, mmseg or timm model with Swin or EfficientViT stages: each
-stage that the plan merges in is replaced by one that shares its parameters. Taking
+Works on any built mmdet, mmseg or timm model with Swin, EfficientViT, MobileViT or ViT
+stages: each stage that the plan merges in is replaced by one that shares its parameters. Taking
 the merging off puts the very same stages back, with whatever training has changed.
 """
 
@@ -9,19 +9,32 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from ..presets import Slots, resolve_plan
+from ..presets import Plan, Slots, check_window, resolve_plan
+from .backbones import efficientvit
 from .backbones.base import LTMBackbone
-from .backbones.efficientvit import EfficientVitLTMStage, resolve_stage_plans
+from .backbones.efficientvit import EfficientVitLTMStage
+from .backbones.mobilevit import MobileVitLTMBlock
 from .backbones.swin import SwinBlock, run_blocks
 
-SERVED = "mmdet's, mmseg's or timm's SwinTransformer, timm's EfficientViT (MIT Han Lab)"
-EFFICIENTVIT_STAGES = ("EfficientVitStage", "EfficientVitLargeStage")
-SWIN_STAGES = ("SwinBlockSequence", "SwinTransformerStage")
+SERVED = (
+    "mmdet's, mmseg's or timm's SwinTransformer, timm's EfficientViT (MIT Han Lab), MobileViT "
+    "or VisionTransformer"
+)
+# Class of a stage -> family; a ViT's blocks are one stage without a class of its own.
+STAGES = {
+    "SwinBlockSequence": "swin",
+    "SwinTransformerStage": "swin",
+    "EfficientVitStage": "efficientvit",
+    "EfficientVitLargeStage": "efficientvit",
+    "MobileVitBlock": "mobilevit",
+}
 MSRA = "efficientvit_msra"  # timm's module of another EfficientViT, with stages of the same name
+PACKAGES = ("mmdet", "mmseg", "timm")
+WINDOWS = {"efficientvit": 8, "mobilevit": 8, "vit": 7}  # as the backbones' defaults
 
 
 def apply(
-    model: nn.Module, slots: Slots = "balanced", steps: int = 1, window_size: int = 8
+    model: nn.Module, slots: Slots = "balanced", steps: int = 1, window_size: int | None = None
 ) -> nn.Module:
     """Merge tokens in a model that is already built, in place.
 
@@ -29,14 +42,14 @@ def apply(
     its outputs keep their shapes; the mask modules' parameters are new. In a merged
     Swin stage of a timm model, parameters have mmdet's names while merging is on, and
     a grid that is no multiple of the window is padded before the shift, as in mmdet
-    (timm pads after it).
+    (timm pads after it). A timm ViT is of another class while merging is on.
 
     Args:
-        model: a detector, segmentor, classifier or backbone with Swin or EfficientViT
-            stages.
-        slots: the merging plan, as ``LTMSwin`` and ``LTMEfficientViT`` take it.
+        model: a detector, segmentor, classifier or backbone with stages of one family.
+        slots: the merging plan, as ``LTMSwin``, ``LTMEfficientViT``, ``LTMMobileViT`` and
+            ``LTMViT`` take it.
         steps: content steps of the mask modules, >= 0.
-        window_size: tokens per merging window side of an EfficientViT; a Swin's
+        window_size: tokens per merging window side, by default 8, a ViT's 7; a Swin's
             windows are its own.
 
     Returns:
@@ -57,17 +70,13 @@ def apply(
     if not places:
         raise ValueError(f"{type(model).__name__} has no stages to merge in: use {SERVED}")
     stages = [getattr(parent, name) for parent, name in places]
-    swin = type(stages[0]).__name__ in SWIN_STAGES
-    if swin:
-        window_size = _window(stages[0].blocks[0])
-        plan = resolve_plan(slots, [len(stage.blocks) for stage in stages], window_size)
-    else:
-        plan = resolve_stage_plans(slots, stages, window_size)
+    family = _family(*places[0])
+    window = _window(stages[0].blocks[0]) if family == "swin" else window_size or WINDOWS[family]
+    plan = _resolve(slots, family, stages, window)
     for (parent, name), stage, counts in zip(places, stages, plan, strict=True):
-        if not counts or counts[-1] >= window_size:
+        if not counts or counts[-1] >= window:
             continue  # nothing to merge in this stage
-        make: Callable = _merged_swin_stage if swin else MergedEfficientVitStage
-        merged = make(stage, counts, window_size, steps)
+        merged = _merged(family, parent, stage, counts, window, steps)
         first = next(stage.parameters())
         setattr(parent, name, merged.to(first.device, first.dtype).train(stage.training))
     return model
@@ -87,6 +96,7 @@ def remove(model: nn.Module) -> nn.Module:
         for name, child in list(parent.named_children()):
             if isinstance(child, MergedStage):
                 setattr(parent, name, child.restored())
+                child.let_go(parent)
     return model
 
 
@@ -106,6 +116,9 @@ class MergedStage:
         for buffer in original.buffers():
             buffer.data = buffer.data.to(next(self.parameters()).device)
         return original.train(self.training)
+
+    def let_go(self, parent: nn.Module) -> None:
+        """Undo what was changed in the module that holds the stage: nothing."""
 
 
 class MergedSwinStage(nn.Module, MergedStage):
@@ -154,17 +167,76 @@ class MergedEfficientVitStage(EfficientVitLTMStage, MergedStage):
         return super().forward(x)[0]
 
 
+class MergedMobileVitBlock(MobileVitLTMBlock, MergedStage):
+    """In the place of timm's ``MobileVitBlock``."""
+
+    def __init__(self, original: nn.Module, counts: Sequence[int], window: int, steps: int) -> None:
+        super().__init__(original, counts, window, steps)
+        self._original = (original,)
+
+
 def _stage_places(model: nn.Module) -> list[tuple[nn.Module, str]]:
     """Parent and name of every stage of the model's (one) backbone, in order."""
-    names = SWIN_STAGES + EFFICIENTVIT_STAGES
     return [
         (parent, name)
         for parent in model.modules()
-        for name, child in parent.named_children()
-        if type(child).__name__ in names
-        and type(child).__module__.split(".")[0] in ("mmdet", "mmseg", "timm")
-        and not type(child).__module__.endswith(MSRA)
+        for name, _ in parent.named_children()
+        if _family(parent, name) is not None
     ]
+
+
+def _family(parent: nn.Module, name: str) -> str | None:
+    """Which family's stage a child is, if any's."""
+    if name == "blocks" and _comes_from(parent, "VisionTransformer", "timm"):
+        return "vit"
+    child = getattr(parent, name)
+    family = STAGES.get(type(child).__name__)
+    if type(child).__module__.endswith(MSRA) or not _comes_from(child, None, *PACKAGES):
+        return None
+    return family
+
+
+def _comes_from(module: nn.Module, name: str | None, *packages: str) -> bool:
+    kind = type(module)
+    return name in (None, kind.__name__) and kind.__module__.partition(".")[0] in packages
+
+
+def _resolve(slots: Slots, family: str, stages: Sequence[nn.Module], window: int) -> Plan:
+    """The plan of every stage found."""
+    if family == "efficientvit":
+        return efficientvit.resolve_stage_plans(slots, stages, window)
+    check_window(window)
+    if family == "swin":
+        width = stages[0].blocks[0].norm1.weight.numel()
+        return resolve_plan(slots, [len(s.blocks) for s in stages], window, (family, width))
+    if family == "vit":
+        width = stages[0][0].norm1.weight.numel()
+        return resolve_plan(slots, [len(stages[0])], window, (family, width))
+    # A MobileViT's first two stages have no block that could be found.
+    depths = [0, 0, *(len(s.transformer) for s in stages)]
+    width = stages[0].transformer[0].norm1.weight.numel()
+    return resolve_plan(slots, depths, window, (family, width))[2:]
+
+
+def _merged(
+    family: str,
+    parent: nn.Module,
+    stage: nn.Module,
+    counts: Sequence[int],
+    window: int,
+    steps: int,
+) -> nn.Module:
+    """What stands in a stage's place."""
+    if family == "vit":
+        from .timm_vit import MergedVitBlocks  # imports timm
+
+        return MergedVitBlocks(parent, counts, window, steps)
+    make: Callable = {
+        "swin": _merged_swin_stage,
+        "efficientvit": MergedEfficientVitStage,
+        "mobilevit": MergedMobileVitBlock,
+    }[family]
+    return make(stage, counts, window, steps)
 
 
 def _window(block: nn.Module) -> int:

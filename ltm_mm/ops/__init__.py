@@ -7,7 +7,16 @@ from .merge import Merge, merge, merge_grid, unmerge, unmerge_grid, window_mass
 from .mlp import mlp
 from .relative_position import offset_interpolation, relative_position_index
 from .shift import shift_masks, window_kinds
-from .windows import BAND, bands, from_windows, joined, pad_to_windows, real_tokens, to_windows
+from .windows import (
+    BAND,
+    bands,
+    crop,
+    from_windows,
+    joined,
+    pad_to_windows,
+    real_tokens,
+    to_windows,
+)
 
 __all__ = [
     "BAND",
@@ -16,6 +25,7 @@ __all__ = [
     "add_by_rows",
     "bands",
     "cpu_autocast",
+    "crop",
     "from_windows",
     "hat_prior",
     "joined",

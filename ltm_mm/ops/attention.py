@@ -30,9 +30,13 @@ def window_attention(qkv: Tensor, bias: Tensor, scale: float, dropout: float = 0
     n, count, _, heads, dim = qkv.shape
     if not served(qkv, bias):
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (n, h, N, d)
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=bias.to(q.dtype), dropout_p=dropout, scale=scale
-        )
+        if torch.compiler.is_exporting():
+            # Written out: the fused kernel asks whether n is 1, which would fix it.
+            out = (q @ k.transpose(-1, -2) * scale + bias.to(q.dtype)).softmax(-1) @ v
+        else:
+            out = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=bias.to(q.dtype), dropout_p=dropout, scale=scale
+            )
         return out.transpose(1, 2).reshape(n, count, heads * dim)
     q, k, v = qkv.permute(2, 0, 3, 1, 4).reshape(3, n * heads, count, dim).unbind(0)
     bias = bias.expand(n, -1, -1, -1).reshape(n * heads, count, count)

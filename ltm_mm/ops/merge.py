@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .windows import bands, from_windows, joined, pad_to_windows, real_tokens, to_windows
+from .windows import bands, crop, from_windows, joined, pad_to_windows, real_tokens, to_windows
 
 
 @dataclass
@@ -37,8 +37,9 @@ class Merge:
         mass = mass.sum(-2).unsqueeze(-1)  # (B, n, P, 1)
         grid = _all_slots(mass, self.tokens, self.window)
         for dim in (1, 2):  # the edge stands for what lies beyond it, too
-            kept, beyond = grid.tensor_split((self.slots.shape[dim] - 1,), dim)
-            grid = torch.cat((kept, beyond.sum(dim, keepdim=True)), dim)
+            last = self.slots.shape[dim] - 1
+            beyond = grid.narrow(dim, last, grid.shape[dim] - last).sum(dim, keepdim=True)
+            grid = torch.cat((grid.narrow(dim, 0, last), beyond), dim)
         return grid
 
 
@@ -52,7 +53,7 @@ def merge(tokens: Tensor, mask: Tensor) -> Tensor:
     Returns:
         X~ ``(B, n, P, C)``.
     """
-    return mask.mT @ tokens
+    return _product(mask.mT, tokens)
 
 
 def unmerge(update: Tensor, back: Tensor) -> Tensor:
@@ -65,7 +66,7 @@ def unmerge(update: Tensor, back: Tensor) -> Tensor:
     Returns:
         What each token changes by ``(B, n, N, C)``.
     """
-    return back @ update
+    return _product(back, update)
 
 
 def window_mass(grid: Tensor, window: int, mass: Tensor | None = None) -> Tensor | None:
@@ -82,7 +83,9 @@ def window_mass(grid: Tensor, window: int, mass: Tensor | None = None) -> Tensor
     _, height, width, _ = grid.shape
     if mass is not None:
         return to_windows(pad_to_windows(mass, window), window).squeeze(-1)
-    if not torch.compiler.is_exporting() and height % window == 0 and width % window == 0:
+    if torch.compiler.is_compiling():  # all masks are of one batch size there
+        return real_tokens(height, width, window, like=grid).repeat(grid.shape[0], 1, 1)
+    if height % window == 0 and width % window == 0:
         return None
     return real_tokens(height, width, window, like=grid)
 
@@ -101,7 +104,7 @@ def merge_grid(grid: Tensor, windows: Tensor, mask: Tensor, window: int) -> Tens
     """
     side = _side(mask.shape[-1])
     height, width = ((size * side + window - 1) // window for size in grid.shape[1:3])
-    return _all_slots(merge(windows, mask), grid, window)[:, :height, :width]
+    return crop(_all_slots(merge(windows, mask), grid, window), height, width)
 
 
 def unmerge_grid(slots: Tensor, merged: Merge) -> Tensor:
@@ -124,11 +127,14 @@ def unmerge_grid(slots: Tensor, merged: Merge) -> Tensor:
         _, height, width, _ = tokens.shape
         rows, cols = (height + w - 1) // w, (width + w - 1) // w
         top = k * parts[0].shape[1] // w * s
-        band = _repeat_edge(update[:, top : top + rows * s], rows * s, cols * s)
-        back = merged.back[:, first : first + rows * cols].to(update.dtype)
-        shared = unmerge(to_windows(band, s), back)  # (B, n, N, C)
+        band, back = update, merged.back
+        if len(parts) > 1:  # not compiled or exported: a slice would fix sizes there
+            band = band[:, top : top + rows * s]
+            back = back[:, first : first + rows * cols]
+        band = _repeat_edge(band, rows * s, cols * s)
+        shared = unmerge(to_windows(band, s), back.to(update.dtype))  # (B, n, N, C)
         grid = from_windows(shared, w, rows * w, cols * w)
-        outs.append(tokens + grid[:, :height, :width])
+        outs.append(tokens + crop(grid, height, width))
         first += rows * cols
     return joined(outs)
 
@@ -143,8 +149,8 @@ def _all_slots(slots: Tensor, grid: Tensor, window: int) -> Tensor:
 def _repeat_edge(x: Tensor, height: int, width: int) -> Tensor:
     """Repeat a grid's last row and column up to ``(B, height, width, C)``."""
     for dim, size in ((1, height), (2, width)):
-        # Both are symbolic numbers under export: no branch on them there.
-        if torch.compiler.is_exporting() or x.shape[dim] < size:
+        # Compiled and exported, both are symbolic numbers: no branch on them there.
+        if torch.compiler.is_compiling() or x.shape[dim] < size:
             index = torch.arange(size, device=x.device).clamp(max=x.shape[dim] - 1)
             x = x.index_select(dim, index)
     return x
@@ -153,3 +159,13 @@ def _repeat_edge(x: Tensor, height: int, width: int) -> Tensor:
 def _side(count: int) -> int:
     """Slots per window side from slots per window."""
     return round(count**0.5)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` in every window.
+
+    Compiled and exported it is written out: ``@`` asks which sizes are 1, and fixes them.
+    """
+    if not torch.compiler.is_compiling():
+        return a @ b
+    return torch.bmm(a.flatten(0, 1), b.flatten(0, 1)).unflatten(0, b.shape[:2])

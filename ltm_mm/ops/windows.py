@@ -25,10 +25,10 @@ def pad_to_windows(x: Tensor, window: int) -> Tensor:
         ``(B, H', W', C)`` with H' and W' the next multiples of ``window``; ``x``
         itself where nothing is missing.
     """
-    pad_bottom = -x.shape[1] % window
-    pad_right = -x.shape[2] % window
-    # Both are symbolic numbers under export: no branch on them there.
-    if not torch.compiler.is_exporting() and pad_bottom == 0 and pad_right == 0:
+    pad_bottom = (x.shape[1] + window - 1) // window * window - x.shape[1]
+    pad_right = (x.shape[2] + window - 1) // window * window - x.shape[2]
+    # Compiled and exported, both are symbolic numbers: no branch on them there.
+    if not torch.compiler.is_compiling() and pad_bottom == 0 and pad_right == 0:
         return x
     return F.pad(x, (0, 0, 0, pad_right, 0, pad_bottom))
 
@@ -44,8 +44,8 @@ def to_windows(x: Tensor, window: int) -> Tensor:
         ``(B, n, N, C)`` with ``n = H/window * W/window`` and ``N = window**2``.
     """
     b, h, w, c = x.shape
-    x = x.view(b, h // window, window, w // window, window, c)
-    return x.transpose(2, 3).reshape(b, -1, window * window, c)  # (B, n, N, C)
+    x = x.view(b, h // window, window, w // window, window, c).transpose(2, 3)
+    return _packed(x).view(b, -1, window * window, c)  # (B, n, N, C)
 
 
 def from_windows(x: Tensor, window: int, height: int, width: int) -> Tensor:
@@ -60,8 +60,8 @@ def from_windows(x: Tensor, window: int, height: int, width: int) -> Tensor:
         Token grid ``(B, height, width, C)``.
     """
     b, _, _, c = x.shape
-    x = x.reshape(b, height // window, width // window, window, window, c)
-    return x.transpose(2, 3).reshape(b, height, width, c)  # (B, H, W, C)
+    x = x.reshape(b, height // window, width // window, window, window, c).transpose(2, 3)
+    return _packed(x).view(b, height, width, c)  # (B, H, W, C)
 
 
 def real_tokens(height: int, width: int, window: int, like: Tensor) -> Tensor:
@@ -78,6 +78,18 @@ def real_tokens(height: int, width: int, window: int, like: Tensor) -> Tensor:
     """
     grid = torch.ones(1, height, width, 1, device=like.device, dtype=like.dtype)
     return to_windows(pad_to_windows(grid, window), window).squeeze(-1)
+
+
+def crop(x: Tensor, height: int, width: int) -> Tensor:
+    """First rows and columns of a grid: ``(B, height, width, C)`` of ``(B, H, W, C)``."""
+    x = x.narrow(1, 0, height).narrow(2, 0, width)
+    # Packed or not would depend on the size, and with it the graph.
+    return _packed(x) if torch.compiler.is_compiling() else x
+
+
+def _packed(x: Tensor) -> Tensor:
+    """A packed copy; ``reshape`` would ask whether one is needed, and a graph fix the answer."""
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def bands(grid: Tensor, window: int) -> tuple[Tensor, ...]:

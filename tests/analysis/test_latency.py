@@ -12,6 +12,7 @@ from torch import nn
 from ltm_mm.analysis.benchmark import run_benchmark
 from ltm_mm.analysis.latency import Spread, interleave, part_times, peak_memory, ratios
 from ltm_mm.analysis.rivals import build_models
+from ltm_mm.analysis.shrunk import shrunk_size
 from ltm_mm.engine import UserError
 from ltm_mm.models import LTMSwin
 
@@ -175,6 +176,8 @@ def test_tool_measures_and_writes(tool, tmp_path, capsys):
         (["ltm-swin-x"], "unknown arch 'x'"),
         (["resnet"], "neither a config file nor one of ltm-swin-"),
         (["no/such/config.py"], "does not exist"),
+        (["ltm-swin-t", "--size", 64], "--size takes pairs of height and width"),
+        (["ltm-swin-t", "--ltm", "fast", "--shrunk", "--size", 32, 32], "add --ltm none"),
         (["ltm-swin-t", "--size", 0, 64], "--size must be 1 or more, got 0 64"),
         (["ltm-swin-t", "--batch", 1, 0], "--batch must be 1 or more"),
         (["ltm-swin-t", "--rounds", 0], "--rounds must be 1 or more"),
@@ -205,6 +208,34 @@ def test_one_image_too_few_for_batch_normalisation(tmp_path):
         )
 
 
+def test_several_sizes_and_the_shrunk_rival(tool, tmp_path, capsys):
+    tool(
+        *("ltm-efficientvit-b0", "--ltm", "none", "fast", "--out", tmp_path, "--shrunk"),
+        *("--size", 256, 256, 256, 128, "--rounds", 1, "--unmerge", "none"),
+    )
+    for size in ("256x256", "256x128"):
+        rows = json.loads((tmp_path / f"ltm-efficientvit-b0-{size}.json").read_text())["rows"]
+        none, fast, shrunk = rows
+        assert shrunk["name"].startswith("slots=none at ")
+        assert shrunk["parameters"] == none["parameters"] < fast["parameters"]
+        assert sum(shrunk["macs"].values()) <= sum(none["macs"].values())
+    assert "256 x 128 pixels" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("budget", "expected"), [(0.25, (384, 608)), (9, (800, 1216)), (0, None)])
+def test_shrunk_image_is_the_largest_in_time(budget, expected):
+    asked = []
+
+    def seconds(size: tuple[int, int]) -> float:
+        asked.append(size)
+        return size[0] * size[1] / (800 * 1216)
+
+    found = shrunk_size((800, 1216), seconds, budget)
+    assert found == (expected or (32, 32))
+    assert len(asked) <= 6
+    assert all(h % 32 == 0 and w % 32 == 0 for h, w in asked)
+
+
 @pytest.mark.slow
 def test_speed_is_not_lost(tmp_path):
     """Guard, with slack, of what merging is for; one thread, and only its own time."""
@@ -219,6 +250,7 @@ def test_speed_is_not_lost(tmp_path):
         out=str(tmp_path),
     )
     found = {row.name: ratios(rows[0].forward, row.forward).median for row in rows}
-    assert found["slots=none"] >= 1.0
-    assert found["slots=balanced"] >= 1.15
-    assert found["slots=fast"] >= 1.4
+    # Measured on an AMD EPYC: 1.95, and over slots=none 1.2 and 1.5.
+    assert found["slots=none"] >= 1.3
+    assert found["slots=balanced"] >= 1.08 * found["slots=none"]
+    assert found["slots=fast"] >= 1.25 * found["slots=none"]

@@ -1,18 +1,33 @@
 """Studies: what a YAML file may say, schedules, going on, tables, and a real tiny study."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from mmcv.transforms import TRANSFORMS
 from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DefaultScope
 
-from ltm_mm.analysis.study import Run, estimate, plan_runs, run_studies, shorten
+from ltm_mm.analysis.study import (
+    Run,
+    _progress,
+    _summary,
+    estimate,
+    plan_runs,
+    run_studies,
+    shorten,
+)
 from ltm_mm.analysis.study_file import Study, Variant, read_study
 from ltm_mm.analysis.study_report import aggregate, cell, collect, to_markdown, write_report
 from ltm_mm.datasets import ensure_shapes
-from ltm_mm.engine import UserError
+from ltm_mm.engine import UserError, load_config, parse_slots, use_ltm
+from ltm_mm.engine.config import change_config
+from ltm_mm.registry import MODELS
 from tests.conftest import ROOT
 from tests.tools.conftest import Tool, tool  # noqa: F401  (a fixture)
 
@@ -70,7 +85,7 @@ def test_read(write: Writer) -> None:
         ({"seeds": [0, "one"]}, "seeds must be a list of ints"),
         ({"seeds": []}, "seeds must be a list of ints"),
         ({"seeds": [1, 1]}, "has one twice"),
-        ({"epochs": 3}, "unknown key 'epochs'; allowed: config"),
+        ({"epochs": 3}, "unknown key 'epochs'; allowed: _base_, config"),
         ({"baseline": "plane"}, "baseline 'plane' is no variant; choose from plain, merged"),
         ({"cfg_options": [1]}, "cfg_options must map"),
         ({"variants": {"a": {"step": 1}}}, "variant a: unknown key 'step'; allowed: ltm"),
@@ -88,6 +103,50 @@ def test_mistakes(write: Writer, changes: dict, says: str) -> None:
         read_study(write(**changes))
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_bottleneck_of_a_variant(write: Writer, tmp_path: Path) -> None:
+    """It is read, decides about the settings, and leaves those of other variants as they were."""
+    study = read_study(write(variants={"plain": {"ltm": "none"}, "ib": {"ib": "paper"}}))
+    assert [v.ib for v in study.variants.values()] == [None, "paper"]
+    settings = [run.settings for run in plan_runs(study, tmp_path)[:2]]
+    assert "ib" not in settings[0]
+    assert settings[1]["ib"] == "paper"
+    with pytest.raises(UserError, match="ib must be none, paper or variational, got 'tight'"):
+        read_study(write(variants={"a": {"ib": "tight"}}))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ""),
+        (
+            "x - INFO - Iter(train) [ 20/300]  lr: 1\nx Iter(train) [ 40/300]",
+            "Iter(train) [ 40/300]",
+        ),
+        ("- Epoch(train)  [2][20/63]  lr", "Epoch(train) [2][20/63]"),
+        ("Iter(train) [300/300] x\n Iter(test) [ 50/100]  eta", "Iter(test) [ 50/100]"),
+    ],
+)
+def test_progress(text: str, expected: str, tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    assert _progress(log) == ""
+    log.write_text(text)
+    assert _progress(log) == expected
+
+
+def test_a_metric_of_some_variants_only(results: tuple[Study, list[Run], Path]) -> None:
+    """A plain model has no statistics of merging: its cell is empty, and the run counts."""
+    study, runs, _ = results
+    file = runs[1].folder / "result.json"
+    result = json.loads(file.read_text())
+    result["metrics"]["ltm/IB"] = 1.5
+    file.write_text(json.dumps(result))
+    study.metrics["IB"] = "ltm/IB"
+    rows = to_markdown(study, collect(study, runs)).splitlines()
+    assert rows[2].startswith("| plain | 42.0 ± 2.8 | – |")
+    assert rows[3].startswith("| merged | 39.0 | 1.5 |")
+    assert _summary(runs[0], study.metrics) == "mIoU 40, without ltm/IB (40 s)"
 
 
 def test_files_that_are_no_study(tmp_path: Path) -> None:
@@ -217,7 +276,83 @@ def test_several_studies_make_one_figure(
     assert drawn[0][1]["plain"] == {0: {"mIoU": 40.0}, 1: {"mIoU": 40.0}}
 
 
-@pytest.mark.parametrize("path", STUDIES, ids=[p.stem for p in STUDIES])
+def test_base(write: Writer, tmp_path: Path) -> None:
+    write(baseline="plain", metrics={"mIoU": "mIoU", "acc": "aAcc"})
+    child = tmp_path / "child.yaml"
+    changes = {
+        "_base_": "study.yaml",
+        "seeds": [7],
+        "metrics": {"acc": None},
+        "variants": {"merged": None, "more": {"ltm": "fast"}},
+    }
+    child.write_text(yaml.safe_dump(changes))
+    study = read_study(child)
+    assert (study.name, study.seeds, study.baseline) == ("child", (7,), "plain")
+    assert study.metrics == {"mIoU": "mIoU"}
+    assert list(study.variants) == ["plain", "more"]
+    child.write_text(yaml.safe_dump({"_base_": "absent.yaml"}))
+    with pytest.raises(UserError, match=r"absent.yaml does not exist"):
+        read_study(child)
+    other = tmp_path / "other.yaml"
+    other.write_text(yaml.safe_dump({"seeds": [1], "metrics": {"acc": "mAcc"}}))
+    child.write_text(yaml.safe_dump({"_base_": ["study.yaml", "other.yaml"]}))
+    study = read_study(child)
+    assert (study.seeds, study.metrics) == ((1,), {"mIoU": "mIoU", "acc": "mAcc"})
+
+
+MASK_STUDIES = [p for p in STUDIES if not p.stem.startswith("training_free")]
+
+
+@pytest.mark.parametrize("path", MASK_STUDIES, ids=[p.stem for p in MASK_STUDIES])
+def test_shipped_mask_studies(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every variant's backbone builds, and differs from the others' in something."""
+    monkeypatch.chdir(ROOT)
+    study = read_study(path)
+    runs = plan_runs(study, tmp_path)
+    assert {"plain", "balanced", "ib-paper", "ib-variational"} <= set(study.variants)
+    settings = {json.dumps(r.settings, default=str) for r in runs}
+    assert len(settings) == len(runs)
+    detector = "maskrcnn" in path.stem
+    assert ("mask AP small" in study.metrics) == ("boundary IoU small" in study.metrics) == detector
+    base = load_config(study.config)
+    for run in runs[: len(study.variants)]:
+        cfg = change_config(copy.deepcopy(base), copy.deepcopy(run.settings["cfg_options"]))
+        if run.variant.ltm is not None:
+            use_ltm(cfg, parse_slots(run.variant.ltm))
+        with DefaultScope.overwrite_default_scope("ltm_mm"):
+            backbone = MODELS.build(cfg.model.backbone)
+        for part in ("train", "test"):
+            resize = next(
+                t for t in cfg[f"{part}_dataloader"].dataset.pipeline if t["type"] == "Resize"
+            )
+            size = 160 if "px" not in run.variant.name else int(run.variant.name[-5:-2])
+            assert TRANSFORMS.build(resize).scale == (size, size)
+        merges = any("prior" in name for name, _ in backbone.named_parameters())
+        assert merges == (run.variant.ltm != "none"), run.variant.name
+
+
+def test_the_prior_is_held_fixed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The variant's optimiser leaves the prior alone, and nothing else."""
+    monkeypatch.chdir(ROOT)
+    study = read_study("studies/mask_swin_upernet.yaml")
+    run = next(r for r in plan_runs(study, tmp_path) if r.variant.name == "prior-fixed")
+    cfg = load_config(study.config, copy.deepcopy(run.settings["cfg_options"]))
+    with DefaultScope.overwrite_default_scope("ltm_mm"):
+        model = MODELS.build(cfg.model.backbone)
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    same = {n for n, p in model.named_parameters() if torch.equal(p, before[n])}
+    assert same == {n for n in before if n.endswith("merge.mask.prior")}
+    assert len(same) == 4
+
+
+FREE = [p for p in STUDIES if p not in MASK_STUDIES]
+
+
+@pytest.mark.parametrize("path", FREE, ids=[p.stem for p in FREE])
 def test_shipped_studies(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     runs = plan_runs(read_study(path), tmp_path)

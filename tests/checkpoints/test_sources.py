@@ -14,12 +14,13 @@ from mmengine.config import ConfigDict
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+import ltm_mm.timm_models  # noqa: F401  ltm_swin_tiny, ...
 from ltm_mm.checkpoints import load_backbone, to_backbone
 from ltm_mm.checkpoints.detect import detect, unwrap
 from ltm_mm.checkpoints.mit_han_lab import convert_efficientvit
 from ltm_mm.checkpoints.mm import strip_prefixes
 from ltm_mm.checkpoints.official import convert_swin
-from ltm_mm.models.backbones import LTMEfficientViT, LTMSwin
+from ltm_mm.models import LTMEfficientViT, LTMMobileViT, LTMSwin, LTMViT
 
 from .tiny import TINY, randomize
 
@@ -217,6 +218,87 @@ def test_efficientvit_loads_merged_or_shortened() -> None:
     assert_close(short.stages[0].state_dict(), merged.stages[0].state_dict())
 
 
+VIT = dict(embed_dim=24, num_heads=2, depth=4)
+
+
+def vit(pool: str = "token", **options: object) -> nn.Module:
+    options = {**VIT, "global_pool": pool, **options}
+    model = timm.create_model("vit_tiny_patch16_224", dynamic_img_size=True, **options)
+    return randomize(model)
+
+
+@pytest.mark.parametrize("pool", ["token", "avg"])
+def test_vit_outputs_are_timms(pool: str) -> None:
+    reference = vit(pool)
+    names = dict(embed_dims=24, num_heads=2, num_layers=4)
+    backbone = LTMViT("tiny", None, final_norm=True, out_indices=(1, 3), **names).eval()
+    report = load_backbone(backbone, {"model": reference.state_dict()})
+    assert report.fresh == []
+    x = torch.rand(1, 3, 96, 128)
+    last = reference.fc_norm if pool == "avg" else reference.norm
+    with torch.no_grad():
+        maps = reference.forward_intermediates(x, (1, 3), intermediates_only=True)
+        for out, plain in zip(backbone(x), maps, strict=True):
+            normed = last(plain.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            assert_close(out, normed, rtol=1e-5, atol=1e-5)
+
+
+def test_vit_loads_merged_shortened_and_for_another_image_size() -> None:
+    weights = vit().state_dict()
+    names = dict(embed_dims=24, num_heads=2, num_layers=4)
+    merged = LTMViT("tiny", "balanced", simple_pyramid=True, **names)
+    report = load_backbone(merged, weights)
+    assert all(".merge." in key or key.startswith("pyramid.") for key in report.fresh)
+    short = LTMViT("tiny", None, out_indices=(1,), img_size=128, **names)
+    assert load_backbone(short, weights).fresh == []
+    same = timm.create_model("vit_tiny_patch16_224", img_size=224, **VIT)
+    same.load_state_dict(weights)
+    same.set_input_size((128, 128))
+    assert_close(short.pos_embed, same.pos_embed)
+
+
+@pytest.mark.parametrize("source", ["timm", "timm features_only"])
+def test_mobilevit_outputs_are_timms(source: str) -> None:
+    whole = randomize(timm.create_model("mobilevit_xxs"))
+    features = timm.create_model("mobilevit_xxs", features_only=True).eval()
+    body = {k: v for k, v in whole.state_dict().items() if not k.startswith("head.")}
+    flat = dict(zip(features.state_dict(), body.values(), strict=True))
+    features.load_state_dict(flat)
+    backbone = LTMMobileViT("xxs", slots=None, out_indices=(0, 1, 2, 3, 4)).eval()
+    given = whole.state_dict() if source == "timm" else flat
+    assert load_backbone(backbone, given).fresh == []
+    x = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        for a, b in zip(backbone(x), features(x), strict=True):
+            assert (a - b).norm() <= 1e-5 * b.norm()
+    short = LTMMobileViT("xxs", out_indices=(2, 3))
+    assert all(".merge." in key for key in load_backbone(short, given).fresh)
+
+
+@pytest.mark.parametrize("family", ["swin", "efficientvit", "mobilevit", "vit"])
+def test_a_classifier_trained_merging_in_timm_loads_masks_and_all(family: str) -> None:
+    size = {"vit": dict(num_layers=4, embed_dims=24, num_heads=2), "swin": TIMM_TINY[1]}
+    arch = {"swin": None, "efficientvit": "b0", "mobilevit": "xxs", "vit": "tiny"}[family]
+    classes = dict(swin=LTMSwin, efficientvit=LTMEfficientViT, mobilevit=LTMMobileViT, vit=LTMViT)
+    name = f"ltm_{family}_{arch or 'tiny'}"
+    options = {"vit": VIT, "swin": TIMM_TINY[0]}.get(family, {})
+    weights = randomize(timm.create_model(name, slots="fast", **options)).state_dict()
+    backbone = classes[family](arch=arch, slots="fast", **size.get(family, {}))
+    report = load_backbone(backbone, weights)
+    assert all(re.search(r"^norm\d", key) for key in report.fresh)
+    assert not [key for key in report.unused if not key.startswith(("head.", "norm."))]
+    (mask,) = [k for k in weights if k.endswith("merge.mask.prior")][:1]
+    loaded = next(v for k, v in backbone.state_dict().items() if k.endswith("merge.mask.prior"))
+    assert_close(loaded, weights[mask], rtol=0, atol=0)
+
+
+# The same small Swin for timm and here.
+TIMM_TINY = (
+    dict(embed_dim=8, depths=(1, 1, 2, 1), num_heads=(1, 1, 2, 2)),
+    dict(embed_dims=8, depths=(1, 1, 2, 1), num_heads=(1, 1, 2, 2)),
+)
+
+
 @pytest.mark.parametrize(
     ("key", "source"),
     [
@@ -226,6 +308,10 @@ def test_efficientvit_loads_merged_or_shortened() -> None:
         ("stages.0.blocks.0.attn.w_msa.qkv.weight", "OpenMMLab Swin"),
         ("stem_in_conv.conv.weight", "timm EfficientViT"),
         ("input_stem.op_list.0.conv.weight", "mit-han-lab EfficientViT"),
+        ("stages.2.1.transformer.0.attn.qkv.weight", "timm MobileViT"),
+        ("stages_2.1.transformer.0.attn.qkv.weight", "timm MobileViT"),
+        ("blocks.3.attn.qkv.weight", "timm ViT"),
+        ("layers.0.blocks.0.attn.w_msa.qkv.weight", "timm Swin"),
         ("layer1.0.conv1.weight", None),
     ],
 )

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mmengine.registry import DefaultScope
+from mmengine.registry import DefaultScope, Registry
 from PIL import Image
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
-import ltm_mm
 from ltm_mm.datasets import SHAPES, SIZE, draw_image, ensure_shapes, shapes
-from ltm_mm.registry import DATASETS
+from ltm_mm.registry import DATASETS, register_or_explain
 
 COUNTS = {"train": 6, "val": 4}
 
@@ -197,10 +196,57 @@ def test_mmseg_pipeline(root: Path, scope: None) -> None:
         np.testing.assert_array_equal(semantic.numpy(), expected)
 
 
+@pytest.mark.parametrize("scope", ["mmpretrain"], indirect=True)
+@pytest.mark.parametrize("margin", [0, 4])
+def test_mmpretrain_reads_one_object_per_sample(root: Path, scope: None, margin: int) -> None:
+    pytest.importorskip("mmpretrain", reason="pip install -r requirements/optional.txt")
+    from mmpretrain.registry import DATASETS as MMPRETRAIN_DATASETS
+
+    dataset = MMPRETRAIN_DATASETS.build(
+        dict(
+            type="ltm_mm.ShapesClasses",
+            data_root=str(root),
+            split="val",
+            pipeline=[
+                dict(type="LoadImageFromFile"),
+                dict(type="ltm_mm.CropObject", margin=margin),
+                dict(type="PackInputs"),
+            ],
+        )
+    )
+    assert dataset.metainfo["classes"] == SHAPES
+    drawn = [draw_image("val", index) for index in range(COUNTS["val"])]
+    assert dataset.get_gt_labels().tolist() == [label for _, _, labels in drawn for label in labels]
+    index = 0
+    for image, objects, labels in drawn:
+        for number in range(1, len(labels) + 1):
+            rows, columns = np.nonzero(objects == number)
+            top, left = max(rows.min() - margin, 0), max(columns.min() - margin, 0)
+            crop = image[top : rows.max() + 1 + margin, left : columns.max() + 1 + margin]
+            found = dataset[index]["inputs"].permute(1, 2, 0).numpy()[..., ::-1]
+            np.testing.assert_array_equal(found, crop)
+            index += 1
+
+
+def test_classes_need_a_known_split_and_a_margin(root: Path) -> None:
+    pytest.importorskip("mmpretrain", reason="pip install -r requirements/optional.txt")
+    from ltm_mm.datasets.shapes_classes import CropObject, ShapesClasses
+
+    with pytest.raises(ValueError, match="split must be 'train' or 'val', got 'test'"):
+        ShapesClasses(data_root=str(root), split="test")
+    with pytest.raises(ValueError, match="margin must be >= 0 pixels, got -1"):
+        CropObject(margin=-1)
+
+
 def test_missing_package_fails_at_use() -> None:
-    missing = ltm_mm.datasets._unavailable("ShapesSemantic", "mmseg", ImportError("no mmseg"))
-    with pytest.raises(ImportError, match=r"ltm_mm.ShapesSemantic needs mmseg.*no mmseg.*pip"):
+    registry = Registry("test data sets")
+    register_or_explain(registry, "ShapesSemantic", "mmseg", "ltm_mm.no_such_module")
+    missing = registry.get("ShapesSemantic")
+    with pytest.raises(ImportError, match=r"ShapesSemantic needs mmseg.*no_such_module.*pip"):
         missing(data_root="data/shapes")
+    register_or_explain(registry, "ShapesClasses", "mmpretrain", "ltm_mm.no_such_module")
+    with pytest.raises(ImportError, match=r"needs mmpretrain.*requirements/optional.txt"):
+        registry.get("ShapesClasses")()
 
 
 def test_registered() -> None:

@@ -4,8 +4,10 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
 
+from ltm_mm.checkpoints import load_backbone
 from ltm_mm.engine import UserError, load_config, parse_slots, use_ltm
 from ltm_mm.engine.swap import check_unmerge
 from ltm_mm.registry import MODELS
@@ -94,6 +96,46 @@ def test_timm_efficientvit(extra: dict, init_cfg: dict | None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("backbone", "expected"),
+    [
+        ({"model_name": "mobilevit_xxs"}, {"arch": "xxs", "out_indices": (0, 1, 2, 3, 4)}),
+        (
+            {"model_name": "mobilevit_xs.cvnets_in1k", "out_indices": (3, 4), "in_channels": 4},
+            {"arch": "xs", "out_indices": (3, 4), "in_channels": 4},
+        ),
+        (
+            {"model_name": "vit_tiny_patch16_224", "dynamic_img_size": True, "depth": 4},
+            {"arch": "vit_tiny_patch16_224", "out_indices": 3, "num_layers": 4},
+        ),
+        (
+            {"model_name": "vit_tiny_patch16_224.augreg_in21k", "out_indices": (5, 11)},
+            {"arch": "vit_tiny_patch16_224", "out_indices": (5, 11)},
+        ),
+    ],
+)
+def test_timm_mobilevit_and_vit_give_timms_maps(backbone: dict, expected: dict) -> None:
+    backbone = {"type": "TIMMBackbone", "pretrained": False, "features_only": True, **backbone}
+    cfg = config(dict(backbone), "mmseg")
+    use_ltm(cfg, None)
+    kind = "ltm_mm.LTMViT" if "vit_t" in backbone["model_name"] else "ltm_mm.LTMMobileViT"
+    assert cfg.model.backbone.to_dict() == {"type": kind, "slots": None, **expected}
+    mine = MODELS.build(cfg.model.backbone).eval()
+    theirs = build_timm(backbone).eval()
+    load_backbone(mine, theirs.state_dict())
+    x = torch.randn(1, backbone.get("in_channels", 3), 224, 224)
+    with torch.no_grad():
+        for a, b in zip(mine(x), theirs(x), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def build_timm(backbone: dict) -> torch.nn.Module:
+    """mmseg's ``TIMMBackbone``."""
+    from mmseg.models.backbones import TIMMBackbone
+
+    return TIMMBackbone(**{k: v for k, v in backbone.items() if k != "type"})
+
+
+@pytest.mark.parametrize(
     ("backbone", "scope", "line"),
     [
         ({"type": "ResNet", "depth": 50}, "mmdet", r"model.backbone is ResNet \(50\)"),
@@ -120,6 +162,7 @@ def test_model_without_backbone() -> None:
     [
         ("none", None),
         ("balanced", "balanced"),
+        ("paper", "paper"),
         ("(None, None, (7, 5, 5, 5, 5, 5), 5)", (None, None, (7, 5, 5, 5, 5, 5), 5)),
         ("[7, 6, 5, 4]", [7, 6, 5, 4]),
     ],
@@ -130,7 +173,7 @@ def test_parse_slots(text: str, slots: object) -> None:
 
 @pytest.mark.parametrize("text", ["blanced", "7", "(7,", "__import__('os')"])
 def test_parse_slots_refuses(text: str) -> None:
-    with pytest.raises(UserError, match="give none, light, balanced, fast, or a plan"):
+    with pytest.raises(UserError, match="give none, light, balanced, fast, paper, or a plan"):
         parse_slots(text)
 
 

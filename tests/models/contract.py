@@ -25,9 +25,15 @@ class BackboneContract:
 
     A subclass defines ``build(**kwargs)`` (tiny; default arguments but width and
     depth), ``reference()`` (the plain model with its own parameter names; the tiny
-    width; returns maps), ``load_reference(model, reference)`` and ``plans``.
+    width; returns maps), ``load_reference(model, reference)`` and ``plans``, and how many
+    ``stages`` it has and how many entries (``planned``) a plan. All stages' maps are the
+    built model's default. Where ``one_plan_per_map`` is false, ``unmerge`` is for the
+    family's own tests.
     """
 
+    stages: ClassVar[int] = 4
+    planned: ClassVar[int] = 4
+    one_plan_per_map: ClassVar[bool] = True
     plans: ClassVar[list] = ["light", "balanced", "fast"]
 
     def build(self, **kwargs: object) -> nn.Module:
@@ -84,6 +90,8 @@ class BackboneContract:
 
     @pytest.mark.parametrize(("batch", "height", "width"), SIZES)
     def test_slots_are_returned_where_nothing_is_unmerged(self, batch, height, width):
+        if not self.one_plan_per_map:
+            pytest.skip("has no stage whose slots could be a map")
         state = randomise(self.build(slots=None)).state_dict()
         x = self.image(batch, height, width)
         for plan in self.plans:
@@ -219,14 +227,27 @@ class BackboneContract:
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_autocast_is_finite_and_near(self, dtype):
-        model = randomise(self.build(slots="balanced")).eval()
         x = self.image(1, 75, 117)
-        exact = self.maps(model, x)
-        with torch.autocast("cpu", dtype=dtype):
-            half = self.maps(model, x)
-        for a, b in zip(half, exact, strict=True):
-            assert a.isfinite().all()
-            assert (a.float() - b).norm() / b.norm() < 0.05
+        for plan in [None, "light", "balanced", "fast"]:
+            model = randomise(self.build(slots=plan)).eval()
+            exact = self.maps(model, x)
+            with torch.autocast("cpu", dtype=dtype):
+                half = self.maps(model, x)
+            for a, b in zip(half, exact, strict=True):
+                assert a.isfinite().all()
+                assert (a.float() - b).norm() / b.norm() < 0.05
+
+    def test_results_do_not_depend_on_the_thread_count(self):
+        model = randomise(self.build(slots="fast")).eval()
+        x, found, before = self.image(2, 96, 160), [], torch.get_num_threads()
+        try:
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                found.append(self.maps(model, x))
+        finally:
+            torch.set_num_threads(before)
+        for a, b in zip(*found, strict=True):
+            assert_close(a, b, rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize(
         ("kwargs", "message"),
@@ -234,18 +255,35 @@ class BackboneContract:
             (dict(slots="quick"), "unknown slots preset 'quick': choose from light, balanced"),
             (dict(slots=(None, 3)), "one entry for each of the"),
             (dict(slots=7), "one entry for each of the"),
-            (dict(slots=(None, None, None, 99)), "99 is not an int from 1 to the window size"),
-            (dict(slots=(None, None, None, 0)), "0 is not an int from 1"),
-            (dict(slots=(None, None, None, 2.5)), "2.5"),
             (dict(slots="balanced", steps=-1), "steps must be an integer >= 0, got -1"),
             (dict(arch="huge"), "unknown arch 'huge': choose from"),
-            (dict(unmerge="all"), "unmerge must be one of residual, none, got 'all'"),
-            (dict(out_indices=(4,)), "out_indices must name stages from 0 to 3"),
-            (dict(frozen_stages=9), "frozen_stages must lie in -1..4, got 9"),
+            (dict(out_indices=(9,)), "out_indices must name stages from 0 to {last}, got"),
+            (dict(frozen_stages=9), "frozen_stages must lie in -1..{stages}, got 9"),
             (dict(init_cfg=dict(type="Xavier")), "init_cfg must be None or dict"),
         ],
     )
     def test_bad_arguments_get_one_clear_line(self, kwargs, message):
+        message = message.format(stages=self.stages, last=self.stages - 1)
         with pytest.raises(ValueError, match=message) as error:
             self.build(**kwargs)
         assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize(
+        ("entry", "message"),
+        [
+            (99, "99 is not an int from 1 to the window size"),
+            (0, "0 is not an int from 1"),
+            (2.5, "2.5"),
+        ],
+    )
+    def test_a_bad_plan_gets_one_clear_line(self, entry, message):
+        with pytest.raises(ValueError, match=message) as error:
+            self.build(slots=(None,) * (self.planned - 1) + (entry,))
+        assert "\n" not in str(error.value)
+
+    def test_a_bad_unmerge_gets_one_clear_line(self):
+        if self.one_plan_per_map:
+            with pytest.raises(
+                ValueError, match="unmerge must be one of residual, none, got 'all'"
+            ):
+                self.build(unmerge="all")

@@ -11,12 +11,14 @@ from torch import nn
 from torch.testing import assert_close
 
 import ltm_mm
-from ltm_mm.models import LTMSwin
+from ltm_mm.models import LTMSwin, LTMViT
 from ltm_mm.models.apply import apply, remove
 
 from .contract import randomise
 
 TINY = dict(embed_dims=16, depths=(2, 2, 4, 2), num_heads=(1, 2, 4, 8))
+
+TINY_VIT = dict(embed_dim=24, num_heads=2, depth=4, reg_tokens=2)
 
 
 def swin_of(scope: str) -> nn.Module:
@@ -66,6 +68,12 @@ MODELS = {
     "timm swin": timm_swin,
     "timm efficientvit": lambda: timm.create_model("efficientvit_b0", num_classes=5),
     "timm efficientvit features": lambda: timm.create_model("efficientvit_b0", features_only=True),
+    "timm mobilevit": lambda: timm.create_model("mobilevit_xxs", num_classes=5),
+    "timm mobilevit features": lambda: timm.create_model("mobilevit_xxs", features_only=True),
+    "timm vit": lambda: timm.create_model("vit_tiny_patch16_224", num_classes=5, **TINY_VIT),
+    "timm vit features": lambda: timm.create_model(
+        "vit_tiny_patch16_224", features_only=True, out_indices=(0, 2), **TINY_VIT
+    ),
 }
 
 
@@ -124,6 +132,50 @@ def test_timm_swin_with_silent_merges_is_as_before():
         assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("slots", ["fast", ((7, 6, 6, 3),)])
+def test_applied_to_timms_vit_equals_the_backbone_of_the_same_plan(slots):
+    options = dict(dynamic_img_size=True, dynamic_img_pad=True, **TINY_VIT | dict(reg_tokens=0))
+    model = randomise(timm.create_model("vit_tiny_patch16_224", num_classes=0, **options)).eval()
+    small = dict(embed_dims=24, num_heads=2, num_layers=4, out_indices=(1, 3))
+    mine = randomise(LTMViT("tiny", slots, **small)).eval()
+    apply(model, slots=slots)
+    model.load_state_dict(mine.state_dict(), strict=False)
+    x = torch.randn(2, 3, 150, 233, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        last, maps = model.forward_intermediates(x, (1, 3))
+        for a, b in zip(maps, mine(x), strict=True):
+            assert_close(a, b, rtol=1e-5, atol=1e-5)
+        assert_close(last, model.forward_features(x), rtol=1e-5, atol=1e-5)
+        (with_prefix,) = model.forward_intermediates(
+            x, [1], return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
+        )
+        assert_close(with_prefix[0], maps[0].flatten(2).transpose(1, 2), rtol=1e-5, atol=1e-5)
+        assert with_prefix[1].shape == (2, 1, 24)
+        (normed,) = model.forward_intermediates(x, [3], norm=True, intermediates_only=True)
+    assert_close(normed.flatten(2).transpose(1, 2), last[:, 1:], rtol=1e-5, atol=1e-5)
+
+
+def test_timms_checkpointing_changes_nothing_in_a_merged_vit():
+    model = apply(randomise(timm.create_model("vit_tiny_patch16_224", **TINY_VIT)), slots="fast")
+    x, grads = torch.randn(1, 3, 224, 224), []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
+        model(x).square().mean().backward()
+        grads.append({n: p.grad.clone() for n, p in model.named_parameters()})
+    assert_close(*grads, rtol=1e-4, atol=1e-6)
+
+
+def test_window_size_matters_where_it_may_be_chosen():
+    for name in ("timm efficientvit", "timm mobilevit", "timm vit"):
+        seen = []
+        for window in (None, 4):
+            model = randomise(MODELS[name]())
+            apply(model, slots="fast", window_size=window)
+            seen.append({k: v.shape for k, v in model.state_dict().items() if "prior" in k})
+        assert seen[0] != seen[1]
+
+
 def test_training_goes_on_through_apply_and_remove():
     model = swin_of("mmdet")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -166,6 +218,17 @@ def test_unmerged_stages_are_left_alone():
         (lambda: LTMSwin(**TINY), "fast", "merges tokens already"),
         (lambda: apply(swin_of("mmdet")), "fast", "merges tokens already"),
         (lambda: swin_of("mmdet"), "quick", "unknown slots preset 'quick'"),
+        (lambda: apply(MODELS["timm vit"]()), "fast", "merges tokens already"),
+        (
+            lambda: timm.create_model("vit_tiny_patch16_224", patch_drop_rate=0.5, **TINY_VIT),
+            "fast",
+            "patch_drop_rate has no grid to merge on",
+        ),
+        (
+            lambda: timm.create_model("vit_base_patch16_rpn_224", depth=1),
+            "fast",
+            "ResPostBlock cannot merge tokens",
+        ),
         (lambda: swin_of("mmdet"), (5,), "one entry for each of the 4 stages"),
         (
             lambda: timm.models.swin_transformer.SwinTransformer(

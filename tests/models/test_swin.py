@@ -120,7 +120,7 @@ def test_steps_choose_what_decides_the_mask():
 def test_fresh_weights_leave_masks_at_their_start():
     model = LTMSwin(**TINY)
     model.init_weights()
-    mask = model.stages[0].blocks[1].merge.mask
+    mask = model.stages[2].blocks[1].merge.mask
     assert (mask.mlp[2].weight == 0).all()
     assert mask.prior.abs().max() > 1
     assert model.stages[0].blocks[0].attn.w_msa.relative_position_bias_table.std() > 0.01
@@ -160,7 +160,8 @@ def test_bad_arguments_get_one_clear_line(kwargs, message):
 
 
 def test_returned_slots_are_what_the_stage_left():
-    model = randomise(LTMSwin(**TINY, slots="fast", unmerge="none")).eval()
+    plan = (None, None, (5, 4, 4, 4), None)
+    model = randomise(LTMSwin(**TINY, slots=plan, unmerge="none")).eval()
     seen = {}
     model.stages[2].register_forward_hook(lambda _m, _x, y: seen.update(full=y[0], slots=y[1]))
     with torch.no_grad():

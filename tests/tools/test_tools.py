@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from ltm_mm.engine.ib_hook import KEY
 from tests.conftest import ROOT
 from tests.tools.conftest import Tool, command, environment
 
@@ -23,7 +25,9 @@ SHAPES_CONFIG = ROOT / "configs" / "ltm_swin_maskrcnn_shapes.py"
 COMPARABLE = """
 _base_ = {config!r}
 custom_imports = dict(imports=['probe'])
-custom_hooks = [dict(type='LossProbe', folder={folder!r})]
+custom_hooks = [
+    dict(type='LossProbe', folder={folder!r}),
+    dict(type='ltm_mm.InformationBottleneck', bound='variational', warmup=0.0)]
 everything = dict(type='RandomSampler', num=10**9, pos_fraction=0.5, add_gt_as_proposals=False)
 model = dict(
     train_cfg=dict(
@@ -80,7 +84,7 @@ def test_one_line_and_no_traceback(tool: Tool, shapes: Path, arguments: tuple, l
 @pytest.mark.parametrize(
     ("name", "flags"),
     [
-        ("train.py", "work-dir resume amp cfg-options launcher ltm checkpoint trust-checkpoint"),
+        ("train.py", "work-dir resume amp cfg-options launcher ltm ib checkpoint trust-checkpoint"),
         ("test.py", "work-dir out show-dir tta cfg-options launcher ltm trust-checkpoint"),
     ],
 )
@@ -122,7 +126,7 @@ def test_two_ranks_take_the_step_of_one_process(tool: Tool, shapes: Path, tmp_pa
     # The same global batch, half of it on each rank.
     assert {*first[0]["images"], *second[0]["images"]} == {*alone[0]["images"]}
     assert not {*first[0]["images"]} & {*second[0]["images"]}
-    for name in ("loss", "loss_rpn_cls", "loss_rpn_bbox", "loss_cls"):
+    for name in ("loss", "loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_ib"):
         mean = (first[0][name] + second[0][name]) / 2
         assert mean == pytest.approx(alone[0][name], abs=1e-4), name
     # The gradients are averaged over the ranks, so the next step is the same as well.
@@ -130,6 +134,13 @@ def test_two_ranks_take_the_step_of_one_process(tool: Tool, shapes: Path, tmp_pa
     assert first[0]["grad_norm"] == pytest.approx(alone[0]["grad_norm"], rel=1e-3)
     mean = (first[1]["loss"] + second[1]["loss"]) / 2
     assert mean == pytest.approx(alone[1]["loss"], rel=1e-3)
+    # Each rank's estimates of the bottleneck are those of the whole batch.
+    states = [
+        torch.load(tmp_path / f"{ranks}/work/epoch_1.pth", weights_only=False)[KEY]
+        for ranks in (1, 2)
+    ]
+    assert len(states[0]) == 4
+    torch.testing.assert_close(states[0], states[1], rtol=1e-3, atol=1e-4)
 
 
 def wait_for(condition: str, folder: Path, process: subprocess.Popen, seconds: float = 300) -> None:

@@ -244,7 +244,7 @@ def test_departure_is_zero_for_the_prior_and_grows_with_content() -> None:
 
 
 def test_stages_strides_and_hooks() -> None:
-    model = tiny_swin()
+    model = tiny_swin(slots="fast")
     model.train()
     stages = merge_masks_of(model, torch.randn(1, 3, 333, 517))
     assert [(s.name, s.stride, s.grid) for s in stages] == [

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...checkpoints import load_backbone
 from ...layers import MaskModule
@@ -39,6 +40,7 @@ class LTMBackbone(BaseModule):
     strides: tuple[float, ...]
     plan: Plan
     plan_window: int
+    norm_eval = False  # keep batch normalisation in eval mode while training
 
     def __init__(
         self,
@@ -51,7 +53,7 @@ class LTMBackbone(BaseModule):
         super().__init__(init_cfg)
         if not out_indices or any(not 0 <= i < num_stages for i in out_indices):
             raise ValueError(
-                f"out_indices must name stages from 0 to {num_stages - 1}, got {out_indices!r}"
+                f"out_indices must name stages from 0 to {num_stages - 1}, got {tuple(out_indices)}"
             )
         if unmerge not in UNMERGE:
             raise ValueError(f"unmerge must be one of {', '.join(UNMERGE)}, got {unmerge!r}")
@@ -93,9 +95,12 @@ class LTMBackbone(BaseModule):
             module.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "LTMBackbone":
-        """Switch mode, keep the frozen part in eval mode, and return self."""
+        """Switch mode, keep what is frozen in eval mode, and return self."""
         super().train(mode)
         self.freeze()
+        for module in self.modules():
+            if self.norm_eval and isinstance(module, _BatchNorm):
+                module.eval()
         return self
 
     def init_weights(self) -> None:
@@ -125,6 +130,13 @@ class LTMBackbone(BaseModule):
             m for mask in self.modules() if isinstance(mask, MaskModule) for m in mask.modules()
         }
         return [m for m in self.modules() if m not in inside]
+
+
+def copy_weights(source: nn.Module, target: nn.Module) -> None:
+    """Copy parameters and buffers of one name and shape; others stay as they are."""
+    own = target.state_dict()
+    found = source.state_dict().items()
+    target.load_state_dict({k: v for k, v in found if k in own}, strict=False)
 
 
 def unmerge_all(grid: Tensor, merges: Sequence[Merge]) -> Tensor:

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...layers import TokenMerger, fold_convs
 from ...ops import Merge
-from ...presets import Plan, Slots, resolve_plan
+from ...presets import Plan, Slots, check_window, resolve_plan
 from ...registry import MODELS
 from .base import LTMBackbone, unmerge_all
 
@@ -43,8 +43,8 @@ class LTMEfficientViT(LTMBackbone):
     Args:
         arch: 'b0' to 'b3' (the last two of four stages have attention) or 'l1' to 'l3'
             (the last one has).
-        slots: None (no merging), a preset ('light', 'balanced', 'fast'), or one entry
-            per stage: None (always for a stage without attention), an int s (merge
+        slots: None (no merging), a preset ('light', 'balanced', 'fast', 'paper'), or one
+            entry per stage: None (always for a stage without attention), an int s (merge
             to s x s slots in the stage's first attention block), or one int per
             attention block, e.g. ``(None, None, (8, 6, 6), (8, 6, 6, 5))`` for 'b1'.
         steps: content steps of the mask modules, >= 0 (0: the learnable prior only).
@@ -114,14 +114,6 @@ class LTMEfficientViT(LTMBackbone):
             if i in self.out_indices:
                 outs.append((x if self.unmerge == "residual" else slots).contiguous())
         return tuple(outs)
-
-    def train(self, mode: bool = True) -> "LTMEfficientViT":
-        """Switch mode, keep what is frozen in eval mode, and return self."""
-        super().train(mode)
-        for module in self.modules():
-            if self.norm_eval and isinstance(module, _BatchNorm):
-                module.eval()
-        return self
 
     def frozen_modules(self) -> list[nn.Module]:
         """The stem from 0 on, then one stage each."""
@@ -247,18 +239,11 @@ def resolve_stage_plans(slots: Slots, stages: Sequence[nn.Module], window: int) 
     Raises:
         ValueError: if the plan does not fit; says what is allowed.
     """
-    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-        raise ValueError(f"window_size must be an int >= 1, got {window!r}")
-    depths = [sum(hasattr(b, "context_module") for b in stage.blocks) for stage in stages]
-    if isinstance(slots, list | tuple) and len(slots) == len(depths):
-        for i, (entry, depth) in enumerate(zip(slots, depths, strict=True)):
-            if entry is not None and depth == 0:
-                raise ValueError(
-                    f"slots of stage {i}: the stage has no attention, so there is nothing to "
-                    f"merge in; give None, got {entry!r}"
-                )
-    plans = resolve_plan(slots, depths, window)
-    return tuple(plan[:depth] for plan, depth in zip(plans, depths, strict=True))
+    check_window(window)
+    blocks = [[b for b in stage.blocks if hasattr(b, "context_module")] for stage in stages]
+    first = next(found[0] for found in blocks if found)
+    width = first.context_module.main.proj.norm.weight.numel()
+    return resolve_plan(slots, [len(found) for found in blocks], window, ("efficientvit", width))
 
 
 def _timm_model(arch: str, in_channels: int) -> nn.Module:
@@ -273,7 +258,9 @@ def _timm_model(arch: str, in_channels: int) -> nn.Module:
 
 def _fast_layout(x: Tensor) -> Tensor:
     """The memory format that convolutions are fastest in on the CPU; as it is elsewhere."""
-    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _contexts(module: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:

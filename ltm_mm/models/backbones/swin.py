@@ -51,8 +51,8 @@ class LTMSwin(LTMBackbone):
     Args:
         arch: 'tiny', 'small', 'base', 'large' (or their first letters): sets
             ``embed_dims``, ``depths`` and ``num_heads``; None leaves them as given.
-        slots: None (no merging), a preset ('light', 'balanced', 'fast'), or one
-            entry per stage: None, an int s (merge to s x s slots in the stage's
+        slots: None (no merging), a preset ('light', 'balanced', 'fast', 'paper'),
+            or one entry per stage: None, an int s (merge to s x s slots in the stage's
             first block), or one int per block, e.g. ``(7, 6, 6, 5, 5, 5)``: merged
             after the second and the fourth block's attention.
         steps: content steps of the mask modules, >= 0 (0: the learnable prior only).
@@ -137,7 +137,8 @@ class LTMSwin(LTMBackbone):
         super().__init__(out_indices, unmerge, len(depths), frozen_stages, init_cfg)
         norm_cfg = norm_cfg or dict(type="LN")
         patch_norm_cfg = norm_cfg if patch_norm else None
-        self.plan, self.plan_window = resolve_plan(slots, depths, window_size), window_size
+        self.plan = resolve_plan(slots, depths, window_size, ("swin", embed_dims))
+        self.plan_window = window_size
 
         self.patch_embed = PatchEmbed(in_channels, embed_dims, patch_size, patch_norm_cfg)
         self.absolute_pos_embed: nn.Parameter | None = None
@@ -201,7 +202,8 @@ class LTMSwin(LTMBackbone):
             x, slots = stage(x)  # (B, H, W, C), (B, h, w, C)
             if i in self.out_indices:
                 out = x if self.unmerge == "residual" else slots
-                outs.append(getattr(self, f"norm{i}")(out).permute(0, 3, 1, 2).contiguous())
+                channel_first = getattr(self, f"norm{i}")(out).permute(0, 3, 1, 2)
+                outs.append(channel_first.clone(memory_format=torch.contiguous_format))
             if stage.downsample is not None:
                 x = stage.downsample(x)
         return tuple(outs)
@@ -421,7 +423,8 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images ``(B, C_in, H, W)`` -> tokens ``(B, ceil(H/patch), ceil(W/patch), C)``."""
-        x = F.pad(x, (0, -x.shape[3] % self.patch, 0, -x.shape[2] % self.patch))
+        bottom, right = ((n + self.patch - 1) // self.patch * self.patch - n for n in x.shape[2:])
+        x = F.pad(x, (0, right, 0, bottom))
         return self.norm(self.projection(x).permute(0, 2, 3, 1))
 
 
@@ -442,11 +445,15 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` -> ``(B, ceil(H/stride), ceil(W/stride), 2C)``."""
-        height, width = -(-x.shape[1] // self.stride), -(-x.shape[2] // self.stride)
+        height, width = ((n + self.stride - 1) // self.stride for n in x.shape[1:3])
         # As the reference: pad only what the last patch needs.
-        bottom = max((height - 1) * self.stride + 2 - x.shape[1], 0)
-        right = max((width - 1) * self.stride + 2 - x.shape[2], 0)
+        bottom = (height - 1) * self.stride + 2 - x.shape[1]
+        right = (width - 1) * self.stride + 2 - x.shape[2]
         x = F.pad(x, (0, 0, 0, right, 0, bottom))
+        if torch.compiler.is_compiling() and self.stride == 2:  # slices would fix sizes
+            x = x.view(x.shape[0], height, 2, width, 2, x.shape[3])
+            x = x.permute(0, 1, 3, 5, 2, 4).flatten(3)
+            return self.reduction(self.norm(x))
         corners = [x[:, i :: self.stride, j :: self.stride] for i in (0, 1) for j in (0, 1)]
         # The reduction's inputs are ordered (channel, row, column), as nn.Unfold's.
         x = torch.stack([c[:, :height, :width] for c in corners], -1).flatten(3)

@@ -1,0 +1,46 @@
+"""Adaptive pooling that a program for all sizes can hold (ours)."""
+
+import torch
+from torch import Tensor, nn
+
+
+class DynamicAdaptivePooling(nn.Module):
+    """``nn.AdaptiveAvgPool2d`` as two matrix products, for maps of any size in one program.
+
+    PyTorch's exporters know maps of one size only.
+
+    Args:
+        size: rows and columns of the result.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)`` -> ``(B, C, *size)``."""
+        rows = _pooling_matrix(self.size[0], x.shape[2], x)  # (h, H)
+        cols = _pooling_matrix(self.size[1], x.shape[3], x)  # (w, W)
+        return torch.einsum("hy,bcyx,wx->bchw", rows, x, cols)
+
+
+def _pooling_matrix(cells: int, length: int, like: Tensor) -> Tensor:
+    """Means over the cells that PyTorch pools, which overlap by one where they do not fit."""
+    cell = torch.arange(cells, device=like.device)[:, None]
+    start = cell * length // cells
+    end = ((cell + 1) * length + cells - 1) // cells
+    place = torch.arange(length, device=like.device)[None, :]
+    inside = ((place >= start) & (place < end)).to(like.dtype)
+    return inside / (end - start).to(like.dtype)
+
+
+def exchange_pooling(model: nn.Module) -> nn.Module:
+    """Make every ``nn.AdaptiveAvgPool2d`` dynamic, in place; returns the model."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.AdaptiveAvgPool2d):
+                size = child.output_size
+                pair = (size, size) if isinstance(size, int) else tuple(size)
+                if None not in pair:
+                    setattr(module, name, DynamicAdaptivePooling(pair))
+    return model

@@ -1,0 +1,228 @@
+"""LTM-MobileViT: MobileViT with learnable token merging.
+
+Papers: MobileViT: Light-weight, General-purpose, and Mobile-friendly Vision Transformer
+(Mehta & Rastegari, ICLR 2022, arXiv 2110.02178); Efficient Visual Transformer by
+Learnable Token Merging (Wang & Yang, TPAMI 2025, arXiv 2407.15219). The blocks are
+timm's (``timm.models.mobilevit``) under timm's parameter names. Windowed merging on the
+unfolded grid and residual unmerging are ours: the paper's authors published no merging
+code to compare with.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...presets import Plan, Slots, check_window, resolve_plan
+from ...registry import MODELS
+from .base import LTMBackbone, copy_weights
+from .global_blocks import GlobalBlocks
+
+ARCHS = ("xxs", "xs", "s")
+
+
+@MODELS.register_module()
+class LTMMobileViT(LTMBackbone):
+    """MobileViT whose transformers merge tokens and unmerge them before they fold.
+
+    A MobileViT block (one in each of the last three of five stages) cuts its map into
+    patches of 2 x 2 pixels; pixels of the same place in their patches attend to each
+    other, so there are four grids of tokens per image, one per place. Each is merged in
+    windows, and its transformer's update is led back before the grids are folded into
+    a map again, which the convolutions behind it need at its own size (so there is no
+    ``unmerge`` as other backbones have it). With ``slots=None`` it equals timm's
+    ``features_only`` model.
+
+    Args:
+        arch: 'xxs', 'xs' or 's'.
+        slots: None (no merging), a preset ('light', 'balanced', 'fast', 'paper'), or one
+            entry per stage: None (always for the first two), an int s (merge to s x s
+            slots in the stage's first transformer block), or one int per transformer
+            block, e.g. ``(None, None, 6, (8, 6, 6, 6), (8, 6, 5))``.
+        steps: content steps of the mask modules, >= 0 (0: the learnable prior only).
+        window_size: tokens per window side, >= 1, of the grids at strides 16, 32 and 64.
+        in_channels: channels of the image.
+        out_indices: stages whose maps are returned (strides 2, 4, 8, 16, 32); later
+            stages are not built. The last one's goes through MobileViT's final
+            convolution, as in timm.
+        drop_path_rate: of the last transformer block's residual branches, 0..1.
+        frozen_stages: -1 nothing, 0 the stem, k the first k stages too.
+        norm_eval: keep batch normalisation in eval mode while training (running
+            statistics as loaded; for small batches).
+        with_cp: recompute the transformers' activations in the backward pass to save
+            memory.
+        init_cfg: ``dict(type='Pretrained', checkpoint=path or URL)`` or None.
+
+    Raises:
+        ValueError: if an argument does not fit; says what is allowed.
+        ImportError: if timm is missing.
+    """
+
+    def __init__(
+        self,
+        arch: str = "s",
+        slots: Slots = "balanced",
+        steps: int = 1,
+        window_size: int = 8,
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (1, 2, 3, 4),
+        drop_path_rate: float = 0.0,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | None = None,
+    ) -> None:
+        if arch not in ARCHS:
+            raise ValueError(f"unknown arch {arch!r}: choose from {', '.join(ARCHS)}")
+        self_build = (arch, in_channels, drop_path_rate)
+        reference = _timm_model(*self_build)
+        count = len(reference.stages)
+        super().__init__(out_indices, "residual", count, frozen_stages, init_cfg)
+        self._build = self_build
+        self.norm_eval = norm_eval
+        self.plan = resolve_stage_plans(slots, reference.stages, window_size)
+        self.plan_window = window_size
+        self.stem = reference.stem
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(_merging(block, plan, window_size, steps, with_cp) for block in stage))
+            for stage, plan in zip(
+                reference.stages[: max(self.out_indices) + 1], self.plan, strict=False
+            )
+        )
+        whole = len(self.stages) == count
+        self.final_conv = reference.final_conv if whole else nn.Identity()
+        info = [reference.feature_info[i] for i in self.out_indices]
+        self.out_channels = tuple(entry["num_chs"] for entry in info)
+        self.strides = tuple(entry["reduction"] for entry in info)
+        self.freeze()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Feature pyramid of a batch of images.
+
+        Args:
+            x: images ``(B, in_channels, H, W)``, any H, W >= 1 pixel.
+
+        Returns:
+            One map ``(B, out_channels[k], ceil(H / strides[k]), ceil(W / strides[k]))``
+            per entry of ``out_indices``.
+        """
+        x = self.stem(x)
+        outs = []
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            if i == len(self.stages) - 1:
+                x = self.final_conv(x)
+            if i in self.out_indices:
+                outs.append(x)
+        return tuple(outs)
+
+    def frozen_modules(self) -> list[nn.Module]:
+        """The stem from 0 on, then one stage each; the final convolution with the last."""
+        if self.frozen_stages < 0:
+            return []
+        last = [self.final_conv] if self.frozen_stages >= len(self.plan) else []
+        return [self.stem, *self.stages[: self.frozen_stages], *last]
+
+    def reset_parameters(self) -> None:
+        """Fresh weights as timm draws them."""
+        copy_weights(_timm_model(*self._build), self)
+
+
+class MobileVitLTMBlock(nn.Module):
+    """timm's ``MobileVitBlock`` whose transformer merges tokens.
+
+    It shares the given block's layers and can stand in its place: the same parameter
+    names, plus those that contain ``.merge.``. The given block is not changed.
+
+    Args:
+        block: timm's ``MobileVitBlock``.
+        plan: slots per window side that each transformer block's MLP runs on.
+        window: tokens per window side.
+        steps: content steps of the mask modules.
+        with_cp: recompute the transformer's activations in the backward pass.
+    """
+
+    def __init__(
+        self,
+        block: nn.Module,
+        plan: Sequence[int],
+        window: int,
+        steps: int = 1,
+        with_cp: bool = False,
+    ) -> None:
+        super().__init__()
+        self.patch = tuple(block.patch_size)
+        self.conv_kxk, self.conv_1x1 = block.conv_kxk, block.conv_1x1
+        self.transformer = GlobalBlocks(
+            block.transformer, plan, window, steps=steps, with_cp=with_cp
+        )
+        self.norm = block.norm
+        self.conv_proj, self.conv_fusion = block.conv_proj, block.conv_fusion
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C_in, H, W)`` -> ``(B, C_out, H, W)``."""
+        shortcut, size = x, x.shape[2:]
+        x = self.conv_1x1(self.conv_kxk(x))
+        # As the reference: a map that patches do not fit is resized to one that they do.
+        whole = [-(-n // p) * p for n, p in zip(size, self.patch, strict=True)]
+        fits = list(size) == whole
+        if not fits:
+            x = F.interpolate(x, whole, mode="bilinear", align_corners=False)
+        x = self._attend(x)
+        if not fits:
+            x = F.interpolate(x, size, mode="bilinear", align_corners=False)
+        x = self.conv_proj(x)
+        if self.conv_fusion is not None:
+            x = self.conv_fusion(torch.cat((shortcut, x), 1))
+        return x
+
+    def _attend(self, x: Tensor) -> Tensor:
+        """Unfold ``(B, C, H, W)``, run the transformer on each place's grid, and fold."""
+        (b, c, height, width), (ph, pw) = x.shape, self.patch
+        rows, cols = height // ph, width // pw
+        x = x.reshape(b, c, rows, ph, cols, pw).permute(0, 3, 5, 2, 4, 1)
+        x = x.reshape(b * ph * pw, rows * cols, c)  # (B * places, N, C)
+        ((x, _),) = self.transformer(x, (rows, cols), (len(self.transformer) - 1,))
+        x = self.norm(x).reshape(b, ph, pw, rows, cols, c)
+        return x.permute(0, 5, 3, 1, 4, 2).reshape(b, c, height, width)
+
+
+def resolve_stage_plans(slots: Slots, stages: Sequence[nn.Module], window: int) -> Plan:
+    """Slots per window side of every transformer block of every stage.
+
+    Args:
+        slots: as :class:`LTMMobileViT`.
+        stages: timm's stages.
+        window: tokens per window side.
+
+    Returns:
+        One tuple per stage, one int per transformer block; ``()`` without a transformer.
+
+    Raises:
+        ValueError: if the plan does not fit; says what is allowed.
+    """
+    check_window(window)
+    transformers = [[b.transformer for b in s if hasattr(b, "transformer")] for s in stages]
+    depths = [sum(len(t) for t in found) for found in transformers]
+    width = next(t[0].norm1.weight.numel() for found in transformers for t in found)
+    return resolve_plan(slots, depths, window, ("mobilevit", width))
+
+
+def _merging(
+    block: nn.Module, plan: Sequence[int], window: int, steps: int, with_cp: bool
+) -> nn.Module:
+    if not hasattr(block, "transformer"):
+        return block
+    return MobileVitLTMBlock(block, plan, window, steps, with_cp)
+
+
+def _timm_model(arch: str, in_channels: int, drop_path_rate: float) -> nn.Module:
+    """timm's model without a classifier."""
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError("LTMMobileViT needs timm: pip install 'timm>=1.0'") from error
+    return timm.create_model(
+        f"mobilevit_{arch}", num_classes=0, in_chans=in_channels, drop_path_rate=drop_path_rate
+    )

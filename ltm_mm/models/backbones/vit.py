@@ -1,0 +1,266 @@
+"""LTM-ViT: Vision Transformer with learnable token merging.
+
+Papers: An Image is Worth 16x16 Words (Dosovitskiy et al., ICLR 2021, arXiv 2010.11929);
+Exploring Plain Vision Transformer Backbones for Object Detection (ViTDet, Li et al.,
+ECCV 2022, arXiv 2203.16527) for the pyramid; Efficient Visual Transformer by Learnable
+Token Merging (Wang & Yang, TPAMI 2025, arXiv 2407.15219). The blocks are timm's
+(Apache-2.0, ``timm.models.vision_transformer``) under timm's parameter names. Windowed
+merging on the patch grid and residual unmerging are ours: the paper's authors published
+no merging code to compare with.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ...presets import Slots, check_window, resolve_plan
+from ...registry import MODELS
+from .base import LTMBackbone, copy_weights
+from .global_blocks import GlobalBlocks
+
+ARCHS = ("tiny", "small", "base", "large")
+
+
+@MODELS.register_module()
+class LTMViT(LTMBackbone):
+    """Plain ViT whose blocks merge windows of the patch grid.
+
+    In a merged block attention runs on all tokens, the patch tokens of its output are
+    merged, and the MLP and the later blocks run on slots, with global attention among
+    slots, class and register tokens. A map is unmerged to all patches where it is
+    taken; the blocks behind it go on with slots. With ``slots=None`` it equals timm's
+    ``forward_intermediates``.
+
+    Args:
+        arch: 'tiny', 'small', 'base', 'large' (patches of 16 pixels), or timm's name of
+            any ViT with its plain blocks, e.g. 'vit_base_patch14_reg4_dinov2'.
+        slots: None (no merging), a preset ('light', 'balanced', 'fast', 'paper'), or a
+            plan with one entry, because a ViT is one stage: ``(5,)`` or one int per
+            block. A preset's first blocks are the first third of them here.
+        steps: content steps of the mask modules, >= 0 (0: the learnable prior only).
+        window_size: patches per window side, >= 1. 7 cuts the 14 x 14 patches of an
+            image of 224 pixels into four whole windows, and gives the presets the same
+            token counts as Swin's windows.
+        unmerge: 'residual' returns maps of all patches; 'none' the slots where there are
+            some, for a decoder that resizes its inputs (UPerNet): ``strides`` are then no
+            whole numbers.
+        mass_attention: weigh attention to a slot by how many tokens it stands for.
+        img_size, patch_size, in_channels, embed_dims, num_layers, num_heads: pixels per
+            side that the position embedding is made for, pixels per patch side, channels
+            of the image, channels, blocks and attention heads; None: the arch's own.
+        out_indices: blocks whose maps are returned; an int: so many of the last ones, as
+            in timm; None: with a pyramid the last one, else four, the last of each
+            quarter. Later blocks are not built.
+        simple_pyramid: make four maps of strides 1/4, 1/2, 1 and 2 patches from the one
+            map of ``out_indices`` (ViTDet's), for detectors. Without, all maps have
+            the patches' stride, as UPerNet's MultiLevelNeck takes them.
+        final_norm: apply the ViT's last norm to the maps, as its classifier has it.
+        drop_path_rate: of the last block's residual branches, 0..1.
+        frozen_stages: -1 nothing, 0 patch and position embedding, k the first k blocks
+            too.
+        with_cp: recompute activations in the backward pass to save memory.
+        init_cfg: ``dict(type='Pretrained', checkpoint=path or URL)`` or None.
+
+    Raises:
+        ValueError: if an argument does not fit; says what is allowed.
+        ImportError: if timm is missing.
+    """
+
+    def __init__(
+        self,
+        arch: str = "small",
+        slots: Slots = "balanced",
+        steps: int = 1,
+        window_size: int = 7,
+        mass_attention: bool = False,
+        img_size: int | None = None,
+        patch_size: int | None = None,
+        in_channels: int = 3,
+        embed_dims: int | None = None,
+        num_layers: int | None = None,
+        num_heads: int | None = None,
+        out_indices: Sequence[int] | int | None = None,
+        simple_pyramid: bool = False,
+        final_norm: bool = False,
+        drop_path_rate: float = 0.0,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        init_cfg: dict | None = None,
+        unmerge: str = "residual",
+    ) -> None:
+        options = dict(
+            img_size=img_size,
+            patch_size=patch_size,
+            embed_dim=embed_dims,
+            depth=num_layers,
+            num_heads=num_heads,
+        )
+        options = {k: v for k, v in options.items() if v is not None}
+        options |= dict(in_chans=in_channels, drop_path_rate=drop_path_rate)
+        reference = _timm_model(arch, options)
+        depth, dim = len(reference.blocks), reference.embed_dim
+        if out_indices is None:
+            quarters = [max(depth * k // 4 - 1, 0) for k in (1, 2, 3, 4)]
+            out_indices = quarters[-1:] if simple_pyramid else sorted(set(quarters))
+        elif isinstance(out_indices, int):
+            out_indices = range(depth - out_indices, depth)
+        super().__init__(out_indices, unmerge, depth, frozen_stages, init_cfg)
+        if simple_pyramid and unmerge == "none":
+            raise ValueError("simple_pyramid needs maps of whole strides: use unmerge='residual'")
+        if simple_pyramid and len(self.out_indices) != 1:
+            raise ValueError(
+                f"simple_pyramid is made from one block's map, got out_indices {out_indices!r}"
+            )
+        check_window(window_size)
+        self.plan = resolve_plan(slots, (depth,), window_size, ("vit", dim))
+        self.plan_window = window_size
+        self._build = (arch, options)
+        built = max(self.out_indices) + 1
+
+        self.cls_token, self.reg_token = reference.cls_token, reference.reg_token
+        self.pos_embed = reference.pos_embed
+        self.pos_grid = tuple(reference.patch_embed.grid_size)
+        self.pos_of_prefix = not reference.no_embed_class
+        self.patch_embed = reference.patch_embed
+        self.norm_pre = reference.norm_pre
+        self.blocks = GlobalBlocks(
+            reference.blocks[:built],
+            self.plan[0][:built],
+            window_size,
+            reference.num_prefix_tokens,
+            steps,
+            mass_attention,
+            with_cp,
+        )
+        self.norm = _last_norm(reference) if final_norm else nn.Identity()
+        self.pyramid = SimplePyramid(dim) if simple_pyramid else None
+        stride = self.patch_embed.patch_size[0]
+        self.out_channels = (dim,) * len(self.out_indices)
+        self.strides = self.out_strides((stride,) * depth)
+        if simple_pyramid:
+            if stride % 4:
+                raise ValueError(f"simple_pyramid needs patches of 4n pixels, got {stride}")
+            self.out_channels = (dim // 4, dim // 2, dim, dim)
+            self.strides = (stride // 4, stride // 2, stride, stride * 2)
+        self.freeze()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Feature maps of a batch of images.
+
+        Args:
+            x: images ``(B, in_channels, H, W)``, any H, W >= 1 pixel.
+
+        Returns:
+            One map ``(B, out_channels[k], ceil(H / strides[k]), ceil(W / strides[k]))``
+            per entry of ``out_indices``, or the four of the pyramid.
+        """
+        image = x.shape[2:]
+        grid = self.patch_embed(x)  # (B, h, w, C)
+        size = (grid.shape[1], grid.shape[2])
+        tokens = self.norm_pre(self._embed(grid))  # (B, T + h * w, C)
+        prefix, unmerge = self.blocks.prefix, self.unmerge == "residual"
+        maps = [
+            self.norm(y)[:, prefix:].unflatten(1, at).permute(0, 3, 1, 2).contiguous()
+            for y, at in self.blocks(tokens, size, self.out_indices, unmerge)
+        ]
+        if self.pyramid is None:
+            return tuple(maps)
+        sizes = [(-(-image[0] // s), -(-image[1] // s)) for s in self.strides]
+        levels = zip(self.pyramid(maps[0]), sizes, strict=True)
+        return tuple(level[:, :, :h, :w] for level, (h, w) in levels)
+
+    def out_strides(self, strides: Sequence[int]) -> tuple[float, ...]:
+        """As for other backbones, block by block: a ViT's maps are of blocks, not stages.
+
+        Args:
+            strides: of every block's tokens.
+        """
+        window, slots = self.plan_window, self.plan[0]
+        if self.unmerge == "residual":
+            return tuple(strides[i] for i in self.out_indices)
+        return tuple(strides[i] * window / slots[i] for i in self.out_indices)
+
+    def _embed(self, grid: Tensor) -> Tensor:
+        """Patches ``(B, h, w, C)`` -> all tokens, with positions ``(B, T + h * w, C)``."""
+        from timm.layers import resample_abs_pos_embed
+
+        size = [grid.shape[1], grid.shape[2]]
+        x = grid.flatten(1, 2)
+        extra = [
+            token.expand(x.shape[0], -1, -1)
+            for token in (self.cls_token, self.reg_token)
+            if token is not None
+        ]
+        position: Tensor | int = 0
+        if self.pos_embed is not None:
+            prefix = self.blocks.prefix if self.pos_of_prefix else 0
+            position = resample_abs_pos_embed(self.pos_embed, size, list(self.pos_grid), prefix)
+        if self.pos_of_prefix:
+            return torch.cat((*extra, x), 1) + position
+        return torch.cat((*extra, x + position), 1)
+
+    def frozen_modules(self) -> list[nn.Module]:
+        """The embedding from 0 on, then one block each."""
+        if self.frozen_stages < 0:
+            return []
+        for parameter in (self.cls_token, self.reg_token, self.pos_embed):
+            if parameter is not None:
+                parameter.requires_grad_(False)
+        return [self.patch_embed, self.norm_pre, *list(self.blocks)[: self.frozen_stages]]
+
+    def reset_parameters(self) -> None:
+        """Fresh weights as timm draws them."""
+        arch, options = self._build
+        copy_weights(_timm_model(arch, options), self)
+        for module in self.pyramid.modules() if self.pyramid is not None else ():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+
+
+class SimplePyramid(nn.Module):
+    """Four maps from a plain ViT's last one (ViTDet, section 3).
+
+    The 1 x 1 and 3 x 3 convolutions that follow in ViTDet are the neck's here: mmdet's
+    ``ChannelMapper``.
+
+    Args:
+        dim: channels of the map (C), a multiple of 4.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.up4 = nn.Sequential(
+            nn.ConvTranspose2d(dim, dim // 2, 2, 2),
+            nn.GroupNorm(1, dim // 2),
+            nn.GELU(),
+            nn.ConvTranspose2d(dim // 2, dim // 4, 2, 2),
+        )
+        self.up2 = nn.ConvTranspose2d(dim, dim // 2, 2, 2)
+        self.down2 = nn.MaxPool2d(2, 2, ceil_mode=True)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """``(B, C, h, w)`` -> maps of 4, 2, 1 and 1/2 times its size, C/4, C/2, C, C channels."""
+        return self.up4(x), self.up2(x), x, self.down2(x)
+
+
+def _last_norm(reference: nn.Module) -> nn.Module:
+    """The norm before the classifier, which timm keeps in one of two places."""
+    return reference.fc_norm if isinstance(reference.norm, nn.Identity) else reference.norm
+
+
+def _timm_model(arch: str, options: dict) -> nn.Module:
+    """timm's model for images of any size, without a classifier."""
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError("LTMViT needs timm: pip install 'timm>=1.0'") from error
+    name = f"vit_{arch}_patch16_224" if arch in ARCHS else arch
+    if not timm.models.is_model_in_modules(name.partition(".")[0], ["vision_transformer"]):
+        raise ValueError(
+            f"unknown arch {arch!r}: choose from {', '.join(ARCHS)}, or a ViT of timm such as "
+            "'vit_small_patch16_384'"
+        )
+    return timm.create_model(
+        name, num_classes=0, dynamic_img_size=True, dynamic_img_pad=True, **options
+    )

@@ -1,0 +1,70 @@
+"""Merging classifiers and feature extractors under names of timm's registry (ours).
+
+    import ltm_mm.timm_models
+    timm.create_model("ltm_swin_tiny", pretrained=True, slots="balanced")
+    timm.create_model("ltm_vit_small", features_only=True)
+
+and in timm's own training scripts, which import nothing of ours by themselves:
+
+    python -m ltm_mm.timm_models path/to/timm/train.py --model ltm_swin_tiny \
+        --model-kwargs slots=paper ...
+
+A model ``ltm_*`` is timm's plain one with merging put on by :func:`ltm_mm.apply`: its
+parameters are the plain ones (``pretrained=True`` loads timm's weights), its masks', and
+nothing else. It takes timm's keywords and ``slots``, ``steps`` and ``window_size`` of
+``apply``; ``slots="none"`` (timm drops keywords that are None) is the plain model. Its
+checkpoints load into the backbones here (``init_cfg``).
+"""
+
+import runpy
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+from timm.models import model_entrypoint, register_model
+from torch import nn
+
+from ltm_mm.models.apply import apply
+from ltm_mm.presets import Slots
+
+PLAIN = {
+    **{f"ltm_swin_{a}": f"swin_{a}_patch4_window7_224" for a in ("tiny", "small", "base", "large")},
+    **{f"ltm_vit_{a}": f"vit_{a}_patch16_224" for a in ("tiny", "small", "base", "large")},
+    **{f"ltm_efficientvit_{a}": f"efficientvit_{a}" for a in ("b0", "b1", "b2", "b3")},
+    **{f"ltm_efficientvit_{a}": f"efficientvit_{a}" for a in ("l1", "l2", "l3")},
+    **{f"ltm_mobilevit_{a}": f"mobilevit_{a}" for a in ("xxs", "xs", "s")},
+}
+
+
+def _register(name: str, plain: str) -> Callable[..., nn.Module]:
+    """Enter a model in timm's registry, which goes by a function's name."""
+
+    def build(
+        pretrained: bool = False,
+        slots: Slots = "balanced",
+        steps: int = 1,
+        window_size: int | None = None,
+        **options: object,
+    ) -> nn.Module:
+        model = model_entrypoint(plain)(pretrained=pretrained, **options)
+        return apply(model, None if slots == "none" else slots, steps, window_size)
+
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = f"timm's {plain} with token merging; see :mod:`ltm_mm.timm_models`."
+    return register_model(build)
+
+
+def _run_script() -> None:
+    """Run a script that then knows the names."""
+    if len(sys.argv) < 2:
+        sys.exit("usage: python -m ltm_mm.timm_models SCRIPT [its arguments]")
+    import_module("ltm_mm.timm_models")
+    sys.argv = sys.argv[1:]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    _run_script()  # this file is imported once more there, under its own name
+else:
+    for _name, _plain in PLAIN.items():
+        globals()[_name] = _register(_name, _plain)

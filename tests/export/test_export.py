@@ -1,0 +1,182 @@
+"""Exported programs and ONNX files against the model, at sizes they were not traced with."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from ltm_mm.analysis.rivals import build_models
+from ltm_mm.engine import UserError
+from ltm_mm.export import Logits, compare, export_program, save_onnx
+from ltm_mm.export.onnx import run_onnx
+from ltm_mm.export.pooling import DynamicAdaptivePooling
+from ltm_mm.export.run import export
+from ltm_mm.models import LTMEfficientViT, LTMSwin
+from tests.models.contract import randomise
+
+ROOT = Path(__file__).parent.parent.parent
+TRACED = (75, 117)
+# Whole windows; none of them whole; one window; upright.
+OTHERS = [(112, 224), (57, 131), (33, 34), (150, 61)]
+SMALL = dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8))
+
+
+def one_stage(**kwargs: object) -> LTMSwin:
+    options = dict(embed_dims=8, depths=(2,), num_heads=(1,), strides=(4,), out_indices=(0,))
+    return randomise(LTMSwin(**options, **kwargs)).eval()
+
+
+def check(model: nn.Module, run: object, limit: float = 1e-4) -> None:
+    found = list(compare(model, run, [TRACED, *OTHERS]))
+    assert len(found) == 10
+    for difference in found:
+        assert difference.largest < limit, difference
+
+
+def onnx_of(model: nn.Module, path: Path) -> object:
+    outputs = [f"map{k}" for k in range(len(model(torch.zeros(1, 3, *TRACED))))]
+    save_onnx(export_program(model, TRACED), path, outputs)
+    return run_onnx(path)
+
+
+def test_onnx_of_a_merged_stage_is_the_model_at_all_sizes(tmp_path):
+    """Shifted windows on tokens and on slots, a merge and the way back."""
+    pytest.importorskip("onnxscript")
+    model = one_stage(slots=((7, 5),))
+    check(model, onnx_of(model, tmp_path / "stage.onnx"))
+
+
+def test_comparison_sees_what_tracing_fixed():
+    """A network that looks at its first image's size only."""
+    model = one_stage(slots=None)
+    seen = []
+
+    def fixed(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        seen.append(x.shape)
+        own = model(x)
+        return own if x.shape[2:] == TRACED else tuple(m + 1e-3 * m.abs().max() for m in own)
+
+    found = {d.size: d.largest for d in compare(model, fixed, [TRACED, (64, 64)])}
+    assert found[TRACED] == 0
+    assert found[64, 64] > 9e-4
+    assert {shape[0] for shape in seen} == {1, 3}
+    with pytest.raises(ValueError, match="where the model gives"):
+        list(compare(model, lambda x: model(x[..., 4:]), [TRACED]))
+
+
+@pytest.mark.parametrize("cells", [(1, 1), (2, 2), (3, 5), (6, 6)])
+@pytest.mark.parametrize("size", [(6, 6), (7, 13), (4, 3), (16, 31)])
+def test_pooling_is_pytorchs(cells, size):
+    x = torch.randn(2, 3, *size)
+    assert_close(DynamicAdaptivePooling(cells)(x), nn.AdaptiveAvgPool2d(cells)(x))
+
+
+def test_too_small_a_size_is_refused():
+    with pytest.raises(ValueError, match="at least 33 x 33 pixels"):
+        export_program(one_stage(), (32, 64))
+
+
+def test_a_detector_is_no_segmentor():
+    with pytest.raises(ValueError, match="no decode_head"):
+        Logits(nn.Linear(1, 1))
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    """``tools/export.py`` on a command line."""
+    path = ROOT / "tools" / "export.py"
+    spec = importlib.util.spec_from_file_location("export_tool", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def run(*args: object) -> None:
+        monkeypatch.setattr(sys, "argv", [str(path), *map(str, args)])
+        module.main()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["ltm-swin-t", "--size", 20, 64], "--size must be 33 or more, got 20 64"),
+        (["ltm-swin-t", "--ltm", "quick"], "--ltm quick: give none"),
+        (["ltm-swin-t", "--whole-model"], "needs a detector's config"),
+        (["ltm-efficientvit-b0", "gone.pth"], "gone.pth"),
+        (
+            [ROOT / "configs" / "ltm_swin_maskrcnn_shapes.py", "--whole-model"],
+            "MaskRCNN has no decode_head",
+        ),
+    ],
+)
+def test_bad_input_ends_in_one_line(tool, capsys, args, says):
+    with pytest.raises(SystemExit) as stop:
+        tool(*args)
+    assert stop.value.code == 1
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
+    assert says in line
+
+
+@pytest.mark.parametrize("module", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_missing_package_is_one_line_that_installs_it(monkeypatch, tmp_path, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    path = tmp_path / "no.onnx"
+    ask = (lambda: run_onnx(path)) if module == "onnxruntime" else lambda: save_onnx(None, path, [])
+    with pytest.raises(ImportError, match=r"needs onnx.*pip install -r requirements/optional.txt"):
+        ask()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slots", [None, "light", "balanced", "fast"])
+@pytest.mark.parametrize("family", ["swin", "efficientvit"])
+def test_backbones_in_both_formats(family, slots, tmp_path):
+    pytest.importorskip("onnxscript")
+    if family == "swin":
+        model = randomise(LTMSwin(**SMALL, slots=slots)).eval()
+    else:
+        model = randomise(LTMEfficientViT("b0", slots=slots)).eval()
+    program = export_program(model, TRACED)
+    torch.export.save(program, tmp_path / "a.pt2")
+    check(model, torch.export.load(tmp_path / "a.pt2").module())
+    save_onnx(program, tmp_path / "a.onnx", [f"stage{k}" for k in range(4)])
+    check(model, run_onnx(tmp_path / "a.onnx"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [0, 2])
+def test_other_mask_modules(steps, tmp_path):
+    pytest.importorskip("onnxscript")
+    model = one_stage(slots=((6, 5),), steps=steps)
+    check(model, onnx_of(model, tmp_path / "stage.onnx"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ltm_swin_upernet_shapes", "ltm_efficientvit_upernet_shapes"])
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+def test_upernet_whole(name, format, tmp_path, capsys):
+    """The tool on a trained-like checkpoint: loads it, writes, and compares at four sizes."""
+    pytest.importorskip("onnxscript")
+    config = str(ROOT / "configs" / f"{name}.py")
+    (model,) = build_models(config, whole=True).values()
+    torch.save(dict(state_dict=randomise(model).state_dict()), tmp_path / "trained.pth")
+    found = export(
+        config, str(tmp_path / "trained.pth"), format, True, TRACED,
+        out=str(tmp_path / "whole"), check=True,
+    )  # fmt: skip
+    assert len({d.size for d in found}) == 4
+    assert len({d.batch for d in found}) == 2
+    assert max(d.largest for d in found) < 1e-4
+    assert "weights trained.pth" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_file_that_differs_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("ltm_mm.export.run.run_onnx", lambda path: lambda x: (x * float("nan"),))
+    monkeypatch.setattr("ltm_mm.export.run.save_onnx", lambda program, path, _: path.touch())
+    monkeypatch.setattr("ltm_mm.export.run._prepared", lambda *_: (nn.ReLU(), ["relu"]))
+    with pytest.raises(UserError, match="differs from the model by more than 1e-4"):
+        export("ltm-efficientvit-b0", out=str(tmp_path / "a.onnx"), check=True, size=(64, 64))

@@ -1,0 +1,132 @@
+"""Our models in timm's registry, used as timm's own scripts use them."""
+
+import runpy
+import sys
+
+import pytest
+import timm
+import torch
+from timm.optim import create_optimizer_v2
+from torch.testing import assert_close
+
+import ltm_mm.timm_models
+from ltm_mm.datasets import SHAPES, draw_image
+from ltm_mm.layers import TokenMerger
+from ltm_mm.models.apply import remove
+
+SMALL = [
+    ("ltm_swin_tiny", dict(embed_dim=12, num_heads=(1, 1, 2, 2))),
+    ("ltm_vit_tiny", dict(embed_dim=24, num_heads=2)),
+    ("ltm_efficientvit_b0", {}),
+    ("ltm_mobilevit_xxs", {}),
+]
+
+
+def mask_parameters(model: torch.nn.Module) -> int:
+    masks = [m for m in model.modules() if isinstance(m, TokenMerger)]
+    return sum(p.numel() for m in masks for p in m.parameters())
+
+
+@pytest.mark.parametrize("name", ltm_mm.timm_models.PLAIN)
+def test_every_model_is_registered_and_is_the_plain_one_with_masks(name):
+    assert timm.is_model(name)
+    plain = ltm_mm.timm_models.PLAIN[name]
+    assert timm.is_model(plain)
+    if not name.endswith(("large", "base", "small", "b3", "l2", "l3")):
+        with torch.device("meta"):
+            merged, reference = timm.create_model(name), timm.create_model(plain)
+        count = sum(p.numel() for p in reference.parameters())
+        assert mask_parameters(merged) > 0
+        assert sum(p.numel() for p in merged.parameters()) == count + mask_parameters(merged)
+
+
+@pytest.mark.parametrize(("name", "options"), SMALL)
+def test_classifier_and_features(name, options):
+    model = timm.create_model(name, num_classes=7, slots="fast", **options).eval()
+    x = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        assert model(x).shape == (2, 7)
+        assert model.forward_features(x).shape[0] == 2
+    features = timm.create_model(name, features_only=True, slots="fast", **options).eval()
+    with torch.no_grad():
+        maps = features(x)
+    assert any(isinstance(m, TokenMerger) for m in features.modules())
+    channel = 3 if "swin" in name else 1
+    assert [m.shape[channel] for m in maps] == features.feature_info.channels()
+    reset = timm.create_model(name, num_classes=0, **options)
+    assert reset.num_classes == 0
+    assert timm.data.resolve_model_data_config(reset)["input_size"][0] == 3
+
+
+@pytest.mark.parametrize(("name", "options"), SMALL)
+def test_options_reach_the_merging(name, options):
+    plain = timm.create_model(name, slots="none", **options).eval()
+    assert mask_parameters(plain) == 0
+    other = timm.create_model(name, slots="fast", steps=0, **options)
+    assert {n for n, _ in other.named_parameters() if ".mask.scale" in n} == set()
+    if "swin" not in name:
+        priors = [
+            next(v for k, v in m.state_dict().items() if k.endswith("prior")).shape
+            for m in (other, timm.create_model(name, slots="fast", window_size=4, **options))
+        ]
+        assert priors[0] != priors[1]
+    remove(other)
+    other.load_state_dict(plain.state_dict())
+    x = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        assert_close(other.eval()(x), plain(x), rtol=0, atol=0)
+
+
+SCRIPT = """
+import sys, timm
+print(sys.argv[1:], type(timm.create_model("ltm_vit_tiny", depth=3, slots="fast")).__name__)
+"""
+
+
+def test_timms_scripts_know_the_names(tmp_path, monkeypatch, capsys):
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    monkeypatch.setattr(sys, "argv", ["ltm_mm.timm_models", str(script), "--model", "x"])
+    runpy.run_path(ltm_mm.timm_models.__file__, run_name="__main__")
+    assert capsys.readouterr().out == "['--model', 'x'] MergedVisionTransformer\n"
+    monkeypatch.setattr(sys, "argv", ["ltm_mm.timm_models"])
+    with pytest.raises(SystemExit, match="usage: python -m ltm_mm"):
+        runpy.run_path(ltm_mm.timm_models.__file__, run_name="__main__")
+
+
+def single_shapes(count: int, size: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+    """Crops around the largest shape of built-in images, and its class."""
+    images, labels = [], []
+    for index in range(count):
+        image, objects, classes = draw_image("train", index)
+        areas = torch.bincount(torch.from_numpy(objects.astype("int64")).flatten())[1:]
+        number = int(areas.argmax())
+        rows, cols = (objects == number + 1).nonzero()
+        top, bottom, left, right = rows.min(), rows.max() + 1, cols.min(), cols.max() + 1
+        crop = torch.from_numpy(image[top:bottom, left:right]).permute(2, 0, 1)[None] / 255
+        images.append(torch.nn.functional.interpolate(crop, (size, size), mode="bilinear")[0])
+        labels.append(classes[number])
+    return torch.stack(images), torch.tensor(labels)
+
+
+@pytest.mark.slow
+def test_a_merging_classifier_learns_through_timms_api():
+    images, labels = single_shapes(480)
+    model = timm.create_model(
+        "ltm_vit_tiny", num_classes=len(SHAPES), img_size=64, patch_size=8, embed_dim=64,
+        depth=4, num_heads=2, slots="balanced",
+    )  # fmt: skip
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05)
+    scheduler, _ = timm.scheduler.create_scheduler_v2(optimizer, num_epochs=20, warmup_epochs=2)
+    train, held = slice(0, 400), slice(400, 480)
+    for epoch in range(20):
+        scheduler.step(epoch)
+        model.train()
+        for batch in torch.randperm(400).split(40):
+            loss = torch.nn.functional.cross_entropy(model(images[train][batch]), labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    with torch.no_grad():
+        right = (model.eval()(images[held]).argmax(1) == labels[held]).float().mean()
+    assert right > 0.5, right  # chance: 0.17
