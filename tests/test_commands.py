@@ -190,5 +190,5 @@ def tiny(cfg: Config) -> Iterator[tuple[str, object]]:
         yield "model.train_cfg.rcnn.sampler.num", 8
         yield "model.test_cfg.rpn.max_per_img", 10
     for head in ("decode_head", "auxiliary_head"):
-        if (cfg.model.get(head) or {}).get("norm_cfg"):
+        if ((cfg.model.get(head) or {}).get("norm_cfg") or {}).get("type") == "SyncBN":
             yield f"model.{head}.norm_cfg.type", "BN"  # SyncBN needs a GPU
