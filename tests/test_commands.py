@@ -38,7 +38,11 @@ REPLAYED = ("train.py", "test.py", "dist_train.sh", "dist_test.sh")
 def demo_commands() -> list[str]:
     """What `make demo` runs after the set-up."""
     done = subprocess.run(
-        ["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "-n", "--no-print-directory", "demo"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return re.findall(r"python (tools/.*)$", done.stdout, flags=re.M)
 

@@ -109,7 +109,11 @@ def test_makefile_lists_its_targets() -> None:
 
 def test_demo_ends_with_the_report() -> None:
     done = subprocess.run(
-        ["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "-n", "--no-print-directory", "demo"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     assert done.splitlines()[-1].endswith("tools/report.py work_dirs/demo")
 
