@@ -6,8 +6,9 @@ images, steps, proposals and rounds; pretrained weights (no internet); ranks (on
 that a command names and no earlier one made is the config's model with fresh weights.
 
 Not run: `make`, `pip` and `git` lines, which change the machine (the commands of `make demo` are
-run); `tools/check_configs.py`, which builds all models at full width for minutes; what is for a
-GPU.
+run); `tools/check_configs.py`, which builds all models at full width for minutes;
+`tools/ablate.py` on whole studies (`tests/analysis/test_study.py` runs small ones); the ImageNet
+recipes, whose data are not there (`tests/engine/test_families.py` runs real steps of them); what is for a GPU.
 """
 
 import os
@@ -32,6 +33,13 @@ from tests.test_readme import PAGES, ROOT, blocks, commands, words_of
 
 pytestmark = pytest.mark.slow
 SMALL = (96, 96)
+NOT_RUN = ("check_configs", "tools/ablate.py", "_imagenet.py", "cuda")
+# Options that make a measuring tool quick; of an option given twice the last one counts.
+QUICK = {
+    "benchmark.py": ["--size", "64", "96", "--rounds", "1"],
+    "plan.py": ["--size", "64", "96", "--rounds", "1"],
+    "flops.py": ["--rounds", "1"],
+}
 REPLAYED = ("train.py", "test.py", "dist_train.sh", "dist_test.sh")
 
 
@@ -51,7 +59,7 @@ def to_run() -> list[str]:
     demo = [f"python {line}" for line in demo_commands()]
     skipped = ("make", "pip", "git", "cd")
     written = [c for c in commands() if words_of(c)[0] not in skipped]
-    return [*demo, *(c for c in written if "check_configs" not in c and "cuda" not in c)]
+    return [*demo, *(c for c in written if not any(part in c for part in NOT_RUN))]
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +110,7 @@ def test_command_runs(command: str, sandbox: Path, monkeypatch: pytest.MonkeyPat
     if tool in REPLAYED:
         assert config is not None
         words = shrunk(words, config)
-    if tool == "benchmark.py":
-        words = [*words, "--size", "64", "96", "--rounds", "1"]  # the last one counts
+    words = [*words, *QUICK.get(tool, [])]
     said = run(words, sandbox, variables)
     named = {"--show-dir", "--out-dir", "--out", "--work-dir"} & set(words)
     for option in named:
@@ -134,6 +141,8 @@ def _need_data(config: str) -> None:
     needed = {
         "fruits_nuts": "path/to/fruits_nuts",
         "shapes": "data/shapes",
+        "classifier": "data/shapes",
+        "ssdlite": "data/coco",
         "upernet": "data/ade/ADEChallengeData2016",
         "maskrcnn": "data/coco",
         "mask-rcnn": "data/coco",
