@@ -8,7 +8,8 @@ that a command names and no earlier one made is the config's model with fresh we
 Not run: `make`, `pip` and `git` lines, which change the machine (the commands of `make demo` are
 run); `tools/check_configs.py`, which builds all models at full width for minutes;
 `tools/ablate.py` on whole studies (`tests/analysis/test_study.py` runs small ones); the ImageNet
-recipes, whose data are not there (`tests/engine/test_families.py` runs real steps of them); what is for a GPU.
+recipes, whose data are not there (`tests/engine/test_families.py` runs real steps of them); what
+is for a GPU.
 """
 
 import os
@@ -37,7 +38,7 @@ NOT_RUN = ("check_configs", "tools/ablate.py", "_imagenet.py", "cuda")
 # Options that make a measuring tool quick; of an option given twice the last one counts.
 QUICK = {
     "benchmark.py": ["--size", "64", "96", "--rounds", "1"],
-    "plan.py": ["--size", "64", "96", "--rounds", "1"],
+    "plan.py": ["--size", "224", "224", "--rounds", "1"],
     "flops.py": ["--rounds", "1"],
 }
 REPLAYED = ("train.py", "test.py", "dist_train.sh", "dist_test.sh")
