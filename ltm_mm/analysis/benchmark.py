@@ -294,7 +294,6 @@ def run_benchmark(
         raise UserError("--cpu-time adds up all threads: it needs --threads 1 and --device cpu")
     clock = time.process_time if cpu_time else time.perf_counter
     images, rows = list(zip(size[::2], size[1::2], strict=True)), []
-    about = machine()
     for image in images:
         stem = Path(config.rpartition("::")[2]).stem
         path = Path(out, stem if len(images) == 1 else f"{stem}-{image[0]}x{image[1]}")

@@ -91,9 +91,10 @@ def _conv(x: tuple, weight: tuple, *args: object, out_shape: tuple, **kwargs: ob
 # What the counter of PyTorch 2.11 misses: fused attention on the CPU, oneDNN's own layers,
 # and two products.
 _FORMULAS = {
-    torch.ops.mkldnn._linear_pointwise: _linear,
-    torch.ops.mkldnn._convolution_pointwise: _conv,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _sdpa,
     torch.ops.aten.mv: _mv,
     torch.ops.aten.addmv: lambda bias, matrix, vector, **_: _mv(matrix, vector),
 }
+for _name, _formula in (("_linear_pointwise", _linear), ("_convolution_pointwise", _conv)):
+    if hasattr(torch.ops.mkldnn, _name):  # not every build of PyTorch brings oneDNN
+        _FORMULAS[getattr(torch.ops.mkldnn, _name)] = _formula

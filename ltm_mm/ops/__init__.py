@@ -1,7 +1,7 @@
 """Pure tensor functions of token merging: no modules, no parameters, no mm* import."""
 
 from .attention import window_attention
-from .linear import CHUNK, add_by_rows, cpu_autocast, linear, served
+from .linear import CHUNK, add_by_rows, linear, served
 from .masks import hat_prior, merge_masks
 from .merge import Merge, merge, merge_grid, unmerge, unmerge_grid, window_mass
 from .mlp import mlp
@@ -24,7 +24,6 @@ __all__ = [
     "Merge",
     "add_by_rows",
     "bands",
-    "cpu_autocast",
     "crop",
     "from_windows",
     "hat_prior",

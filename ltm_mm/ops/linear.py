@@ -70,12 +70,12 @@ def served(x: Tensor, weight: Tensor) -> bool:
         and bool(torch.backends.mkldnn.enabled)
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
-        and not cpu_autocast()
+        and not _cpu_autocast()
         and _has_onednn()
     )
 
 
-def cpu_autocast() -> bool:
+def _cpu_autocast() -> bool:
     """Whether autocast is on for the CPU."""
     try:
         return torch.is_autocast_enabled("cpu")

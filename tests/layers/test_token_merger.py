@@ -1,5 +1,7 @@
 """The laws of merging and unmerging (ltm: any grid, any plan)."""
 
+import importlib
+
 import pytest
 import torch
 from torch import nn
@@ -127,6 +129,20 @@ def test_an_image_does_not_depend_on_its_batch():
         alone = module(x[i : i + 1])
         assert_close(batch.slots[i : i + 1], alone.slots)
         assert_close(batch.back[i : i + 1], alone.back)
+
+
+@pytest.mark.parametrize(("height", "width"), [*GRIDS, (23, 31)])
+def test_bands_of_windows_are_all_windows_at_once(height, width, monkeypatch):
+    module, x = merger(steps=2), torch.randn(2, height, width, 16)
+    whole = module(x)  # with gradients: at once
+    restored = unmerge_grid(whole.slots + whole.slots.sin(), whole)
+    monkeypatch.setattr(importlib.import_module("ltm_mm.ops.windows"), "BAND", 1)
+    with torch.no_grad():
+        bands = module(x)
+        found = unmerge_grid(bands.slots + bands.slots.sin(), bands)
+        assert_close(bands.slots, whole.slots, rtol=1e-5, atol=1e-5)
+        assert_close(bands.slot_mass(), whole.slot_mass(), rtol=1e-5, atol=1e-5)
+    assert_close(found, restored, rtol=1e-5, atol=1e-5)
 
 
 def test_later_merge_weighs_slots_by_their_mass():

@@ -1,0 +1,103 @@
+"""Leaf modules of LTM-Swin: the MLP, and what lies before and between the stages.
+
+Source: Swin Transformer (Liu et al., ICCV 2021); parameter names as in mmdet's and mmcv's
+(Apache-2.0), so that checkpoints carry over; the code is our own.
+"""
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import build_activation_layer, build_norm_layer
+from torch import Tensor, nn
+
+from ...layers import run_linear, run_mlp, untouched
+from ...ops import linear
+
+
+class FeedForward(nn.Module):
+    """The MLP of a block, with mmcv's parameter names.
+
+    Args:
+        dim: channels (C).
+        hidden: channels of the hidden layer.
+        act_cfg: activation layer.
+        drop: dropout after each layer.
+    """
+
+    def __init__(self, dim: int, hidden: int, act_cfg: dict, drop: float) -> None:
+        super().__init__()
+        self.hidden = hidden
+        first = nn.Sequential(
+            nn.Linear(dim, hidden), build_activation_layer(act_cfg), nn.Dropout(drop)
+        )
+        self.layers = nn.Sequential(first, nn.Linear(hidden, dim), nn.Dropout(drop))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., C)`` -> ``(..., C)``."""
+        (first, act, drop), second, last_drop = self.layers
+        if drop.p and self.training:
+            return self.layers(x)
+        return last_drop(run_mlp(first, act, second, x))
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches to tokens, padded at the bottom and right.
+
+    Args:
+        in_channels: channels of the image.
+        dim: channels of the tokens (C).
+        patch: pixels per patch side.
+        norm_cfg: normalisation of the tokens; None: none.
+    """
+
+    def __init__(self, in_channels: int, dim: int, patch: int, norm_cfg: dict | None) -> None:
+        super().__init__()
+        self.patch = patch
+        self.projection = nn.Conv2d(in_channels, dim, patch, patch)
+        self.norm = build_norm_layer(norm_cfg, dim)[1] if norm_cfg else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images ``(B, C_in, H, W)`` -> tokens ``(B, ceil(H/patch), ceil(W/patch), C)``."""
+        bottom, right = ((n + self.patch - 1) // self.patch * self.patch - n for n in x.shape[2:])
+        x = F.pad(x, (0, right, 0, bottom))
+        return self.norm(self.projection(x).permute(0, 2, 3, 1))
+
+
+class PatchMerging(nn.Module):
+    """Swin's fixed 2 x 2 downsampling between stages.
+
+    Args:
+        dim: channels that come in (C); twice as many go out.
+        stride: tokens between neighbouring patches.
+        norm_cfg: normalisation before the reduction; None: none.
+    """
+
+    def __init__(self, dim: int, stride: int, norm_cfg: dict | None) -> None:
+        super().__init__()
+        self.stride = stride
+        self.norm = build_norm_layer(norm_cfg, 4 * dim)[1] if norm_cfg else nn.Identity()
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, H, W, C)`` -> ``(B, ceil(H/stride), ceil(W/stride), 2C)``."""
+        height, width = ((n + self.stride - 1) // self.stride for n in x.shape[1:3])
+        # As the reference: pad only what the last patch needs.
+        bottom = (height - 1) * self.stride + 2 - x.shape[1]
+        right = (width - 1) * self.stride + 2 - x.shape[2]
+        x = F.pad(x, (0, 0, 0, right, 0, bottom))
+        if torch.compiler.is_compiling() and self.stride == 2:  # slices would fix sizes
+            x = x.view(x.shape[0], height, 2, width, 2, x.shape[3])
+            x = x.permute(0, 1, 3, 5, 2, 4).flatten(3)
+            return self.reduction(self.norm(x))
+        corners = [x[:, i :: self.stride, j :: self.stride] for i in (0, 1) for j in (0, 1)]
+        patches = [corner[:, :height, :width] for corner in corners]
+        # The parameters are ordered (channel, row, column), as nn.Unfold's output is. Whole
+        # tokens are copied faster, so rather the parameters change their order.
+        plain = untouched(self.norm, nn.LayerNorm) and untouched(self.reduction)
+        if not plain or self.norm.bias is None:
+            return run_linear(self.reduction, self.norm(torch.stack(patches, -1).flatten(3)))
+        norm, x = self.norm, torch.cat(patches, -1)
+        scale, shift, weight = (
+            p.unflatten(-1, (-1, 4)).mT.flatten(-2)
+            for p in (norm.weight[None], norm.bias[None], self.reduction.weight)
+        )
+        return linear(F.layer_norm(x, x.shape[3:], scale[0], shift[0], norm.eps), weight)
