@@ -131,12 +131,14 @@ def test_an_image_does_not_depend_on_its_batch():
         assert_close(batch.back[i : i + 1], alone.back)
 
 
+@pytest.mark.parametrize("rows", [1, 2])  # of windows in a band
 @pytest.mark.parametrize(("height", "width"), [*GRIDS, (23, 31)])
-def test_bands_of_windows_are_all_windows_at_once(height, width, monkeypatch):
+def test_bands_of_windows_are_all_windows_at_once(height, width, rows, monkeypatch):
     module, x = merger(steps=2), torch.randn(2, height, width, 16)
     whole = module(x)  # with gradients: at once
     restored = unmerge_grid(whole.slots + whole.slots.sin(), whole)
-    monkeypatch.setattr(importlib.import_module("ltm_mm.ops.windows"), "BAND", 1)
+    values = rows * x[:, :7].numel()
+    monkeypatch.setattr(importlib.import_module("ltm_mm.ops.windows"), "BAND", values)
     with torch.no_grad():
         bands = module(x)
         found = unmerge_grid(bands.slots + bands.slots.sin(), bands)
