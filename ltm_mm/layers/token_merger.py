@@ -17,10 +17,15 @@ class TokenMerger(nn.Module):
         window: tokens per window side (w).
         slots: slots per window side (s), ``1 <= slots < window``.
         steps: content steps of the mask module.
+        keep_norm: stretch the slots to the length of their tokens, for layers without a
+            layer norm before them; see :func:`ltm_mm.ops.merge_keeping_norm`.
     """
 
-    def __init__(self, dim: int, window: int, slots: int, steps: int = 1) -> None:
+    def __init__(
+        self, dim: int, window: int, slots: int, steps: int = 1, keep_norm: bool = False
+    ) -> None:
         super().__init__()
+        self.keep_norm = keep_norm
         self.window = window
         self.slots = slots
         self.mask = MaskModule(dim, window, slots, steps)
@@ -44,7 +49,7 @@ class TokenMerger(nn.Module):
             # Compiled and exported there is one part: a slice would fix sizes there.
             part_mass = mass if mass is None or len(parts) == 1 else mass[:, first:last]
             to_slots, own = self.mask(windows, part_mass)
-            slots.append(merge_grid(band, windows, to_slots.to(grid.dtype), self.window))
+            slots.append(merge_grid(band, windows, to_slots, self.window, self.keep_norm))
             back.append(own)
             first = last
         return Merge(grid, joined(slots), joined(back), mass, self.window)

@@ -3,7 +3,15 @@
 from .attention import window_attention
 from .linear import CHUNK, add_by_rows, linear, served
 from .masks import hat_prior, merge_masks
-from .merge import Merge, merge, merge_grid, unmerge, unmerge_grid, window_mass
+from .merge import (
+    Merge,
+    merge,
+    merge_grid,
+    merge_keeping_norm,
+    unmerge,
+    unmerge_grid,
+    window_mass,
+)
 from .mlp import mlp
 from .relative_position import offset_interpolation, relative_position_index
 from .shift import shift_masks, window_kinds
@@ -31,6 +39,7 @@ __all__ = [
     "linear",
     "merge",
     "merge_grid",
+    "merge_keeping_norm",
     "merge_masks",
     "mlp",
     "offset_interpolation",

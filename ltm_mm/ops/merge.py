@@ -11,6 +11,8 @@ from torch import Tensor
 
 from .windows import bands, crop, from_windows, joined, pad_to_windows, real_tokens, to_windows
 
+_TINY = 1e-12  # squared length of a token or slot that counts as zero
+
 
 @dataclass
 class Merge:
@@ -56,6 +58,27 @@ def merge(tokens: Tensor, mask: Tensor) -> Tensor:
     return _product(mask.mT, tokens)
 
 
+def merge_keeping_norm(tokens: Tensor, mask: Tensor) -> Tensor:
+    """Merge the tokens of every window and keep their length (ours).
+
+    The mean of tokens that differ is shorter than they are. Layers without a layer norm
+    before them see that, so each slot is stretched to the root mean square of its tokens'
+    lengths; by 2 at most, what the mean of four unrelated tokens has lost.
+
+    Args:
+        tokens: Z ``(B, n, N, C)``.
+        mask: G ``(B, n, N, P)``, columns sum to 1.
+
+    Returns:
+        X~ ``(B, n, P, C)``.
+    """
+    slots = merge(tokens, mask)
+    # Not by a product of matrices: autocast would make it one in half precision.
+    wanted = (mask * _squared_length(tokens)).sum(-2).unsqueeze(-1).clamp(min=_TINY)
+    found = _squared_length(slots).clamp(min=_TINY)
+    return slots * (wanted / found).clamp(max=4.0).sqrt().to(slots.dtype)
+
+
 def unmerge(update: Tensor, back: Tensor) -> Tensor:
     """Share the update of the slots among the tokens of every window.
 
@@ -90,7 +113,9 @@ def window_mass(grid: Tensor, window: int, mass: Tensor | None = None) -> Tensor
     return real_tokens(height, width, window, like=grid)
 
 
-def merge_grid(grid: Tensor, windows: Tensor, mask: Tensor, window: int) -> Tensor:
+def merge_grid(
+    grid: Tensor, windows: Tensor, mask: Tensor, window: int, keep_norm: bool = False
+) -> Tensor:
     """Merge the windows of a grid; the slots form a grid again.
 
     Args:
@@ -98,13 +123,15 @@ def merge_grid(grid: Tensor, windows: Tensor, mask: Tensor, window: int) -> Tens
         windows: the same tokens in padded windows ``(B, n, N, C)``.
         mask: G ``(B, n, N, P)``, columns sum to 1.
         window: tokens per window side (w).
+        keep_norm: see :func:`merge_keeping_norm`.
 
     Returns:
         Slots ``(B, ceil(H * s / w), ceil(W * s / w), C)``.
     """
     side = _side(mask.shape[-1])
+    slots = (merge_keeping_norm if keep_norm else merge)(windows, mask.to(windows.dtype))
     height, width = ((size * side + window - 1) // window for size in grid.shape[1:3])
-    return crop(_all_slots(merge(windows, mask), grid, window), height, width)
+    return crop(_all_slots(slots, grid, window), height, width)
 
 
 def unmerge_grid(slots: Tensor, merged: Merge) -> Tensor:
@@ -137,6 +164,12 @@ def unmerge_grid(slots: Tensor, merged: Merge) -> Tensor:
         outs.append(tokens + crop(grid, height, width))
         first += rows * cols
     return joined(outs)
+
+
+def _squared_length(x: Tensor) -> Tensor:
+    """``(..., 1)``, in single precision at least: half precision would overflow."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype).square()
 
 
 def _all_slots(slots: Tensor, grid: Tensor, window: int) -> Tensor:

@@ -20,8 +20,13 @@ def randomised(module: nn.Module) -> nn.Module:
     return module
 
 
-def merger(slots: int = 5, steps: int = 1, dim: int = 16, window: int = 7) -> TokenMerger:
-    return randomised(TokenMerger(dim, window, slots, steps))
+def merger(
+    slots: int = 5, steps: int = 1, dim: int = 16, window: int = 7, keep_norm: bool = False
+) -> TokenMerger:
+    return randomised(TokenMerger(dim, window, slots, steps, keep_norm))
+
+
+both = pytest.mark.parametrize("keep_norm", [False, True])
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2])
@@ -33,18 +38,20 @@ def test_masks_sum_to_one_and_slots_form_a_grid(height, width, steps):
     assert_close(merged.back.sum(-1), torch.ones(merged.back.shape[:-1]))
 
 
+@both
 @pytest.mark.parametrize("steps", [0, 1, 2])
 @pytest.mark.parametrize(("height", "width"), GRIDS)
-def test_constant_map_stays_constant(height, width, steps):
+def test_constant_map_stays_constant(height, width, steps, keep_norm):
     x = torch.randn(1, 1, 1, 16).expand(2, height, width, 16)
-    merged = merger(steps=steps)(x)
+    merged = merger(steps=steps, keep_norm=keep_norm)(x)
     assert_close(merged.slots, x[:, :1, :1].expand_as(merged.slots))
 
 
+@both
 @pytest.mark.parametrize(("height", "width"), GRIDS)
-def test_unchanged_slots_give_the_tokens_back_to_the_bit(height, width):
+def test_unchanged_slots_give_the_tokens_back_to_the_bit(height, width, keep_norm):
     x = torch.randn(2, height, width, 16)
-    first = merger()(x)
+    first = merger(keep_norm=keep_norm)(x)
     second = merger(slots=3, window=5)(first.slots, first.slot_mass())
     assert_close(unmerge_grid(second.slots, second), first.slots, rtol=0, atol=0)
     assert_close(unmerge_grid(first.slots, first), x, rtol=0, atol=0)
@@ -80,6 +87,9 @@ def slow_merge(module: TokenMerger, x: torch.Tensor) -> tuple[torch.Tensor, torc
                     step = start + mask.mlp(start)
                     logits = prior + mask.scale * z @ step.T / dim
                 merged = logits.softmax(0).T @ tokens
+                if module.keep_norm:
+                    squares = logits.softmax(0).T @ tokens.square().sum(1)
+                    merged = merged * (squares.sqrt() / merged.norm(dim=1)).clamp(max=2)[:, None]
                 kept = slots[b, r * s : (r + 1) * s, c * s : (c + 1) * s]
                 kept.copy_(merged.view(s, s, dim)[: kept.shape[0], : kept.shape[1]])
                 # Slots beyond the edge are left out; the last ones stand for them.
@@ -90,11 +100,12 @@ def slow_merge(module: TokenMerger, x: torch.Tensor) -> tuple[torch.Tensor, torc
     return slots, restored
 
 
+@both
 @pytest.mark.parametrize("steps", [0, 1, 2])
 @pytest.mark.parametrize(("height", "width"), GRIDS)
-def test_equals_a_loop_over_real_tokens(height, width, steps):
+def test_equals_a_loop_over_real_tokens(height, width, steps, keep_norm):
     """Padding therefore decides nothing: the loop never sees it."""
-    module, x = merger(steps=steps), torch.randn(2, height, width, 16)
+    module, x = merger(steps=steps, keep_norm=keep_norm), torch.randn(2, height, width, 16)
     with torch.no_grad():
         merged = module(x)
         slots, restored = slow_merge(module, x)
@@ -165,9 +176,25 @@ def test_every_parameter_gets_a_gradient():
         assert parameter.grad.abs().max() > 0, name
 
 
+def test_slots_are_as_long_as_their_tokens_but_not_blown_up():
+    """Means of equally long tokens are as long; opposite tokens stay near their mean, zero."""
+    module = TokenMerger(16, 7, 5, steps=0, keep_norm=True)
+    similar = 1 + 0.3 * torch.randn(1, 14, 14, 16)
+    similar = 3 * similar / similar.norm(dim=-1, keepdim=True)
+    assert_close(module(similar).slots.norm(dim=-1), torch.full((1, 10, 10), 3.0))
+    columns = torch.ones(1, 14, 14, 16)
+    columns[:, :, 1::2] = -1
+    module.keep_norm = False
+    means = module(columns).slots
+    module.keep_norm = True
+    assert_close(module(columns).slots, (2 * means).clamp(-1, 1))
+    assert module(torch.zeros(1, 7, 7, 16)).slots.abs().max() == 0
+
+
+@both
 @pytest.mark.parametrize("steps", [0, 1, 2])
-def test_gradients_are_those_of_finite_differences(steps):
-    module = randomised(TokenMerger(4, 3, 2, steps)).double()
+def test_gradients_are_those_of_finite_differences(steps, keep_norm):
+    module = randomised(TokenMerger(4, 3, 2, steps, keep_norm)).double()
     later = randomised(TokenMerger(4, 2, 1, steps)).double()
     x = torch.randn(1, 4, 5, 4, dtype=torch.float64, requires_grad=True)
     parameters = [*module.parameters(), *later.parameters()]
@@ -180,9 +207,10 @@ def test_gradients_are_those_of_finite_differences(steps):
     torch.autograd.gradcheck(run, (x, *parameters))
 
 
+@both
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_stays_finite_and_near(dtype):
-    module, x = TokenMerger(16, 7, 5, 2), torch.randn(1, 9, 16, 16)
+def test_half_precision_stays_finite_and_near(dtype, keep_norm):
+    module, x = TokenMerger(16, 7, 5, 2, keep_norm), torch.randn(1, 9, 16, 16)
     with torch.autocast("cpu", dtype=dtype):
         merged = module(x * 100)
         restored = unmerge_grid(merged.slots * 1.5, merged)

@@ -203,7 +203,9 @@ class AttentionBlock(nn.Module):
         self.merge = None
         if slots < grid:
             norm = block.context_module.main.proj.norm.weight
-            self.merge = TokenMerger(norm.numel(), grid, slots, steps).to(norm)
+            # The local module has no norm before it, and would see that means are short.
+            merger = TokenMerger(norm.numel(), grid, slots, steps, keep_norm=True)
+            self.merge = merger.to(norm)
         self.local_module = block.local_module
 
     def forward(self, x: Tensor, earlier: Merge | None) -> tuple[Tensor, Merge | None]:
