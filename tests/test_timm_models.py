@@ -66,7 +66,7 @@ def test_options_reach_the_merging(name, options):
     assert {n for n, _ in other.named_parameters() if ".mask.scale" in n} == set()
     if "swin" not in name:
         priors = [
-            next(v for k, v in m.state_dict().items() if k.endswith("prior")).shape
+            next(v for k, v in m.state_dict().items() if k.endswith("prior_offset")).shape
             for m in (other, timm.create_model(name, slots="fast", window_size=4, **options))
         ]
         assert priors[0] != priors[1]

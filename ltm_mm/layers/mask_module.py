@@ -30,6 +30,8 @@ class MaskModule(nn.Module):
         ValueError: if ``slots`` or ``steps`` is out of range.
     """
 
+    hat: Tensor
+
     def __init__(self, dim: int, window: int, slots: int, steps: int = 1) -> None:
         super().__init__()
         if not 1 <= slots < window:
@@ -40,7 +42,10 @@ class MaskModule(nn.Module):
         if not (isinstance(steps, int) and steps >= 0):
             raise ValueError(f"steps must be an integer >= 0, got {steps!r}")
         self.steps = steps
-        self.prior = nn.Parameter(hat_prior(window, slots))
+        self.register_buffer("hat", hat_prior(window, slots), persistent=False)
+        # Learnt as a difference, so that weight decay pulls the prior back to the hat and
+        # not towards a mask that blurs the whole window.
+        self.prior_offset = nn.Parameter(torch.zeros_like(self.hat))
         if steps:
             hidden = max(dim // 8, 8)
             self.norm = nn.LayerNorm(dim)
@@ -49,6 +54,11 @@ class MaskModule(nn.Module):
             nn.init.zeros_(last.bias)
             self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), last)
             self.scale = nn.Parameter(torch.ones(()))
+
+    @property
+    def prior(self) -> Tensor:
+        """Prior logits L0 ``(N, P)``."""
+        return self.hat + self.prior_offset
 
     def forward(self, tokens: Tensor, mass: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Masks of every window.
@@ -61,9 +71,10 @@ class MaskModule(nn.Module):
             G and U, ``(B, n, N, P)`` each (broadcast over B and n where the prior
             alone decides).
         """
-        masks = merge_masks(self.prior, mass)
+        prior = self.prior
+        masks = merge_masks(prior, mass)
         if not self.steps:
-            shape = (*tokens.shape[:2], *self.prior.shape)
+            shape = (*tokens.shape[:2], *prior.shape)
             return masks[0].expand(shape), masks[1].expand(shape)
         z = self.norm(tokens)  # (B, n, N, C)
         for _ in range(self.steps):
@@ -71,5 +82,5 @@ class MaskModule(nn.Module):
             step = slots + run_mlp(self.mlp[0], self.mlp[1], self.mlp[2], slots)
             direction = step * (self.scale / z.shape[-1])
             content = unmerge(z.mT, direction)  # (B, n, P, N)
-            masks = merge_masks((self.prior.mT + content).mT, mass)
+            masks = merge_masks((prior.mT + content).mT, mass)
         return masks

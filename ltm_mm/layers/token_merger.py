@@ -26,6 +26,7 @@ class TokenMerger(nn.Module):
     ) -> None:
         super().__init__()
         self.keep_norm = keep_norm
+        self.residual = True  # the way back, see Merge
         self.window = window
         self.slots = slots
         self.mask = MaskModule(dim, window, slots, steps)
@@ -52,4 +53,4 @@ class TokenMerger(nn.Module):
             slots.append(merge_grid(band, windows, to_slots, self.window, self.keep_norm))
             back.append(own)
             first = last
-        return Merge(grid, joined(slots), joined(back), mass, self.window)
+        return Merge(grid, joined(slots), joined(back), mass, self.window, self.residual)

@@ -25,6 +25,7 @@ class Merge:
         back: U, the mask of the way back ``(B, n, N, P)``.
         mass: mass of the tokens in their windows ``(1 or B, n, N)``; None: 1 each.
         window: tokens per window side.
+        residual: ``Y = Z + U (Y~ - X~)`` on the way back; otherwise ``Y = U Y~``.
     """
 
     tokens: Tensor
@@ -32,6 +33,7 @@ class Merge:
     back: Tensor
     mass: Tensor | None
     window: int
+    residual: bool = True
 
     def slot_mass(self) -> Tensor:
         """How many real tokens each slot stands for, as a grid ``(B, h, w, 1)``."""
@@ -139,7 +141,8 @@ def unmerge_grid(slots: Tensor, merged: Merge) -> Tensor:
 
     Detail that merging would lose never leaves Z; only the update is shared. Where
     nothing changed the slots, Z comes back to the bit. The update of the grid's last
-    slots stands for that of the slots beyond its edge.
+    slots stands for that of the slots beyond its edge. A merge that is not ``residual``
+    gives ``Y = U Y~``.
 
     Args:
         slots: Y~, the slots after the blocks that ran on them ``(B, h, w, C)``.
@@ -149,7 +152,8 @@ def unmerge_grid(slots: Tensor, merged: Merge) -> Tensor:
         Y ``(B, H, W, C)``.
     """
     w, s = merged.window, _side(merged.back.shape[-1])
-    update, outs, first = slots - merged.slots, [], 0
+    update = slots - merged.slots if merged.residual else slots
+    outs, first = [], 0
     for k, tokens in enumerate(parts := bands(merged.tokens, w)):
         _, height, width, _ = tokens.shape
         rows, cols = (height + w - 1) // w, (width + w - 1) // w
@@ -161,7 +165,8 @@ def unmerge_grid(slots: Tensor, merged: Merge) -> Tensor:
         band = _repeat_edge(band, rows * s, cols * s)
         shared = unmerge(to_windows(band, s), back.to(update.dtype))  # (B, n, N, C)
         grid = from_windows(shared, w, rows * w, cols * w)
-        outs.append(tokens + crop(grid, height, width))
+        grid = crop(grid, height, width)
+        outs.append(tokens + grid if merged.residual else grid)
         first += rows * cols
     return joined(outs)
 

@@ -296,8 +296,7 @@ def _stride(size: tuple[int, int], grid: tuple[int, int]) -> int:
 def _trained(merger: TokenMerger) -> bool:
     """Whether the mask module differs from its start in what decides its masks."""
     mask = merger.mask
-    start = hat_prior(merger.window, merger.slots).to(mask.prior)
-    same = torch.equal(mask.prior, start)
+    same = not mask.prior_offset.any()
     if mask.steps:
         same = same and not mask.mlp[-1].weight.any() and bool(mask.scale == 1)
     return not same

@@ -345,7 +345,7 @@ def test_the_prior_is_held_fixed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     same = {n for n, p in model.named_parameters() if torch.equal(p, before[n])}
-    assert same == {n for n in before if n.endswith("merge.mask.prior")}
+    assert same == {n for n in before if n.endswith("merge.mask.prior_offset")}
     assert len(same) == 4
 
 

@@ -129,7 +129,7 @@ def test_merging_of_other_slots_is_named(lines: list[tuple[int, str]]) -> None:
     )
     other = LTMSwin(slots=(None, (4, 2), None), **TINY)
     report = load_backbone(other, saved.state_dict())
-    assert report.fresh == ["stages.1.blocks.1.merge.mask.prior"]
+    assert report.fresh == ["stages.1.blocks.1.merge.mask.prior_offset"]
 
 
 def test_a_head_for_other_classes_starts_fresh(

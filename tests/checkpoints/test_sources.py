@@ -287,8 +287,10 @@ def test_a_classifier_trained_merging_in_timm_loads_masks_and_all(family: str) -
     report = load_backbone(backbone, weights)
     assert all(re.search(r"^norm\d", key) for key in report.fresh)
     assert not [key for key in report.unused if not key.startswith(("head.", "norm."))]
-    (mask,) = [k for k in weights if k.endswith("merge.mask.prior")][:1]
-    loaded = next(v for k, v in backbone.state_dict().items() if k.endswith("merge.mask.prior"))
+    (mask,) = [k for k in weights if k.endswith("merge.mask.prior_offset")][:1]
+    loaded = next(
+        v for k, v in backbone.state_dict().items() if k.endswith("merge.mask.prior_offset")
+    )
     assert_close(loaded, weights[mask], rtol=0, atol=0)
 
 

@@ -47,8 +47,8 @@ def test_classifier_trains_resumes_and_hands_its_weights_on(shapes: Path, tmp_pa
     backbone = LTMSwin(embed_dims=8, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8))
     report = load_backbone(backbone, f"{work}/epoch_1.pth")
     assert all(re.match(r"norm[0-2]\.", key) for key in report.fresh)
-    prior = runner.model.backbone.stages[0].blocks[1].merge.mask.prior
-    assert torch.equal(backbone.stages[0].blocks[1].merge.mask.prior, prior)
+    prior = runner.model.backbone.stages[0].blocks[1].merge.mask.prior_offset
+    assert torch.equal(backbone.stages[0].blocks[1].merge.mask.prior_offset, prior)
 
 
 @pytest.mark.slow

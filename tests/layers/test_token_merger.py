@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from ltm_mm.layers import MaskModule, TokenMerger
-from ltm_mm.ops import unmerge_grid
+from ltm_mm.ops import hat_prior, unmerge_grid
 
 GRIDS = [(7, 7), (14, 21), (9, 16), (1, 30), (8, 6)]
 
@@ -55,6 +55,26 @@ def test_unchanged_slots_give_the_tokens_back_to_the_bit(height, width, keep_nor
     second = merger(slots=3, window=5)(first.slots, first.slot_mass())
     assert_close(unmerge_grid(second.slots, second), first.slots, rtol=0, atol=0)
     assert_close(unmerge_grid(first.slots, first), x, rtol=0, atol=0)
+
+
+def test_plain_unmerging_leads_back_the_slots_alone():
+    x = torch.randn(2, 9, 16, 16)
+    module = merger()
+    merged = module(x)
+    wanted = unmerge_grid(merged.slots + merged.slots.sin(), merged) - x
+    module.residual = False
+    merged = module(x)
+    assert_close(unmerge_grid(merged.slots.sin(), merged), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_weight_decay_pulls_the_prior_back_to_the_hat():
+    mask = MaskModule(16, 7, 5)
+    assert_close(mask.prior, hat_prior(7, 5), rtol=0, atol=0)
+    nn.init.normal_(mask.prior_offset)
+    before = (mask.prior - hat_prior(7, 5)).norm()
+    mask.prior_offset.grad = torch.zeros_like(mask.prior_offset)
+    torch.optim.AdamW(mask.parameters(), lr=0.1, weight_decay=1.0).step()
+    assert_close((mask.prior - hat_prior(7, 5)).norm(), 0.9 * before)
 
 
 def test_constant_update_reaches_every_token_whole():

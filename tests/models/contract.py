@@ -123,6 +123,20 @@ class BackboneContract:
         for a, b in zip(*(self.maps(m, x) for m in plain), strict=True):
             assert_close(a, b, rtol=0, atol=0)
 
+    def test_plain_unmerging_loses_detail(self):
+        if not self.one_plan_per_map:
+            pytest.skip("has no unmerge")
+        state, x = randomise(self.build(slots=None)).state_dict(), self.image(1, 96, 160)
+        maps = []
+        for plan in (None, self.plans[0]):
+            for unmerge in ("residual", "plain"):
+                model = self.build(slots=plan, unmerge=unmerge).eval()
+                model.load_state_dict(state, strict=False)
+                maps.append(self.maps(model, x))
+        assert_close(maps[0], maps[1], rtol=0, atol=0)
+        assert [m.shape for m in maps[2]] == [m.shape for m in maps[3]]
+        assert (maps[2][-1] - maps[3][-1]).abs().max() > 1e-4
+
     def test_every_preset_changes_the_output(self):
         state = randomise(self.build(slots=None)).state_dict()
         x, seen = self.image(1, 96, 160), []
@@ -284,6 +298,6 @@ class BackboneContract:
     def test_a_bad_unmerge_gets_one_clear_line(self):
         if self.one_plan_per_map:
             with pytest.raises(
-                ValueError, match="unmerge must be one of residual, none, got 'all'"
+                ValueError, match="unmerge must be one of residual, plain, none, got 'all'"
             ):
                 self.build(unmerge="all")

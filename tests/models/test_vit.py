@@ -164,7 +164,7 @@ def test_slots_are_returned_where_nothing_is_unmerged():
         found, whole = slots(x), full(x)
     assert [m.shape[2:] for m in found] == [(14, 7), (10, 5), (6, 3)]
     assert_close(found[0], whole[0], rtol=0, atol=0)
-    with pytest.raises(ValueError, match="unmerge must be one of residual, none, got 'all'"):
+    with pytest.raises(ValueError, match="unmerge must be one of residual, plain, none, got 'all'"):
         LTMViT(**TINY, unmerge="all")
     with pytest.raises(ValueError, match="simple_pyramid needs maps of whole strides"):
         LTMViT(**TINY, unmerge="none", simple_pyramid=True)

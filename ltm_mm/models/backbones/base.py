@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...checkpoints import load_backbone
-from ...layers import MaskModule
+from ...layers import MaskModule, TokenMerger
 from ...ops import Merge, unmerge_grid
 from ...presets import Plan
 
-UNMERGE = ("residual", "none")
+UNMERGE = ("residual", "plain", "none")
 
 
 class LTMBackbone(BaseModule):
@@ -20,11 +20,12 @@ class LTMBackbone(BaseModule):
 
     A subclass sets ``plan`` and ``plan_window`` (slots of every block, tokens per window
     side), ``out_channels`` and ``strides`` (one number per output map), calls
-    :meth:`freeze` at the end of ``__init__``, and returns a tuple of NCHW maps.
+    :meth:`complete` at the end of ``__init__``, and returns a tuple of NCHW maps.
 
     Args:
         out_indices: stages whose maps are returned, rising.
-        unmerge: 'residual' or 'none', see :meth:`out_strides`.
+        unmerge: 'residual', 'plain' (for comparison: the slots themselves are led back,
+            ``Y = U Y~``, and detail is lost) or 'none', see :meth:`out_strides`.
         num_stages: how many stages there are.
         frozen_stages: the stem and the stages before this one get no gradient and
             stay in eval mode; -1 freezes nothing.
@@ -71,18 +72,25 @@ class LTMBackbone(BaseModule):
     def out_strides(self, strides: Sequence[int]) -> tuple[float, ...]:
         """Pixels between neighbours of each output map, as ``unmerge`` and the plan decide.
 
-        With 'residual' they are the plain backbone's. With 'none' a stage that merges
+        Without 'none' they are the plain backbone's. With 'none' a stage that merges
         returns its slots, ``window / slots`` times as far apart; that is for decoders that
         resize their inputs anyway. The next stage gets unmerged tokens either way.
 
         Args:
             strides: of every stage's tokens.
         """
-        if self.unmerge == "residual":
+        if self.unmerge != "none":
             return tuple(strides[i] for i in self.out_indices)
         window = self.plan_window
         last = [counts[-1] if counts else window for counts in self.plan]
         return tuple(strides[i] * window / last[i] for i in self.out_indices)
+
+    def complete(self) -> None:
+        """End the construction: tell the mergers the way back, freeze what is to be frozen."""
+        for module in self.modules():
+            if isinstance(module, TokenMerger):
+                module.residual = self.unmerge != "plain"
+        self.freeze()
 
     def frozen_modules(self) -> list[nn.Module]:
         """Modules (and parameters' owners) that ``frozen_stages`` freezes."""

@@ -95,7 +95,7 @@ class LTMEfficientViT(LTMBackbone):
         info = reference.feature_info
         self.out_channels = tuple(info[i]["num_chs"] for i in self.out_indices)
         self.strides = self.out_strides([entry["reduction"] for entry in info])
-        self.freeze()
+        self.complete()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Feature pyramid of a batch of images.
@@ -112,7 +112,7 @@ class LTMEfficientViT(LTMBackbone):
         for i, stage in enumerate(self.stages):
             x, slots = stage(x)
             if i in self.out_indices:
-                outs.append((x if self.unmerge == "residual" else slots).contiguous())
+                outs.append((x if self.unmerge != "none" else slots).contiguous())
         return tuple(outs)
 
     def frozen_modules(self) -> list[nn.Module]:

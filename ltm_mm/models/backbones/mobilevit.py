@@ -95,7 +95,7 @@ class LTMMobileViT(LTMBackbone):
         info = [reference.feature_info[i] for i in self.out_indices]
         self.out_channels = tuple(entry["num_chs"] for entry in info)
         self.strides = tuple(entry["reduction"] for entry in info)
-        self.freeze()
+        self.complete()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Feature pyramid of a batch of images.

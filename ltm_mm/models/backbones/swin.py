@@ -180,7 +180,7 @@ class LTMSwin(LTMBackbone):
             self.add_module(f"norm{i}", build_norm_layer(norm_cfg, self.num_features[i])[1])
         self.out_channels = tuple(self.num_features[i] for i in self.out_indices)
         self.strides = self.out_strides(list(accumulate(strides, mul)))
-        self.freeze()
+        self.complete()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Feature pyramid of a batch of images.
@@ -200,7 +200,7 @@ class LTMSwin(LTMBackbone):
         for i, stage in enumerate(self.stages):
             x, slots = stage(x)  # (B, H, W, C), (B, h, w, C)
             if i in self.out_indices:
-                out = x if self.unmerge == "residual" else slots
+                out = x if self.unmerge != "none" else slots
                 channel_first = getattr(self, f"norm{i}")(out).permute(0, 3, 1, 2)
                 outs.append(channel_first.clone(memory_format=torch.contiguous_format))
             if stage.downsample is not None:

@@ -143,7 +143,7 @@ class LTMViT(LTMBackbone):
                 raise ValueError(f"simple_pyramid needs patches of 4n pixels, got {stride}")
             self.out_channels = (dim // 4, dim // 2, dim, dim)
             self.strides = (stride // 4, stride // 2, stride, stride * 2)
-        self.freeze()
+        self.complete()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Feature maps of a batch of images.
@@ -159,7 +159,7 @@ class LTMViT(LTMBackbone):
         grid = self.patch_embed(x)  # (B, h, w, C)
         size = (grid.shape[1], grid.shape[2])
         tokens = self.norm_pre(self._embed(grid))  # (B, T + h * w, C)
-        prefix, unmerge = self.blocks.prefix, self.unmerge == "residual"
+        prefix, unmerge = self.blocks.prefix, self.unmerge != "none"
         maps = [
             self.norm(y)[:, prefix:].unflatten(1, at).permute(0, 3, 1, 2).contiguous()
             for y, at in self.blocks(tokens, size, self.out_indices, unmerge)
@@ -177,7 +177,7 @@ class LTMViT(LTMBackbone):
             strides: of every block's tokens.
         """
         window, slots = self.plan_window, self.plan[0]
-        if self.unmerge == "residual":
+        if self.unmerge != "none":
             return tuple(strides[i] for i in self.out_indices)
         return tuple(strides[i] * window / slots[i] for i in self.out_indices)
 
