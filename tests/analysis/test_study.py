@@ -334,8 +334,8 @@ def test_shipped_mask_studies(path: Path, tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_prior_is_held_fixed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The variant's optimiser leaves the prior alone, and nothing else."""
     monkeypatch.chdir(ROOT)
-    study = read_study("studies/mask_swin_upernet.yaml")
-    run = next(r for r in plan_runs(study, tmp_path) if r.variant.name == "prior-fixed")
+    study = read_study("studies/swin_upernet.yaml")
+    run = next(r for r in plan_runs(study, tmp_path) if r.variant.name == "prior-fixed-tuned")
     cfg = load_config(study.config, copy.deepcopy(run.settings["cfg_options"]))
     with DefaultScope.overwrite_default_scope("ltm_mm"):
         model = MODELS.build(cfg.model.backbone)
