@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -309,7 +310,7 @@ def test_shipped_mask_studies(path: Path, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(ROOT)
     study = read_study(path)
     runs = plan_runs(study, tmp_path)
-    assert {"plain", "balanced", "ib-paper", "ib-variational"} <= set(study.variants)
+    assert {"plain-tuned", "balanced-tuned", "ib-paper-tuned"} <= set(study.variants)
     settings = {json.dumps(r.settings, default=str) for r in runs}
     assert len(settings) == len(runs)
     detector = "maskrcnn" in path.stem
@@ -325,7 +326,8 @@ def test_shipped_mask_studies(path: Path, tmp_path: Path, monkeypatch: pytest.Mo
             resize = next(
                 t for t in cfg[f"{part}_dataloader"].dataset.pipeline if t["type"] == "Resize"
             )
-            size = 160 if "px" not in run.variant.name else int(run.variant.name[-5:-2])
+            found = re.search(r"(\d+)px", run.variant.name)
+            size = int(found[1]) if found else 160
             assert TRANSFORMS.build(resize).scale == (size, size)
         merges = any("prior" in name for name, _ in backbone.named_parameters())
         assert merges == (run.variant.ltm != "none"), run.variant.name
