@@ -157,8 +157,8 @@ def run_studies(
     """Run one study after the other; of several also draw one figure.
 
     Args:
-        paths: the studies' YAML files. The figure has the first metric of each and
-            is written to ``studies.png``.
+        paths: the studies' YAML files. The figure has the first metric of each one's
+            figure and is written to ``studies.png``.
         work_dir: see :func:`run_study`; of several studies, the folder that theirs are in.
         seeds, only: see :func:`run_study`.
 
@@ -178,8 +178,7 @@ def run_studies(
     panels = []
     for path, root in zip(paths, roots, strict=True):
         study = read_study(path)
-        first = dict([next(iter(study.metrics.items()))])
-        study = replace(study, metrics=first)
+        study = replace(study, figure=(study.figure or tuple(study.metrics))[:1])
         panels.append((study, collect(study, plan_runs(study, root))))
     plot(panels, folder / "studies.png")
     print(f"figure of all studies: {folder}/studies.png")

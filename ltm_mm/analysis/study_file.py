@@ -10,8 +10,17 @@ import yaml
 from ..engine import UserError, parse_slots
 from ..models.losses import BOUNDS
 
-STUDY_KEYS = ("_base_", "config", "seeds", "metrics", "variants", "baseline", "cfg_options")
-VARIANT_KEYS = ("ltm", "ib", "from", "steps", "cfg_options")
+STUDY_KEYS = (
+    "_base_",
+    "config",
+    "seeds",
+    "metrics",
+    "figure",
+    "variants",
+    "baseline",
+    "cfg_options",
+)
+VARIANT_KEYS = ("ltm", "ib", "from", "steps", "cfg_options", "baseline")
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,7 @@ class Variant:
         cfg_options: changes to the config, on top of the study's.
         ib: the information-bottleneck loss, see :func:`ltm_mm.engine.use_ib`; None: as
             configured.
+        baseline: name of the variant that it is compared with; None: the study's.
     """
 
     name: str
@@ -34,11 +44,16 @@ class Variant:
     steps: float = 1.0
     cfg_options: Mapping[str, object] = field(default_factory=dict)
     ib: str | None = None
+    baseline: str | None = None
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study as its YAML file says it; ``metrics`` maps labels to the metrics' names."""
+    """A study as its YAML file says it.
+
+    ``metrics`` maps labels to the metrics' names; ``figure`` holds the labels that are drawn,
+    all if it is empty.
+    """
 
     name: str
     config: str
@@ -47,6 +62,12 @@ class Study:
     variants: Mapping[str, Variant]
     baseline: str | None = None
     cfg_options: Mapping[str, object] = field(default_factory=dict)
+    figure: tuple[str, ...] = ()
+
+    def baseline_of(self, variant: str) -> str | None:
+        """What a variant is compared with; None for nothing but itself."""
+        baseline = self.variants[variant].baseline or self.baseline
+        return None if baseline == variant else baseline
 
 
 def read_study(path: str | os.PathLike) -> Study:
@@ -76,7 +97,13 @@ def read_study(path: str | os.PathLike) -> Study:
         variants=variants,
         baseline=content.get("baseline"),
         cfg_options=content.get("cfg_options") or {},
+        figure=tuple(content.get("figure") or ()),
     )
+    if unknown := [label for label in study.figure if label not in study.metrics]:
+        raise UserError(
+            f"study {path}: figure names {unknown[0]!r}, which is no metric; choose from "
+            f"{', '.join(study.metrics)}"
+        )
     known = list(variants)
     for index, variant in enumerate(variants.values()):
         if variant.start is not None and variant.start not in known[:index]:
@@ -84,11 +111,11 @@ def read_study(path: str | os.PathLike) -> Study:
                 f"study {path}: variant {variant.name} starts from {variant.start!r}, which is no "
                 f"variant above it; there are: {', '.join(known[:index]) or 'none'}"
             )
-    if study.baseline is not None and study.baseline not in known:
-        raise UserError(
-            f"study {path}: baseline {study.baseline!r} is no variant; choose from "
-            f"{', '.join(known)}"
-        )
+    for baseline in (study.baseline, *(v.baseline for v in variants.values())):
+        if baseline is not None and baseline not in known:
+            raise UserError(
+                f"study {path}: baseline {baseline!r} is no variant; choose from {', '.join(known)}"
+            )
     return study
 
 
@@ -141,7 +168,8 @@ def _read_variant(name: str, entry: object, path: Path) -> Variant:
     if ib not in (None, "none", *BOUNDS):
         raise UserError(f"{where}: ib must be none, {' or '.join(BOUNDS)}, got {ib!r}")
     options = entry.get("cfg_options") or {}
-    return Variant(name, None if ltm is None else str(ltm), start, float(steps), options, ib)
+    ltm = None if ltm is None else str(ltm)
+    return Variant(name, ltm, start, float(steps), options, ib, entry.get("baseline"))
 
 
 def _check_keys(

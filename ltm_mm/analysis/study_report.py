@@ -43,31 +43,45 @@ def aggregate(values: Sequence[float]) -> Cell | None:
     return Cell(statistics.fmean(values), std, len(values))
 
 
-def cell(values: Values, variant: str, label: str, baseline: str | None = None) -> Cell | None:
-    """A variant's metric over its seeds, or its difference to a baseline seed by seed."""
+def differences(
+    values: Values, variant: str, label: str, baseline: str | None = None
+) -> list[float]:
+    """A variant's metric with each seed, or its difference to a baseline's with the same seed."""
     own = {s: v[label] for s, v in values[variant].items() if label in v}
     if baseline is None:
-        return aggregate(list(own.values()))
+        return list(own.values())
     base = {s: v[label] for s, v in values[baseline].items() if label in v}
-    return aggregate([own[s] - base[s] for s in own if s in base])
+    return [own[s] - base[s] for s in own if s in base]
+
+
+def cell(values: Values, variant: str, label: str, baseline: str | None = None) -> Cell | None:
+    """Mean and spread of :func:`differences`."""
+    return aggregate(differences(values, variant, label, baseline))
 
 
 def to_markdown(study: "Study", values: Values) -> str:
-    """One row per variant; with a baseline also the differences to it."""
-    baselines = [None] + ([study.baseline] if study.baseline else [])
-    columns = [(label, b) for b in baselines for label in study.metrics]
+    """One row per variant; with a baseline also the differences to it, seed by seed."""
+    baselines = {b for v in values if (b := study.baseline_of(v))}
     digits = {
-        label: 1 if any(abs(c.mean) > 1 for v in values if (c := cell(values, v, label))) else 3
+        label: 1 if any(abs(c.mean) > 10 for v in values if (c := cell(values, v, label))) else 3
         for label in study.metrics
     }
-    head = [f"{label} - {b}'s" if b else label for label, b in columns]
+    head = list(study.metrics)
+    if len(baselines) == 1:
+        head += [f"{label} - {next(iter(baselines))}'s" for label in study.metrics]
+    elif baselines:
+        head += ["against", *(f"change in {label}" for label in study.metrics)]
     lines = [f"| variant | {' | '.join(head)} | n |", "|---" * (len(head) + 2) + "|"]
     for variant in values:
-        cells = [cell(values, variant, label, b) for label, b in columns]
-        texts = [
-            "" if b == variant else _text(c, digits[label], signed=b is not None)
-            for c, (label, b) in zip(cells, columns, strict=True)
-        ]
+        texts = [_text(cell(values, variant, m), digits[m], signed=False) for m in study.metrics]
+        baseline = study.baseline_of(variant)
+        if len(baselines) > 1:
+            texts.append(baseline or "")
+        if baseline:
+            cells = [cell(values, variant, m, baseline) for m in study.metrics]
+            texts += [_text(c, digits[m], True) for c, m in zip(cells, study.metrics, strict=True)]
+        elif baselines:
+            texts += [""] * len(study.metrics)
         lines.append(f"| {variant} | {' | '.join(texts)} | {len(values[variant])} |")
     return "\n".join(lines)
 
@@ -84,7 +98,7 @@ def write_report(study: "Study", runs: Sequence["Run"], folder: Path) -> None:
     values = collect(study, runs)
     folder.mkdir(parents=True, exist_ok=True)
     note = "Mean ± sample standard deviation over n seeds"
-    note += f"; differences to {study.baseline} are taken seed by seed." if study.baseline else "."
+    note += "; differences are taken seed by seed." if study.baseline else "."
     table = to_markdown(study, values)
     (folder / "report.md").write_text(f"# {study.name}\n\n{note}\n\n{table}\n")
     (folder / "report.json").write_text(json.dumps(values, indent=1))
@@ -100,7 +114,9 @@ def write_report(study: "Study", runs: Sequence["Run"], folder: Path) -> None:
 
 
 def plot(studies: Sequence[tuple["Study", Values]], file: Path) -> None:
-    """One panel per study and metric: seeds as grey crosses, mean and spread in blue.
+    """One panel per study and metric of its figure: seeds as grey crosses, mean and spread in blue.
+
+    Variants that have a baseline are drawn as differences to it, seed by seed.
 
     Raises:
         ImportError: if matplotlib is missing; says how to install it.
@@ -110,21 +126,31 @@ def plot(studies: Sequence[tuple["Study", Values]], file: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("a study's figure needs matplotlib: pip install matplotlib") from error
-    panels = [(study, values, label) for study, values in studies for label in study.metrics]
+    panels = [
+        (study, values, label)
+        for study, values in studies
+        for label in (study.figure or study.metrics)
+    ]
     rows = max(len(values) for _, values in studies)
     figure = Figure(figsize=(2.6 + 2.4 * len(panels), 1.2 + 0.3 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (study, values, label) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
     ):
-        _panel(axes, values, label)
+        _panel(axes, study, values, label)
         axes.set_title(study.name if len(studies) > 1 else "", fontsize=8)
     figure.savefig(file, dpi=150)
 
 
-def _panel(axes: object, values: Values, label: str) -> None:
+def _panel(axes: object, study: "Study", values: Values, label: str) -> None:
+    compared = any(study.baseline_of(variant) for variant in values)
+    if compared:
+        axes.axvline(0, color=GREY, linewidth=0.8)
     for row, variant in enumerate(values):
-        seeds = [v[label] for v in values[variant].values() if label in v]
+        baseline = study.baseline_of(variant)
+        if compared and not baseline:
+            continue
+        seeds = differences(values, variant, label, baseline)
         if not seeds:
             continue
         c = aggregate(seeds)
@@ -132,6 +158,6 @@ def _panel(axes: object, values: Values, label: str) -> None:
         axes.errorbar(c.mean, row, xerr=c.std, fmt="o", color=BLUE, capsize=3, zorder=3)
     axes.set_yticks(range(len(values)), list(values), fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlabel(label)
+    axes.set_xlabel(f"change in {label}" if compared else label)
     axes.grid(axis="x", color="#DDDDDD")
     axes.set_axisbelow(True)

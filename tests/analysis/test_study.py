@@ -24,7 +24,7 @@ from ltm_mm.analysis.study import (
     shorten,
 )
 from ltm_mm.analysis.study_file import Study, Variant, read_study
-from ltm_mm.analysis.study_report import aggregate, cell, collect, to_markdown, write_report
+from ltm_mm.analysis.study_report import aggregate, cell, collect, plot, to_markdown, write_report
 from ltm_mm.datasets import ensure_shapes
 from ltm_mm.engine import UserError, load_config, parse_slots, use_ltm
 from ltm_mm.engine.config import change_config
@@ -88,6 +88,8 @@ def test_read(write: Writer) -> None:
         ({"seeds": [1, 1]}, "has one twice"),
         ({"epochs": 3}, "unknown key 'epochs'; allowed: _base_, config"),
         ({"baseline": "plane"}, "baseline 'plane' is no variant; choose from plain, merged"),
+        ({"variants": {"a": {"baseline": "b"}}, "baseline": None}, "baseline 'b' is no variant"),
+        ({"figure": ["AP"]}, "figure names 'AP', which is no metric; choose from mIoU"),
         ({"cfg_options": [1]}, "cfg_options must map"),
         ({"variants": {"a": {"step": 1}}}, "variant a: unknown key 'step'; allowed: ltm"),
         ({"variants": {"a": {"steps": -1}}}, "steps is a share"),
@@ -146,7 +148,7 @@ def test_a_metric_of_some_variants_only(results: tuple[Study, list[Run], Path]) 
     study.metrics["IB"] = "ltm/IB"
     rows = to_markdown(study, collect(study, runs)).splitlines()
     assert rows[2].startswith("| plain | 42.0 ± 2.8 | – |")
-    assert rows[3].startswith("| merged | 39.0 | 1.5 |")
+    assert rows[3].startswith("| merged | 39.0 | 1.500 |")
     assert _summary(runs[0], study.metrics) == "mIoU 40, without ltm/IB (40 s)"
 
 
@@ -236,6 +238,26 @@ def test_aggregate(results: tuple[Study, list[Run], Path]) -> None:
     ]
 
 
+def test_variants_are_compared_with_their_own_baseline(
+    write: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the table, which names it, and in the figure, which draws the differences."""
+    variants = {"plain": {}, "long": {}, "merged": {}, "merged-long": {"baseline": "long"}}
+    metrics = {"mIoU": "mIoU", "AP": "AP"}
+    changes = {"variants": variants, "metrics": metrics, "figure": ["AP"], "baseline": "plain"}
+    study = read_study(write(**changes))
+    levels = {"plain": 0.5, "long": 0.6, "merged": 0.4, "merged-long": 0.7}
+    values = {v: {0: {"mIoU": 50.0, "AP": x}} for v, x in levels.items()}
+    rows = to_markdown(study, values).splitlines()
+    assert rows[0] == "| variant | mIoU | AP | against | change in mIoU | change in AP | n |"
+    assert rows[2] == "| plain | 50.0 | 0.500 |  |  |  | 1 |"
+    assert rows[5] == "| merged-long | 50.0 | 0.700 | long | +0.0 | +0.100 | 1 |"
+    drawn = []
+    monkeypatch.setattr("matplotlib.axes.Axes.scatter", lambda *a, **_: drawn.append(a[1:3]))
+    plot([(study, values)], tmp_path / "study.png")
+    assert drawn == [([pytest.approx(d)], [row]) for row, d in ((1, 0.1), (2, -0.1), (3, 0.1))]
+
+
 def test_estimate(results: tuple[Study, list[Run], Path]) -> None:
     _, runs, _ = results
     assert estimate(runs[2], runs) == 42.0, "the mean of its variant"
@@ -273,8 +295,8 @@ def test_several_studies_make_one_figure(
     drawn = []
     monkeypatch.setattr("ltm_mm.analysis.study.plot", lambda panels, _: drawn.extend(panels))
     run_studies([str(p) for p in paths], str(work))
-    assert [(s.name, list(s.metrics)) for s, _ in drawn] == [("a", ["mIoU"]), ("study", ["mIoU"])]
-    assert drawn[0][1]["plain"] == {0: {"mIoU": 40.0}, 1: {"mIoU": 40.0}}
+    assert [(s.name, s.figure) for s, _ in drawn] == [("a", ("mIoU",)), ("study", ("mIoU",))]
+    assert drawn[0][1]["plain"][1] == {"mIoU": 40.0, "aAcc": 1.0}
 
 
 def test_base(write: Writer, tmp_path: Path) -> None:
