@@ -2,7 +2,7 @@
 #
 #     python tools/train.py configs/ltm_efficientvit_upernet_shapes.py
 #
-# On one core of an AMD EPYC: 4.8 minutes of its time, mIoU 76.9, mAcc 88.1 (seed 0); untrained
+# On one core of an AMD EPYC: 4.1 minutes of its time, mIoU 79.0, mAcc 90.0 (seed 0); untrained
 # mIoU 0.4.
 _base_ = [
     "_base_/models/upernet_narrow.py",

@@ -1,6 +1,8 @@
 # SSDLite, LTM-MobileViT-XXS, built-in shapes, from scratch:
 #
 #     python tools/train.py configs/ltm_mobilevit_ssdlite_shapes.py
+#
+# On one core of an AMD EPYC: 4.4 minutes of its time, box AP50 0.79 (seed 0).
 _base_ = [
     "_base_/models/ssdlite_narrow.py",
     "_base_/datasets/shapes_instance.py",

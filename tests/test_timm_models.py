@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
 from torch.testing import assert_close
 
 import ltm_mm.timm_models
@@ -117,7 +118,7 @@ def test_a_merging_classifier_learns_through_timms_api():
         depth=4, num_heads=2, slots="balanced",
     )  # fmt: skip
     optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05)
-    scheduler, _ = timm.scheduler.create_scheduler_v2(optimizer, num_epochs=20, warmup_epochs=2)
+    scheduler, _ = create_scheduler_v2(optimizer, num_epochs=20, warmup_epochs=2)
     train, held = slice(0, 400), slice(400, 480)
     for epoch in range(20):
         scheduler.step(epoch)
