@@ -157,7 +157,7 @@ def _panel(axes: object, study: "Study", values: Values, label: str) -> None:
         axes.scatter(seeds, [row] * len(seeds), marker="x", color=GREY, zorder=2)
         axes.errorbar(c.mean, row, xerr=c.std, fmt="o", color=BLUE, capsize=3, zorder=3)
     axes.set_yticks(range(len(values)), list(values), fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(values) - 0.5, -0.5)
     axes.set_xlabel(f"change in {label}" if compared else label)
     axes.grid(axis="x", color="#DDDDDD")
     axes.set_axisbelow(True)
