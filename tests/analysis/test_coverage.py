@@ -65,6 +65,7 @@ def test_a_config_that_fails() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)  # every config at full width
 def test_the_document_is_what_the_command_prints(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "tools" / "check_configs.py")],
