@@ -49,7 +49,7 @@ class LTMEfficientViT(LTMBackbone):
             attention block, e.g. ``(None, None, (8, 6, 6), (8, 6, 6, 5))`` for 'b1'.
         steps: content steps of the mask modules, >= 0 (0: the learnable prior only).
         unmerge: 'residual' returns maps of the plain backbone's size; 'none' the slots of
-            the stages that merge, see :class:`LTMSwin`.
+            the stages that merge; 'plain' for comparison, see :class:`LTMSwin`.
         window_size: tokens per window side, >= 1, of the grids at stride 16 and 32.
         in_channels: channels of the image.
         out_indices: stages whose maps are returned; later stages are not built.

@@ -57,7 +57,8 @@ class LTMSwin(LTMBackbone):
         steps: content steps of the mask modules, >= 0 (0: the learnable prior only).
         unmerge: 'residual' returns maps of the plain backbone's size; 'none' the slots of
             the stages that merge, for a decoder that resizes its inputs (UPerNet, Semantic
-            FPN, Mask2Former): ``strides`` are then no whole numbers.
+            FPN, Mask2Former): ``strides`` are then no whole numbers. 'plain' is for
+            comparison: ``Y = U Y~``, which loses detail.
         pretrain_img_size: image size that ``absolute_pos_embed`` is made for, pixels.
         in_channels: channels of the image.
         embed_dims: channels of the first stage; doubled by each later stage.

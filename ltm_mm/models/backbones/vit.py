@@ -44,7 +44,7 @@ class LTMViT(LTMBackbone):
             token counts as Swin's windows.
         unmerge: 'residual' returns maps of all patches; 'none' the slots where there are
             some, for a decoder that resizes its inputs (UPerNet): ``strides`` are then no
-            whole numbers.
+            whole numbers; 'plain' as :class:`LTMSwin`.
         mass_attention: weigh attention to a slot by how many tokens it stands for.
         img_size, patch_size, in_channels, embed_dims, num_layers, num_heads: pixels per
             side that the position embedding is made for, pixels per patch side, channels
