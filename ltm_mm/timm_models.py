@@ -42,7 +42,7 @@ def _register(name: str, plain: str) -> Callable[..., nn.Module]:
     def build(
         pretrained: bool = False,
         slots: Slots = "balanced",
-        steps: int = 1,
+        steps: int = 2,
         window_size: int | None = None,
         **options: object,
     ) -> nn.Module:

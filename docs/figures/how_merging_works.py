@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ltm_mm.datasets import draw_image
-from ltm_mm.ops import hat_prior, merge_masks
+from ltm_mm.layers import MaskModule
 from ltm_mm.visualization.figures import HEAT, TEXT, caption, panels, save
 
 WINDOW, SLOTS = 7, 5
-SCALE = 8.0  # of the content step, so that the mask is seen to follow the picture
 
 
 def main() -> None:
@@ -68,11 +67,11 @@ def window_tokens() -> Tensor:
 
 
 def masks(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """G and U ``(N, P)``: the spatial prior and one content step, as an untrained mask module."""
-    prior = hat_prior(WINDOW, SLOTS)
-    z = (tokens - tokens.mean(0)) / tokens.std()
-    slots = merge_masks(prior)[0].T @ z
-    return merge_masks(prior + SCALE * z @ slots.T / z.shape[-1])
+    """G and U ``(N, P)`` of an untrained mask module."""
+    channels = torch.cat((tokens, 1 - tokens), -1)  # normalised, they still say how bright it is
+    with torch.no_grad():
+        to_slots, _, back = MaskModule(WINDOW, SLOTS, steps=2)(channels[None, None])
+    return to_slots[0, 0], back[0, 0]
 
 
 def draw(axis: Axes, values: NDArray, side: int, signed: bool) -> None:

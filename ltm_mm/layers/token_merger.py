@@ -2,8 +2,17 @@
 
 from torch import Tensor, nn
 
-from ..ops import Merge, bands, joined, merge_grid, pad_to_windows, to_windows, window_mass
-from .mask_module import MaskModule
+from ..ops import (
+    Merge,
+    bands,
+    joined,
+    keep_norm,
+    pad_to_windows,
+    slot_grid,
+    to_windows,
+    window_mass,
+)
+from .mask_module import GENTLE, SHARP, MaskModule
 
 
 class TokenMerger(nn.Module):
@@ -13,23 +22,23 @@ class TokenMerger(nn.Module):
     given the masses of the slots it merges (``Merge.slot_mass()`` of the earlier one).
 
     Args:
-        dim: channels (C).
         window: tokens per window side (w).
         slots: slots per window side (s), ``1 <= slots < window``.
         steps: content steps of the mask module.
-        keep_norm: stretch the slots to the length of their tokens, for layers without a
-            layer norm before them; see :func:`ltm_mm.ops.merge_keeping_norm`.
+        for_convolution: whether a convolution without a norm before it runs on the slots:
+            they are stretched to the length of their tokens, see :func:`ltm_mm.ops.keep_norm`,
+            and content moves them less.
     """
 
     def __init__(
-        self, dim: int, window: int, slots: int, steps: int = 1, keep_norm: bool = False
+        self, window: int, slots: int, steps: int = 2, for_convolution: bool = False
     ) -> None:
         super().__init__()
-        self.keep_norm = keep_norm
+        self.for_convolution = for_convolution
         self.residual = True  # the way back, see Merge
         self.window = window
         self.slots = slots
-        self.mask = MaskModule(dim, window, slots, steps)
+        self.mask = MaskModule(window, slots, steps, GENTLE if for_convolution else SHARP)
 
     def forward(self, grid: Tensor, mass: Tensor | None = None) -> Merge:
         """Merge a grid.
@@ -49,8 +58,10 @@ class TokenMerger(nn.Module):
             last = first + windows.shape[1]
             # Compiled and exported there is one part: a slice would fix sizes there.
             part_mass = mass if mass is None or len(parts) == 1 else mass[:, first:last]
-            to_slots, own = self.mask(windows, part_mass)
-            slots.append(merge_grid(band, windows, to_slots, self.window, self.keep_norm))
+            to_slots, merged, own = self.mask(windows, part_mass)
+            if self.for_convolution:
+                merged = keep_norm(merged, windows, to_slots)
+            slots.append(slot_grid(merged, band, self.window))
             back.append(own)
             first = last
         return Merge(grid, joined(slots), joined(back), mass, self.window, self.residual)

@@ -34,7 +34,7 @@ WINDOWS = {"efficientvit": 8, "mobilevit": 8, "vit": 7}  # as the backbones' def
 
 
 def apply(
-    model: nn.Module, slots: Slots = "balanced", steps: int = 1, window_size: int | None = None
+    model: nn.Module, slots: Slots = "balanced", steps: int = 2, window_size: int | None = None
 ) -> nn.Module:
     """Merge tokens in a model that is already built, in place.
 
@@ -48,7 +48,7 @@ def apply(
         model: a detector, segmentor, classifier or backbone with stages of one family.
         slots: the merging plan, as ``LTMSwin``, ``LTMEfficientViT``, ``LTMMobileViT`` and
             ``LTMViT`` take it.
-        steps: content steps of the mask modules, >= 0.
+        steps: content steps of the mask modules, >= 0; 0 leaves their spatial prior alone.
         window_size: tokens per merging window side, by default 8, a ViT's 7; a Swin's
             windows are its own.
 

@@ -2,12 +2,12 @@
 
 from .attention import window_attention
 from .linear import CHUNK, add_by_rows, linear, served
-from .masks import hat_prior, merge_masks
+from .masks import back_mask, hat_prior, merge_mask
 from .merge import (
     Merge,
+    keep_norm,
     merge,
-    merge_grid,
-    merge_keeping_norm,
+    slot_grid,
     unmerge,
     unmerge_grid,
     window_mass,
@@ -31,16 +31,16 @@ __all__ = [
     "CHUNK",
     "Merge",
     "add_by_rows",
+    "back_mask",
     "bands",
     "crop",
     "from_windows",
     "hat_prior",
     "joined",
+    "keep_norm",
     "linear",
     "merge",
-    "merge_grid",
-    "merge_keeping_norm",
-    "merge_masks",
+    "merge_mask",
     "mlp",
     "offset_interpolation",
     "pad_to_windows",
@@ -48,6 +48,7 @@ __all__ = [
     "relative_position_index",
     "served",
     "shift_masks",
+    "slot_grid",
     "to_windows",
     "unmerge",
     "unmerge_grid",

@@ -32,8 +32,8 @@ def hat_prior(window: int, slots: int, floor: float = 1e-3) -> Tensor:
     return grid.reshape(window * window, slots * slots).float()
 
 
-def merge_masks(logits: Tensor, mass: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The mask that merges and the one that leads back.
+def merge_mask(logits: Tensor, mass: Tensor | None = None) -> Tensor:
+    """The mask that merges.
 
     Args:
         logits: ``(..., N, P)``.
@@ -42,9 +42,25 @@ def merge_masks(logits: Tensor, mass: Tensor | None = None) -> tuple[Tensor, Ten
 
     Returns:
         G ``(..., N, P)``, every column sums to 1 and tokens without mass have
-        weight zero; U ``(..., N, P)``, every row sums to 1.
+        weight zero.
     """
-    # One row per slot in memory: both softmaxes and all products with the masks want it so.
-    rows = logits.mT.contiguous()  # (..., P, N)
+    rows = _rows(logits)
     weighted = rows if mass is None else rows + mass.log().unsqueeze(-2)
-    return weighted.softmax(-1).mT, rows.softmax(-2).mT
+    return weighted.softmax(-1).mT
+
+
+def back_mask(logits: Tensor) -> Tensor:
+    """The mask of the way back (ours).
+
+    Args:
+        logits: ``(..., N, P)``.
+
+    Returns:
+        U ``(..., N, P)``, every row sums to 1.
+    """
+    return _rows(logits).softmax(-2).mT
+
+
+def _rows(logits: Tensor) -> Tensor:
+    """One row per slot in memory: both softmaxes and all products with the masks want it so."""
+    return logits.mT.contiguous()  # (..., P, N)

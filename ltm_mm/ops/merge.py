@@ -38,9 +38,24 @@ class Merge:
     def slot_mass(self) -> Tensor:
         """How many real tokens each slot stands for, as a grid ``(B, h, w, 1)``."""
         mass = self.back if self.mass is None else self.back * self.mass.unsqueeze(-1)
-        mass = mass.sum(-2).unsqueeze(-1)  # (B, n, P, 1)
-        grid = _all_slots(mass, self.tokens, self.window)
-        for dim in (1, 2):  # the edge stands for what lies beyond it, too
+        return self._edge_takes_all(mass.sum(-2).unsqueeze(-1))  # (B, n, P, 1)
+
+    def slot_amounts(self, amounts: Tensor) -> Tensor:
+        """Share out what the tokens have, e.g. pixels of a class, among their slots.
+
+        Args:
+            amounts: ``(B, H, W, K)``; each token's go to its slots as its row of U says.
+
+        Returns:
+            ``(B, h, w, K)``, as much in all.
+        """
+        windows = to_windows(pad_to_windows(amounts, self.window), self.window)
+        return self._edge_takes_all(_product(self.back.mT.to(windows), windows))
+
+    def _edge_takes_all(self, amounts: Tensor) -> Tensor:
+        """``(B, n, P, K)`` as a grid ``(B, h, w, K)``; its edge stands for what lies beyond."""
+        grid = _all_slots(amounts, self.tokens, self.window)
+        for dim in (1, 2):
             last = self.slots.shape[dim] - 1
             beyond = grid.narrow(dim, last, grid.shape[dim] - last).sum(dim, keepdim=True)
             grid = torch.cat((grid.narrow(dim, 0, last), beyond), dim)
@@ -60,21 +75,21 @@ def merge(tokens: Tensor, mask: Tensor) -> Tensor:
     return _product(mask.mT, tokens)
 
 
-def merge_keeping_norm(tokens: Tensor, mask: Tensor) -> Tensor:
-    """Merge the tokens of every window and keep their length (ours).
+def keep_norm(slots: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    """Stretch slots to the length of their tokens (ours).
 
     The mean of tokens that differ is shorter than they are. Layers without a layer norm
     before them see that, so each slot is stretched to the root mean square of its tokens'
     lengths; by 2 at most, what the mean of four unrelated tokens has lost.
 
     Args:
+        slots: X~ ``(B, n, P, C)``.
         tokens: Z ``(B, n, N, C)``.
         mask: G ``(B, n, N, P)``, columns sum to 1.
 
     Returns:
-        X~ ``(B, n, P, C)``.
+        The longer X~ ``(B, n, P, C)``.
     """
-    slots = merge(tokens, mask)
     # Not by a product of matrices: autocast would make it one in half precision.
     wanted = (mask * _squared_length(tokens)).sum(-2).unsqueeze(-1).clamp(min=_TINY)
     found = _squared_length(slots).clamp(min=_TINY)
@@ -115,23 +130,18 @@ def window_mass(grid: Tensor, window: int, mass: Tensor | None = None) -> Tensor
     return real_tokens(height, width, window, like=grid)
 
 
-def merge_grid(
-    grid: Tensor, windows: Tensor, mask: Tensor, window: int, keep_norm: bool = False
-) -> Tensor:
-    """Merge the windows of a grid; the slots form a grid again.
+def slot_grid(slots: Tensor, grid: Tensor, window: int) -> Tensor:
+    """The slots of a grid's windows as a grid.
 
     Args:
+        slots: of the padded windows ``(B, n, P, C)``.
         grid: the tokens ``(B, H, W, C)`` (read for its size).
-        windows: the same tokens in padded windows ``(B, n, N, C)``.
-        mask: G ``(B, n, N, P)``, columns sum to 1.
         window: tokens per window side (w).
-        keep_norm: see :func:`merge_keeping_norm`.
 
     Returns:
-        Slots ``(B, ceil(H * s / w), ceil(W * s / w), C)``.
+        ``(B, ceil(H * s / w), ceil(W * s / w), C)``.
     """
-    side = _side(mask.shape[-1])
-    slots = (merge_keeping_norm if keep_norm else merge)(windows, mask.to(windows.dtype))
+    side = _side(slots.shape[-2])
     height, width = ((size * side + window - 1) // window for size in grid.shape[1:3])
     return crop(_all_slots(slots, grid, window), height, width)
 

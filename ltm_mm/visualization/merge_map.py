@@ -170,7 +170,7 @@ def record_merges(model: nn.Module) -> Iterator[dict[str, list[Record]]]:
                 continue
             place = name.rpartition(".")[0]
 
-            def keep_mask(mask: nn.Module, _: tuple, output: tuple[Tensor, Tensor]) -> None:
+            def keep_mask(mask: nn.Module, _: tuple, output: tuple[Tensor, ...]) -> None:
                 masks.setdefault(mask, []).append(output[0].detach())
 
             def keep_merge(
@@ -298,7 +298,7 @@ def _trained(merger: TokenMerger) -> bool:
     mask = merger.mask
     same = not mask.prior_offset.any()
     if mask.steps:
-        same = same and not mask.mlp[-1].weight.any() and bool(mask.scale == 1)
+        same = same and not mask.log_sharpness
     return not same
 
 

@@ -11,7 +11,7 @@ import ltm_mm
 from ltm_mm.analysis.flops import count_macs
 from ltm_mm.models import LTMEfficientViT, LTMSwin
 
-C, HEADS, HIDDEN, STEP = 16, 2, 64, 8  # one stage; STEP: hidden channels of the mask module's MLP
+C, HEADS, HIDDEN = 16, 2, 64  # one stage
 w, s = 7, 5
 N, P = w * w, s * s
 n = 2 * 3  # windows of a grid of 14 x 21 tokens
@@ -33,8 +33,8 @@ def attention(tokens: int) -> int:
 
 EMBED = n * N * 3 * 4 * 4 * C
 SLOT_BIAS = (2 * s - 1) ** 2 * (2 * w - 1) ** 2 * HEADS
-# Slots of the prior, the step's MLP, content logits, the merge, and the way back.
-MERGING = n * (P * N * C + 2 * P * C * STEP + N * P * C + P * N * C + N * P * C)
+# Merged by the prior, compared, merged by content, compared, and led back.
+MERGING = n * 5 * P * N * C
 
 
 @pytest.mark.parametrize(

@@ -23,14 +23,14 @@ def test_entropy() -> None:
 
 
 def test_an_untrained_mask_has_not_moved() -> None:
-    merged = TokenMerger(8, 7, 5, steps=0)(torch.randn(2, 14, 7, 8))
+    merged = TokenMerger(7, 5, steps=0)(torch.randn(2, 14, 7, 8))
     assert_close(prior_shift(merged.back, 7), torch.zeros(2, 2, 49), atol=1e-6, rtol=0)
     moved = torch.roll(torch.eye(4), 1, 0)  # w = 2, s = 2: the prior is nearly the identity
     assert_close(prior_shift(moved, 2), torch.ones(4), atol=0.05, rtol=0)
 
 
 def test_rows_of_padding_do_not_count() -> None:
-    merged = TokenMerger(8, 7, 5, steps=0)(torch.randn(2, 9, 7, 8))
+    merged = TokenMerger(7, 5, steps=0)(torch.randn(2, 9, 7, 8))
     rows = real_rows(merged)
     assert rows.shape == (1, 2, 49)
     assert rows.sum((0, 2)).tolist() == [49, 14]

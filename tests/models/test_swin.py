@@ -107,21 +107,21 @@ def test_dropout_and_stochastic_depth_act_in_training_only():
 
 def test_steps_choose_what_decides_the_mask():
     x, states = torch.randn(1, 3, 64, 64), []
-    start = randomise(LTMSwin(**TINY, steps=1)).state_dict()
+    start = randomise(LTMSwin(**TINY)).state_dict()
     for steps in (0, 1, 2):
         model = LTMSwin(**TINY, steps=steps).eval()
         model.load_state_dict(start, strict=False)
         with torch.no_grad():
             states.append(model(x)[-1])
     assert (states[0] - states[1]).abs().max() > 1e-5
-    assert (states[1] - states[2]).abs().max() > 1e-7
+    assert (states[1] - states[2]).abs().max() > 1e-5
 
 
 def test_fresh_weights_leave_masks_at_their_start():
     model = LTMSwin(**TINY)
     model.init_weights()
     mask = model.stages[2].blocks[1].merge.mask
-    assert (mask.mlp[2].weight == 0).all()
+    assert mask.log_sharpness == 0
     assert mask.prior.abs().max() > 1
     assert model.stages[0].blocks[0].attn.w_msa.relative_position_bias_table.std() > 0.01
     assert (model.stages[0].blocks[0].attn.w_msa.qkv.bias == 0).all()

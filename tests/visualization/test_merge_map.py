@@ -233,14 +233,15 @@ def test_departure_is_zero_for_the_prior_and_grows_with_content() -> None:
         np.testing.assert_allclose(stage.departure(), 0, atol=1e-6)
         assert not stage.trained
     model = tiny_swin(slots=PLAN)
-    weak = merge_masks_of(model, image)
+    sharp = merge_masks_of(model, image)
     for module in model.modules():
         if isinstance(module, TokenMerger):
-            torch.nn.init.constant_(module.mask.scale, 20.0)
-    strong = merge_masks_of(model, image)
-    for before, after in zip(weak, strong, strict=True):
-        assert 0 < before.departure().mean() < after.departure().mean() <= 1
+            torch.nn.init.constant_(module.mask.log_sharpness, -4.0)
+    blunt = merge_masks_of(model, image)
+    for before, after in zip(sharp, blunt, strict=True):
+        assert 0 < after.departure().mean() < before.departure().mean() <= 1
         assert after.trained
+        assert not before.trained
 
 
 def test_stages_strides_and_hooks() -> None:
@@ -289,7 +290,7 @@ class Blocks(nn.Module):
         super().__init__()
         self.undo = undo
         self.blocks = nn.ModuleList(
-            nn.ModuleDict({"merge": TokenMerger(3, window, slots)}) for window, slots in plan
+            nn.ModuleDict({"merge": TokenMerger(window, slots)}) for window, slots in plan
         )
 
     def forward(self, x: Tensor) -> Tensor:

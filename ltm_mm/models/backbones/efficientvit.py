@@ -47,7 +47,8 @@ class LTMEfficientViT(LTMBackbone):
             entry per stage: None (always for a stage without attention), an int s (merge
             to s x s slots in the stage's first attention block), or one int per
             attention block, e.g. ``(None, None, (8, 6, 6), (8, 6, 6, 5))`` for 'b1'.
-        steps: content steps of the mask modules, >= 0 (0: the learnable prior only).
+        steps: content steps of the mask modules, >= 0: one for the way back, those before it
+            for the merge; 0 leaves the learnable spatial prior alone.
         unmerge: 'residual' returns maps of the plain backbone's size; 'none' the slots of
             the stages that merge; 'plain' for comparison, see :class:`LTMSwin`.
         window_size: tokens per window side, >= 1, of the grids at stride 16 and 32.
@@ -68,7 +69,7 @@ class LTMEfficientViT(LTMBackbone):
         self,
         arch: str = "b1",
         slots: Slots = "balanced",
-        steps: int = 1,
+        steps: int = 2,
         window_size: int = 8,
         in_channels: int = 3,
         out_indices: Sequence[int] = (0, 1, 2, 3),
@@ -146,7 +147,7 @@ class EfficientVitLTMStage(nn.Module):
         stage: nn.Module,
         plan: Sequence[int],
         window: int,
-        steps: int = 1,
+        steps: int = 2,
         with_cp: bool = False,
     ) -> None:
         super().__init__()
@@ -203,9 +204,7 @@ class AttentionBlock(nn.Module):
         self.merge = None
         if slots < grid:
             norm = block.context_module.main.proj.norm.weight
-            # The local module has no norm before it, and would see that means are short.
-            merger = TokenMerger(norm.numel(), grid, slots, steps, keep_norm=True)
-            self.merge = merger.to(norm)
+            self.merge = TokenMerger(grid, slots, steps, for_convolution=True).to(norm)
         self.local_module = block.local_module
 
     def forward(self, x: Tensor, earlier: Merge | None) -> tuple[Tensor, Merge | None]:

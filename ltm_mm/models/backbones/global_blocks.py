@@ -43,7 +43,7 @@ class GlobalBlocks(nn.Sequential):
         plan: Sequence[int],
         window: int,
         prefix: int = 0,
-        steps: int = 1,
+        steps: int = 2,
         mass_attention: bool = False,
         with_cp: bool = False,
     ) -> None:
@@ -111,7 +111,7 @@ class GlobalBlock(nn.Module):
         grid: int,
         slots: int,
         prefix: int,
-        steps: int = 1,
+        steps: int = 2,
         mass_attention: bool = False,
         with_cp: bool = False,
     ) -> None:
@@ -128,8 +128,7 @@ class GlobalBlock(nn.Module):
         self.ls1, self.drop_path1 = block.ls1, block.drop_path1
         self.merge = None
         if slots < grid:
-            weight = block.norm2.weight
-            self.merge = TokenMerger(weight.numel(), grid, slots, steps).to(weight)
+            self.merge = TokenMerger(grid, slots, steps).to(block.norm2.weight)
         self.norm2, self.mlp = block.norm2, fast_mlp(block.mlp)
         self.ls2, self.drop_path2 = block.ls2, block.drop_path2
 

@@ -40,7 +40,8 @@ class LTMMobileViT(LTMBackbone):
             entry per stage: None (always for the first two), an int s (merge to s x s
             slots in the stage's first transformer block), or one int per transformer
             block, e.g. ``(None, None, 6, (8, 6, 6, 6), (8, 6, 5))``.
-        steps: content steps of the mask modules, >= 0 (0: the learnable prior only).
+        steps: content steps of the mask modules, >= 0: one for the way back, those before it
+            for the merge; 0 leaves the learnable spatial prior alone.
         window_size: tokens per window side, >= 1, of the grids at strides 16, 32 and 64.
         in_channels: channels of the image.
         out_indices: stages whose maps are returned (strides 2, 4, 8, 16, 32); later
@@ -63,7 +64,7 @@ class LTMMobileViT(LTMBackbone):
         self,
         arch: str = "s",
         slots: Slots = "balanced",
-        steps: int = 1,
+        steps: int = 2,
         window_size: int = 8,
         in_channels: int = 3,
         out_indices: Sequence[int] = (1, 2, 3, 4),
@@ -148,7 +149,7 @@ class MobileVitLTMBlock(nn.Module):
         block: nn.Module,
         plan: Sequence[int],
         window: int,
-        steps: int = 1,
+        steps: int = 2,
         with_cp: bool = False,
     ) -> None:
         super().__init__()

@@ -54,7 +54,8 @@ class LTMSwin(LTMBackbone):
             or one entry per stage: None, an int s (merge to s x s slots in the stage's
             first block), or one int per block, e.g. ``(7, 6, 6, 5, 5, 5)``: merged
             after the second and the fourth block's attention.
-        steps: content steps of the mask modules, >= 0 (0: the learnable prior only).
+        steps: content steps of the mask modules, >= 0: one for the way back, those before it
+            for the merge; 0 leaves the learnable spatial prior alone.
         unmerge: 'residual' returns maps of the plain backbone's size; 'none' the slots of
             the stages that merge, for a decoder that resizes its inputs (UPerNet, Semantic
             FPN, Mask2Former): ``strides`` are then no whole numbers. 'plain' is for
@@ -114,7 +115,7 @@ class LTMSwin(LTMBackbone):
         init_cfg: dict | None = None,
         arch: str | None = None,
         slots: Slots = "balanced",
-        steps: int = 1,
+        steps: int = 2,
         unmerge: str = "residual",
     ) -> None:
         if arch is not None:
@@ -349,7 +350,7 @@ class SwinBlock(nn.Module):
         self.attn = ShiftedWindowAttention(
             dim, num_heads, window, grid, shifted, proj_drop=drop, **attention
         )
-        self.merge = TokenMerger(dim, grid, slots, steps) if slots < grid else None
+        self.merge = TokenMerger(grid, slots, steps) if slots < grid else None
         self.norm2 = build_norm_layer(norm_cfg, dim)[1]
         self.ffn = FeedForward(dim, hidden, act_cfg, drop)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()

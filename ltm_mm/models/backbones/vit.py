@@ -38,7 +38,8 @@ class LTMViT(LTMBackbone):
         slots: None (no merging), a preset ('light', 'balanced', 'fast', 'paper'), or a
             plan with one entry, because a ViT is one stage: ``(5,)`` or one int per
             block. A preset's first blocks are the first third of them here.
-        steps: content steps of the mask modules, >= 0 (0: the learnable prior only).
+        steps: content steps of the mask modules, >= 0: one for the way back, those before it
+            for the merge; 0 leaves the learnable spatial prior alone.
         window_size: patches per window side, >= 1. 7 cuts the 14 x 14 patches of an
             image of 224 pixels into four whole windows, and gives the presets the same
             token counts as Swin's windows.
@@ -71,7 +72,7 @@ class LTMViT(LTMBackbone):
         self,
         arch: str = "small",
         slots: Slots = "balanced",
-        steps: int = 1,
+        steps: int = 2,
         window_size: int = 7,
         mass_attention: bool = False,
         img_size: int | None = None,
