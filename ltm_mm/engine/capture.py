@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..layers import TokenMerger
+from ..models.losses.token_labels import token_counts
 from ..ops import Merge
 
 
@@ -29,19 +30,29 @@ class Caught:
     image: tuple[int, int]
     earlier: "Caught | None" = None
 
-    @property
-    def token_pitch(self) -> float:
-        """Pixels from one token that was merged to the next."""
-        if self.earlier is not None:
-            return self.earlier.pitch
-        # A map of ceil(H / stride) tokens; the longer side tells the stride more exactly.
-        grid = self.merge.tokens.shape[1:3]
-        return max(-(-n // k) for n, k in zip(self.image, grid, strict=True))
+    def token_counts(self, pixels: Tensor, num_classes: int) -> Tensor:
+        """How many pixels of each class the merged tokens stand for.
 
-    @property
-    def pitch(self) -> float:
-        """Pixels from one slot to the next."""
-        return self.token_pitch * self.merge.window / self.merge.back.shape[-1] ** 0.5
+        Args:
+            pixels: ``(images, H, W)`` int64, -1 for none.
+            num_classes: K.
+
+        Returns:
+            ``(B, h, w, K + 1)``, see :func:`ltm_mm.models.losses.token_labels.token_counts`. B
+            may be several grids per image, one after the other: MobileViT has one per place
+            in a patch.
+        """
+        if self.earlier is not None:
+            return self.earlier.slot_counts(pixels, num_classes)
+        batch, *grid, _ = self.merge.tokens.shape
+        # A map of ceil(H / stride) tokens; the longer side tells the stride more exactly.
+        stride = max(-(-n // k) for n, k in zip(self.image, grid, strict=True))
+        counts = token_counts(pixels, (grid[0], grid[1]), stride, num_classes)
+        return counts.repeat_interleave(batch // len(pixels), 0)
+
+    def slot_counts(self, pixels: Tensor, num_classes: int) -> Tensor:
+        """The same of the slots: a token's pixels go to its slots as its row of U says."""
+        return self.merge.slot_amounts(self.token_counts(pixels, num_classes))
 
 
 def merging_stages(model: nn.Module) -> dict[str, list[tuple[str, TokenMerger]]]:

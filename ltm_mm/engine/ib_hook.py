@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..models.losses import BOUNDS, DenseIBLoss
-from ..models.losses.token_labels import pixel_labels, slot_labels
+from ..models.losses.token_labels import majority, pixel_labels
 from ..registry import HOOKS
 from .capture import Caught, catch_merges, choose_stages
 from .errors import UserError
@@ -148,7 +148,8 @@ class InformationBottleneck(Hook):
                 f"InformationBottleneck: the tokens of {caught.name} carry no gradient; use the "
                 "backbone's with_cp instead of re-entrant activation checkpointing"
             )
-        labels = slot_labels(pixels, (height, width), caught.pitch, self.num_classes)
+        with torch.no_grad():
+            labels = majority(caught.slot_counts(pixels, self.num_classes))
         inputs = centre_tokens(caught.merge.tokens, height, width)
         loss = self._loss_of(caught.name, dim, slots.device)
         return loss(slots.reshape(-1, dim), labels.flatten(), inputs.reshape(-1, dim))

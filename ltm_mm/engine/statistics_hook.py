@@ -20,7 +20,7 @@ from ..evaluation.merge_quality import (
     untrained,
 )
 from ..models.losses.dense_ib import all_reduce_
-from ..models.losses.token_labels import segments, slot_counts
+from ..models.losses.token_labels import majority, segments
 from ..registry import HOOKS
 from .capture import Caught, catch_merges, merging_stages
 
@@ -119,37 +119,40 @@ class MergeStatistics(Hook):
     def _look(self, caught: Caught, samples: Sequence) -> None:
         """Take a merge's sums and some of its tokens."""
         merged = caught.merge
-        back = merged.back.float().expand(len(samples), *merged.back.shape[1:])
-        prior = untrained(back, merged.window).expand_as(back[:1])
+        back = merged.back.float()
         real = real_rows(merged).expand(back.shape[:3])
         sums = torch.zeros(len(RATIOS), 2, dtype=torch.float64, device=back.device)
         sums[0, 0] = row_entropy(back)[real].sum()
         sums[1, 0] = prior_shift(back, merged.window)[real].sum()
         sums[:2, 1] = real.sum()
-        for k, sample in enumerate(samples):
-            pixels, classes = segments(sample, caught.image, back.device)
-            self._sample(caught, k, pixels, classes)
-            grid = merged.tokens.shape[1:3]
-            counts = slot_counts(pixels[None], grid, caught.token_pitch, int(pixels.max()) + 1)
-            for row, mask in ((2, back[k : k + 1]), (3, prior)):
-                sums[row] += torch.stack(achievable_accuracy(counts, mask, merged.window))
+        found = [segments(sample, caught.image, back.device) for sample in samples]
+        pixels = torch.stack([pixels for pixels, _ in found])
+        counts = caught.token_counts(pixels, int(pixels.max()) + 1)[..., :-1]
+        for row, mask in ((2, back), (3, untrained(back, merged.window).expand_as(back))):
+            sums[row] += torch.stack(achievable_accuracy(counts, mask, merged.window))
         self.sums[caught.name] = self.sums.get(caught.name, 0) + sums
+        kinds = torch.stack([self._kinds(*pair) for pair in found])
+        labels = majority(caught.slot_counts(kinds, self.num_classes))
+        for k, (slots, own) in enumerate(
+            zip(merged.slots.chunk(len(samples)), labels.chunk(len(samples)), strict=True)
+        ):
+            self._sample(caught.name, slots.float().flatten(0, 2), own.flatten(), self.images + k)
 
-    def _sample(self, caught: Caught, k: int, pixels: Tensor, classes: Tensor | None) -> None:
-        """Keep some labelled slots of image ``k``."""
-        slots = caught.merge.slots[k].float()
-        if classes is not None:  # object numbers to classes; the background is the last
+    def _kinds(self, pixels: Tensor, classes: Tensor | None) -> Tensor:
+        """Class of every pixel ``(H, W)``, -1 for none; the background is the last one."""
+        if classes is not None:  # object numbers to classes
             background = classes.new_full((1,), self.num_classes - 1)
             table = torch.cat([background, classes])
             pixels = torch.where(pixels >= 0, table[pixels.clamp(min=0)], pixels)
-        pixels = pixels.masked_fill(pixels >= self.num_classes, -1)
-        counts = slot_counts(pixels[None], slots.shape[:2], caught.pitch, self.num_classes)[0]
-        labels = counts.argmax(-1).flatten()
-        labelled = counts.sum(-1).flatten().nonzero().squeeze(1).cpu()
-        generator = torch.Generator().manual_seed(self.images + k)
+        return pixels.masked_fill(pixels >= self.num_classes, -1)
+
+    def _sample(self, name: str, slots: Tensor, labels: Tensor, seed: int) -> None:
+        """Keep some labelled slots of an image, ``(k, C)`` and ``(k,)``."""
+        labelled = (labels >= 0).nonzero().squeeze(1).cpu()
+        generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(labelled), generator=generator)[: self.tokens_per_image]
         chosen = labelled[order].to(labels.device)
-        self.tokens[caught.name].append((slots.flatten(0, 1)[chosen], labels[chosen]))
+        self.tokens[name].append((slots[chosen], labels[chosen]))
 
     def _finish(self, metrics: dict[str, float] | None) -> None:
         for handle in self.handles:

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from ltm_mm.checkpoints import load_backbone
-from ltm_mm.engine import evaluate, train
+from ltm_mm.engine import InformationBottleneck, MergeStatistics, evaluate, train
+from ltm_mm.engine.capture import Caught
+from ltm_mm.layers import TokenMerger
 from ltm_mm.models import LTMSwin
 from tests.conftest import ROOT
 
@@ -133,3 +135,44 @@ def test_standard_segmentor_on_real_ade20k_images(shared_data: Path, tmp_path: P
     assert len(found) == 2
     assert all(0 < loss < 50 for loss in found)
     assert "mIoU" in next(work.glob("*/*.log")).read_text()
+
+
+def test_hooks_see_every_grid_of_mobilevit(shapes: Path, tmp_path: Path) -> None:
+    """It merges four grids per image: each gets its image's ground truth."""
+    config, work = str(CONFIGS / "ltm_mobilevit_ssdlite_shapes.py"), str(tmp_path / "work")
+    options = in_process(train_cfg__max_epochs=1, train_cfg__val_interval=1)
+    for part in ("train", "val", "test"):
+        options[f"{part}_dataloader.dataset.data_root"] = str(shapes)
+        options[f"{part}_dataloader.batch_size"] = 2
+    for part in ("val", "test"):
+        file = str(shapes / "annotations" / "instances_val.json")
+        options[f"{part}_evaluator.ann_file"] = file
+    options["custom_hooks"] = [
+        dict(type="ltm_mm.MergeStatistics", tokens_per_image=30),
+        dict(type="ltm_mm.InformationBottleneck", warmup=0.0),
+    ]
+    runner = train(config, work, cfg_options=options)
+    scalars = runner.message_hub.log_scalars
+    assert scalars["train/loss_ib"].current() > 0
+    assert 0 < scalars["val/ltm/0/asa"].current() < 1
+    hook = next(h for h in runner.hooks if isinstance(h, MergeStatistics))
+    assert all(len(t) == 30 for tokens in hook.tokens.values() for t, _ in tokens)
+
+
+@pytest.mark.parametrize("grids", [1, 4])
+def test_labels_of_grids(grids: int) -> None:
+    """Tokens say which image they are of: their labels are this image's."""
+    hook = InformationBottleneck(num_classes=4)
+    given = {}
+    hook._loss_of = lambda *_: (
+        lambda slots, labels, inputs: given.update(slots=slots, labels=labels, inputs=inputs)
+    )
+    images = torch.arange(3).view(3, 1, 1)
+    tokens = images.repeat_interleave(grids, 0).float().expand(-1, 4, 4).unsqueeze(-1)
+    merged = TokenMerger(4, 2)(tokens)
+    caught = Caught("m", "", merged, (32, 32))
+    with torch.no_grad():
+        hook._bound(caught, images.expand(3, 32, 32))
+    assert given["labels"].tolist() == given["slots"][:, 0].round().int().tolist()
+    assert given["inputs"][:, 0].int().tolist() == given["labels"].tolist()
+    assert len(given["labels"]) == 3 * grids * 4

@@ -1,7 +1,7 @@
 """Ground-truth classes of merged tokens, from what mmdet and mmseg put into a batch (ours).
 
 Pixels get a class from instance masks, else from boxes, else from a semantic map; a slot
-gets the class that most of its pixels have.
+gets the class that most pixels of its tokens have.
 """
 
 from collections.abc import Sequence
@@ -130,34 +130,35 @@ def paste(target: Tensor, source: Tensor) -> None:
     target[:height, :width] = source[:height, :width].to(target)
 
 
-def slot_labels(pixels: Tensor, grid: tuple[int, int], pitch: float, num_classes: int) -> Tensor:
-    """Class that most of each slot's pixels have.
+def token_counts(pixels: Tensor, grid: tuple[int, int], pitch: float, num_classes: int) -> Tensor:
+    """How many pixels of each class every token of a grid covers.
 
     Args:
         pixels: ``(B, H, W)`` int64, -1 for none.
-        grid: slots per column and row (h, w).
-        pitch: pixels from one slot to the next; the last slots reach to the image's edge.
+        grid: tokens per column and row (h, w).
+        pitch: pixels from one token to the next; the last tokens reach to the image's edge.
         num_classes: K.
 
     Returns:
-        ``(B, h, w)`` int64; -1 where a slot has no pixel with a class. Of classes that are
-        equally frequent the first.
+        ``(B, h, w, K + 1)`` float; the last are the pixels without a class.
     """
-    counts = slot_counts(pixels, grid, pitch, num_classes)
-    most, label = counts.max(-1)
-    return label.masked_fill(most == 0, IGNORED)
-
-
-def slot_counts(pixels: Tensor, grid: tuple[int, int], pitch: float, num_classes: int) -> Tensor:
-    """How many pixels of each class every slot has, ``(B, h, w, K)``; see :func:`slot_labels`."""
     batch, *size = pixels.shape
+    kinds = num_classes + 1
     row, col = (
         ((torch.arange(n, device=pixels.device) + 0.5) / pitch).long().clamp(max=k - 1)
         for n, k in zip(size, grid, strict=True)
     )
     image = torch.arange(batch, device=pixels.device).view(-1, 1, 1)
-    slot = (image * grid[0] + row.view(1, -1, 1)) * grid[1] + col  # (B, H, W)
-    valid = pixels >= 0
-    index = (slot * num_classes + pixels)[valid]
-    counts = torch.bincount(index, minlength=batch * grid[0] * grid[1] * num_classes)
-    return counts.view(batch, *grid, num_classes)
+    token = (image * grid[0] + row.view(1, -1, 1)) * grid[1] + col  # (B, H, W)
+    index = token * kinds + torch.where(pixels < 0, num_classes, pixels)
+    counts = torch.bincount(index.flatten(), minlength=batch * grid[0] * grid[1] * kinds)
+    return counts.view(batch, *grid, kinds).float()
+
+
+def majority(counts: Tensor) -> Tensor:
+    """Class that most pixels have: ``(..., K + 1)`` of :func:`token_counts` -> ``(...)`` int64.
+
+    -1 where most have none; of classes that are equally frequent the first.
+    """
+    label = counts.argmax(-1)
+    return label.masked_fill(label == counts.shape[-1] - 1, IGNORED)

@@ -10,7 +10,12 @@ from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 from torch.testing import assert_close
 
-from ltm_mm.models.losses.token_labels import pixel_labels, segments, slot_labels
+from ltm_mm.models.losses.token_labels import (
+    majority,
+    pixel_labels,
+    segments,
+    token_counts,
+)
 
 BACKGROUND = 3
 
@@ -103,29 +108,31 @@ def test_segments_of_a_semantic_map() -> None:
     assert_close(found, torch.tensor([[0, -1, -1], [3, 1, -1]]))
 
 
-def slow_slot_labels(pixels, grid, pitch, num_classes):
-    """One slot at a time: the pixels whose centres lie in it."""
-    out = torch.full((len(pixels), *grid), -1)
+def slow_counts(pixels, grid, pitch, num_classes):
+    """One pixel at a time: its centre lies in one token."""
+    out = torch.zeros(len(pixels), *grid, num_classes + 1)
     for b, image in enumerate(pixels):
-        members: dict[tuple[int, int], list[int]] = {}
         for y in range(image.shape[0]):
             for x in range(image.shape[1]):
-                slot = (
-                    min(int((y + 0.5) / pitch), grid[0] - 1),
-                    min(int((x + 0.5) / pitch), grid[1] - 1),
+                row, col = (
+                    min(int((at + 0.5) / pitch), k - 1) for at, k in zip((y, x), grid, strict=True)
                 )
-                if image[y, x] >= 0:
-                    members.setdefault(slot, []).append(int(image[y, x]))
-        for slot, inside in members.items():
-            out[(b, *slot)] = np.bincount(inside, minlength=num_classes).argmax()
+                out[b, row, col, int(image[y, x])] += 1  # -1 is the last
     return out
 
 
-@pytest.mark.parametrize(("size", "grid"), [((28, 28), (5, 5)), ((30, 17), (6, 3))])
-def test_majority(size: tuple[int, int], grid: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("size", "grid"), [((28, 28), (7, 7)), ((30, 17), (8, 5)), ((9, 9), (2, 2))]
+)
+def test_counts_and_majority(size: tuple[int, int], grid: tuple[int, int]) -> None:
     torch.manual_seed(0)
     pixels = torch.randint(-1, 3, (2, *size))
-    pixels[0, :6, :6] = -1  # a slot without any
-    found = slot_labels(pixels, grid, 28 / 5, 3)
-    assert_close(found, slow_slot_labels(pixels, grid, 28 / 5, 3))
-    assert found[0, 0, 0] == -1
+    pixels[0, :4, :4] = -1  # a token without any
+    pixels[1, :4, :4] = 2
+    found = token_counts(pixels, grid, 4, 3)
+    assert_close(found, slow_counts(pixels, grid, 4, 3))
+    labels = majority(found)
+    assert labels[:, 0, 0].tolist() == [-1, 2]
+    for counts, label in zip(found.flatten(0, 2), labels.flatten(), strict=True):
+        best = counts.tolist().index(max(counts))
+        assert label == (best if best < 3 else -1)
