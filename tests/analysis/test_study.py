@@ -323,11 +323,12 @@ def test_base(write: Writer, tmp_path: Path) -> None:
     assert (study.seeds, study.metrics) == ((1,), {"mIoU": "mIoU", "acc": "mAcc"})
 
 
-MASK_STUDIES = [p for p in STUDIES if not p.stem.startswith("training_free")]
+FREE = [p for p in STUDIES if p.stem.startswith("masks")]
+PART_STUDIES = [p for p in STUDIES if p not in FREE]
 
 
-@pytest.mark.parametrize("path", MASK_STUDIES, ids=[p.stem for p in MASK_STUDIES])
-def test_shipped_mask_studies(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("path", PART_STUDIES, ids=[p.stem for p in PART_STUDIES])
+def test_shipped_part_studies(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every variant's backbone builds, and differs from the others' in something."""
     monkeypatch.chdir(ROOT)
     study = read_study(path)
@@ -373,17 +374,19 @@ def test_the_prior_is_held_fixed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert len(same) == 4
 
 
-FREE = [p for p in STUDIES if p not in MASK_STUDIES]
-
-
 @pytest.mark.parametrize("path", FREE, ids=[p.stem for p in FREE])
 def test_shipped_studies(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     runs = plan_runs(read_study(path), tmp_path)
-    steps = {r.variant.name: r.variant.steps for r in runs}
-    assert steps["plain"] == 1
-    assert steps["balanced-merged"] == 0
-    assert steps["balanced-tuned"] == steps["plain-tuned"] == 0.1
+    assert len({json.dumps(r.settings, default=str) for r in runs}) == len(runs)
+    variants = {r.variant.name: r.variant for r in runs}
+    assert variants["plain"].steps == 1
+    assert variants["plain-tuned"].steps == variants["balanced-two-steps-tuned"].steps == 0.2
+    for name, steps in (("prior", 0), ("one-step", 1), ("two-steps", 2)):
+        for preset in ("balanced", "fast"):
+            variant = variants[f"{preset}-{name}"]
+            assert (variant.ltm, variant.start, variant.steps) == (preset, "plain", 0)
+            assert variant.cfg_options == {"model.backbone.steps": steps}
 
 
 @pytest.mark.slow
