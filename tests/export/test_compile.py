@@ -30,7 +30,8 @@ def same(compiled: nn.Module, model: nn.Module, batch: int, size: tuple[int, int
     x = torch.randn(batch, 3, *size)
     with torch.no_grad():
         for a, b in zip(compiled(x), model(x), strict=True):
-            assert_close(a, b, rtol=1e-4, atol=1e-4)
+            # Sharp masks carry rounding further.
+            assert_close(a, b, rtol=5e-4, atol=5e-4)
 
 
 def in_two_graphs(model: nn.Module, sizes: list[tuple[int, int]], batch: int = 2) -> None:
