@@ -14,7 +14,7 @@ model = dict(
         _delete_=True,
         type="ltm_mm.LTMEfficientViT",
         arch="b1",
-        slots="paper",
+        keep="paper",
         out_indices=(3,),
     ),
     head=dict(
@@ -24,5 +24,5 @@ model = dict(
         act_cfg=dict(type="HSwish"),
         init_cfg=dict(_delete_=True, type="TruncNormal", layer="Linear", std=0.02),
     ),
-    init_cfg=None,  # the backbone draws its own weights, and leaves its masks at their start
+    init_cfg=None,  # the backbone draws its own weights
 )

@@ -11,7 +11,7 @@ _base_ = "mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py"
 
 model = dict(
     backbone=dict(
-        _delete_=True, type="ltm_mm.LTMEfficientViT", arch="b1", slots="balanced", init_cfg=None
+        _delete_=True, type="ltm_mm.LTMEfficientViT", arch="b1", keep="balanced", init_cfg=None
     ),
     neck=dict(in_channels=[32, 64, 128, 256]),
 )

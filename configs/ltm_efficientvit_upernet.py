@@ -11,7 +11,7 @@ _base_ = "mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k
 
 model = dict(
     backbone=dict(
-        _delete_=True, type="ltm_mm.LTMEfficientViT", arch="b1", slots="balanced", init_cfg=None
+        _delete_=True, type="ltm_mm.LTMEfficientViT", arch="b1", keep="balanced", init_cfg=None
     ),
     decode_head=dict(in_channels=[32, 64, 128, 256]),
     auxiliary_head=dict(in_channels=128),

@@ -11,6 +11,6 @@ _base_ = "mmpretrain::mobilevit/mobilevit-small_8xb128_in1k.py"
 
 model = dict(
     backbone=dict(
-        _delete_=True, type="ltm_mm.LTMMobileViT", arch="s", slots="paper", out_indices=(4,)
+        _delete_=True, type="ltm_mm.LTMMobileViT", arch="s", keep="paper", out_indices=(4,)
     ),
 )

@@ -17,7 +17,7 @@ model = dict(
         _delete_=True,
         type="ltm_mm.LTMMobileViT",
         arch="s",
-        slots="balanced",
+        keep="balanced",
         out_indices=(3, 4),
         init_cfg=None,
     ),

@@ -18,7 +18,7 @@ model = dict(
         num_heads=(1, 2, 4, 8),
         drop_path_rate=0.0,
         out_indices=(3,),
-        slots="balanced",
+        keep="balanced",
     ),
     neck=dict(type="GlobalAveragePooling"),
     head=dict(

@@ -9,4 +9,4 @@
 # The schedule is for 8 GPUs x 2 images. Not trained here: no result is claimed for it.
 _base_ = "mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py"
 
-model = dict(backbone=dict(type="ltm_mm.LTMSwin", slots="balanced"))
+model = dict(backbone=dict(type="ltm_mm.LTMSwin", keep="balanced"))

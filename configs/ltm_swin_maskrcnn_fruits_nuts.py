@@ -5,8 +5,6 @@
 # For data of your own copy this file and change the first block. The class names must be
 # those of the annotation file; boxes and masks come from it. Small photos and narrow heads so
 # that it trains on two cores; with a GPU start from ltm_swin_maskrcnn.py instead.
-# On two cores of an AMD EPYC: 3.7 minutes, box and mask AP50 0.94 on the 4 validation photos
-# (seed 0).
 _base_ = "ltm_swin_maskrcnn_shapes.py"
 
 data_root = "{{$DATA_ROOT:data/fruits_nuts/}}"

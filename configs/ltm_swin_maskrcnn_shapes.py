@@ -1,8 +1,6 @@
 # Mask R-CNN, narrow LTM-Swin, built-in shapes, from scratch:
 #
 #     python tools/train.py configs/ltm_swin_maskrcnn_shapes.py
-#
-# On two cores of an AMD EPYC: 5.5 minutes, box AP50 0.90, mask AP50 0.89 (seed 0).
 _base_ = [
     "_base_/models/mask-rcnn_narrow.py",
     "_base_/datasets/shapes_instance.py",
@@ -17,7 +15,7 @@ model = dict(
         depths=(2, 2, 2, 2),
         num_heads=(1, 2, 4, 8),
         drop_path_rate=0.0,
-        slots="balanced",
+        keep="balanced",
     ),
     neck=dict(in_channels=[32, 64, 128, 256]),
 )

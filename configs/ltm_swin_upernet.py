@@ -9,4 +9,4 @@
 # The schedule is for 8 GPUs x 2 images. Not trained here: no result is claimed for it.
 _base_ = "mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py"
 
-model = dict(backbone=dict(type="ltm_mm.LTMSwin", slots="balanced"))
+model = dict(backbone=dict(type="ltm_mm.LTMSwin", keep="balanced"))

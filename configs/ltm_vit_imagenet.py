@@ -13,12 +13,12 @@ model = dict(
         _delete_=True,
         type="ltm_mm.LTMViT",
         arch="small",
-        slots="paper",
+        keep="paper",
         drop_path_rate=0.1,
         out_indices=(11,),
         final_norm=True,
     ),
     neck=dict(_delete_=True, type="GlobalAveragePooling"),
     head=dict(type="LinearClsHead", init_cfg=dict(type="TruncNormal", layer="Linear", std=0.02)),
-    init_cfg=None,  # the backbone draws its own weights, and leaves its masks at their start
+    init_cfg=None,  # the backbone draws its own weights
 )

@@ -8,7 +8,7 @@
 #         model.backbone.init_cfg.checkpoint=vit_small_patch16_224.safetensors
 # ViT-B: --cfg-options model.backbone.arch=base 'model.neck.in_channels=[192,384,768,768]'
 # As in ViTDet every level is made from the last map and there is no top-down path; attention
-# is global everywhere (ViTDet's is windowed in most blocks), on slots where merged.
+# is global everywhere (ViTDet's is windowed in most blocks), on merged tokens where merged.
 # The schedule is for 8 GPUs x 2 images. Not trained here: no result is claimed for it.
 _base_ = "mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py"
 
@@ -17,7 +17,7 @@ model = dict(
         _delete_=True,
         type="ltm_mm.LTMViT",
         arch="small",
-        slots="balanced",
+        keep="balanced",
         simple_pyramid=True,
         drop_path_rate=0.1,
         init_cfg=None,

@@ -2,8 +2,6 @@
 #
 #     python tools/train.py configs/ltm_vit_upernet_shapes.py
 #
-# On one core of an AMD EPYC: 6.6 minutes of its time, mIoU 64.9, mAcc 79.1 (seed 0).
-#
 # Patches of 8 pixels; mmseg's MultiLevelNeck makes strides 2, 4, 8 and 16 of four blocks' maps.
 _base_ = [
     "_base_/models/upernet_narrow.py",
@@ -24,7 +22,7 @@ model = dict(
         img_size=160,
         out_indices=(1, 3, 5, 7),
         final_norm=True,
-        slots="balanced",
+        keep="balanced",
     ),
     neck=dict(
         type="MultiLevelNeck",

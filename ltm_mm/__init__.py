@@ -12,9 +12,13 @@ open_door()
 
 
 def __getattr__(name: str) -> object:
-    """``apply`` and ``remove``, imported (with torch and mmengine) when first asked for."""
+    """``apply``, ``remove`` and ``fidelity``, imported (with torch) when first asked for."""
     if name in ("apply", "remove"):
         from ltm_mm.models import apply as module
 
         return getattr(module, name)
+    if name == "fidelity":
+        from ltm_mm.analysis.fidelity_run import fidelity
+
+        return fidelity
     raise AttributeError(f"module 'ltm_mm' has no attribute {name!r}")

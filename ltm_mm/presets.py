@@ -1,139 +1,178 @@
-"""Merging plans: how many slots per window side each block's MLP runs on.
+"""Merging plans: how many tokens each block keeps.
 
-A *plan* has one entry per stage, an entry one int per block. Presets have the same
-names for every backbone and are defined here, once: as shares of the window side, and
-'paper' as a plan per architecture.
+A *plan* has one entry per stage, an entry one int per block: the tokens that it keeps of each
+window (Swin's, EfficientViT's), or of every N of an image (ViT's, MobileViT's). Presets have the
+same names for every backbone and are defined here, once.
 """
 
 from collections.abc import Sequence
 from itertools import pairwise
 
-Slots = str | Sequence[int | Sequence[int] | None] | None
+Number = int | float  # tokens, or a share of them
+Entry = Number | Sequence[Number | None] | None
+Keep = str | Number | Sequence[Entry] | None
 Plan = tuple[tuple[int, ...], ...]
 
-# name: share of the window side after (a stage's first blocks, its later blocks).
-# A stage's first block wants all tokens: merged there, a trained model loses the
-# most; from the second block on, 5/7 (half the tokens) costs nothing visible.
-# A backbone of one stage (ViT) has no later stages whose first blocks see all tokens
-# again: there the first third of the blocks count as first ones, 4 of 12 as in Swin-T.
-PRESETS: dict[str, tuple[float, float]] = {
-    "light": (1, 6 / 7),
-    "balanced": (1, 5 / 7),
-    "fast": (5 / 7, 5 / 7),
+# Family -> preset -> shares of tokens that are kept, stage by stage: a block of a stage takes the
+# entry that lies as deep in the list as the block in the stage. They are what tools/plan.py found
+# on weights trained on photos, see docs/fidelity.md. A ViT is one stage: a third of its blocks,
+# after the first quarter, merge evenly down to the share given, and the later ones go on with
+# that. So do all blocks of a MobileViT's stage; EfficientViT's merged tokens live on, too.
+PRESETS: dict[str, dict[str, tuple]] = {
+    "swin": {
+        "light": ((1.0,), (1.0,), (1.0, 1.0, 0.65, 0.51, 0.33, 0.33), (0.33, 0.1)),
+        "balanced": ((1.0,), (1.0,), (0.51, 0.33, 0.33, 0.18, 0.18, 0.18), (0.18, 0.1)),
+        "fast": ((1.0, 0.51), (1.0, 0.51), (0.18, 0.18, 0.18, 0.18, 0.1, 0.1), (0.18, 0.1)),
+    },
+    "vit": {"light": 0.75, "balanced": 0.55, "fast": 0.4},
+    "mobilevit": {"light": 0.8, "balanced": 0.65, "fast": 0.5},
+    "efficientvit": {
+        "light": ((1.0, 0.735, 0.735),) * 4,
+        "balanced": ((1.0, 0.51, 0.51),) * 4,
+        "fast": ((0.51,),) * 4,
+    },
 }
-# Merging after the first block pays in stages of at least so many blocks. With two, only
-# one MLP runs on slots, and the masks take longer than that saves (Swin-T, 800 x 1216,
-# two cores: 1.20x with the third stage alone merged, 1.17x with all four).
-DEEP = 3
+NAMES = ("light", "balanced", "fast", "paper")
+
+
+def evenly(share: float, depth: int) -> tuple[float, ...]:
+    """Shares that fall by the same step in every block, down to the last one's."""
+    return tuple(1 - (1 - share) * (k + 1) / depth for k in range(depth))
+
+
+def midway(share: float, depth: int) -> tuple[float, ...]:
+    """Shares that fall evenly over a third of the blocks, after the first quarter."""
+    first, merging = depth // 4, max(depth // 3, 1)
+    falling = evenly(share, merging)
+    return ((1.0,) * first + falling + (share,) * depth)[:depth]
+
 
 # (family, width, depths) -> plan whose multiply-accumulates meet the paper's (arXiv
 # 2407.15219) at its image size; `tools/flops.py` prints them. The paper gives the work
-# and not the plans: these are ours, with all tokens in first blocks where that can be.
+# and not the plans: these are ours.
 # MobileViT's figures there (plain XS 0.70 G, S 1.40 G) are 0.69 of what the same networks
 # count here, and its convolutions alone are more than what the paper has for LTM: its
 # plans meet the *share* of the plain network's work (0.74 and 0.84).
-PAPER: dict[tuple[str, int, tuple[int, ...]], tuple] = {
-    ("swin", 96, (2, 2, 6, 2)): ((7, 6), (7, 6), (7, 6, 6, 5, 5, 5), (7, 6)),
-    ("swin", 128, (2, 2, 18, 2)): ((7, 6), (7, 6), (7, *(6,) * 13, *(5,) * 4), (7, 6)),
-    ("vit", 384, (12,)): ((*(7,) * 7, *(5,) * 5),),
-    ("vit", 768, (12,)): ((*(7,) * 5, *(5,) * 7),),
-    ("efficientvit", 128, (0, 0, 3, 4)): (None, None, (8, 5, 4), (8, 6, 5, 5)),
-    ("mobilevit", 96, (0, 0, 2, 4, 3)): (None, None, 3, 3, 3),
-    ("mobilevit", 144, (0, 0, 2, 4, 3)): (None, None, 6, 5, 5),
+PAPER: dict[tuple[str, int, tuple[int, ...]], Keep] = {
+    ("swin", 96, (2, 2, 6, 2)): (None, None, (None, *(0.72,) * 5), 0.72),
+    ("swin", 128, (2, 2, 18, 2)): (None, None, (None, *(0.72,) * 17), 0.72),
+    ("vit", 384, (12,)): (evenly(0.617, 12),),
+    ("vit", 768, (12,)): (evenly(0.48, 12),),
+    ("efficientvit", 128, (0, 0, 3, 4)): (None, None, (64, 25, 16), (64, 36, 25, 25)),
+    ("mobilevit", 96, (0, 0, 2, 4, 3)): (None, None, 9, 9, 9),
+    ("mobilevit", 144, (0, 0, 2, 4, 3)): (None, None, *(evenly(0.2, d) for d in (2, 4, 3))),
 }
-NAMES = (*PRESETS, "paper")
+
+
+def resolve_plan(
+    keep: Keep,
+    depths: Sequence[int],
+    tokens: int,
+    model: tuple[str, int],
+    chained: bool = False,
+    square: bool = False,
+) -> Plan:
+    """Tokens that every block keeps, from any form a user may give.
+
+    Args:
+        keep: None (all: no merging), a preset's name, a number for all blocks, or one entry
+            per stage: None, a number, or None or a number per block. A number is an int
+            ``1 .. tokens`` or a share, a float above 0 and up to 1.
+        depths: blocks per stage that can merge; 0 for a stage without attention.
+        tokens: what the numbers are of (N).
+        model: family and width.
+        chained: whether a block gets what the one before it kept: then numbers must not rise
+            within a stage.
+        square: whether merged tokens lie on a square grid: only square numbers of them can.
+
+    Returns:
+        One tuple per stage, one int per block; ``tokens`` where nothing is merged.
+
+    Raises:
+        ValueError: if the plan does not fit; says what is allowed.
+    """
+    if isinstance(keep, str):
+        keep = _preset(keep, tuple(depths), model)
+    if keep is None or (isinstance(keep, int | float) and not isinstance(keep, bool)):
+        keep = [None if depth == 0 else keep for depth in depths]
+    if not isinstance(keep, Sequence) or len(keep) != len(depths):
+        raise ValueError(
+            f"keep must be None, one of {', '.join(NAMES)}, a number of tokens or a share of "
+            f"them, or have one entry for each of the {len(depths)} stages, got {keep!r}"
+        )
+    plan = []
+    for stage, (entry, depth) in enumerate(zip(keep, depths, strict=True)):
+        where = f"keep of stage {stage}"
+        counts = tuple(_count(x, tokens, square, where) for x in _entries(entry, depth, where))
+        if chained and any(later > earlier for earlier, later in pairwise(counts)):
+            raise ValueError(
+                f"{where}: {counts} rises; a block gets what the one before it has kept"
+            )
+        plan.append(counts)
+    return tuple(plan)
+
+
+def _preset(name: str, depths: tuple[int, ...], model: tuple[str, int]) -> Keep:
+    """A preset as one entry per stage."""
+    if name == "paper":
+        if (*model, depths) in PAPER:
+            return PAPER[(*model, depths)]
+        known = [f"{family} (width {width}, depths {d})" for family, width, d in PAPER]
+        raise ValueError(f"the preset 'paper' exists only for {', '.join(known)}")
+    if name not in NAMES:
+        raise ValueError(f"unknown preset keep={name!r}: choose from {', '.join(NAMES)}")
+    shares = PRESETS[model[0]][name]
+    if model[0] == "vit":
+        return [midway(shares, depths[0])]
+    if isinstance(shares, float):
+        return [evenly(shares, depth) if depth else None for depth in depths]
+    stages = [shares[min(stage, len(shares) - 1)] for stage in range(len(depths))]
+    return [
+        [own[k * len(own) // depth] for k in range(depth)] or None
+        for own, depth in zip(stages, depths, strict=True)
+    ]
+
+
+def _entries(entry: Entry, depth: int, where: str) -> Sequence[Number | None]:
+    """One stage's entry, block by block."""
+    if entry is None:
+        return [None] * depth
+    if depth == 0:
+        raise ValueError(
+            f"{where}: the stage has no attention, so there is nothing to merge in; give None, "
+            f"got {entry!r}"
+        )
+    counts = [entry] * depth if isinstance(entry, int | float) else entry
+    if isinstance(counts, str) or not isinstance(counts, Sequence) or len(counts) != depth:
+        raise ValueError(
+            f"{where}: give None, a number, or one for each of its {depth} blocks, got {entry!r}"
+        )
+    return counts
+
+
+def _count(value: Number | None, tokens: int, square: bool, where: str) -> int:
+    """Tokens kept, from a number, a share, or None for all."""
+    if value is None:
+        return tokens
+    if isinstance(value, float) and 0 < value <= 1:
+        if square:
+            return max(round((value * tokens) ** 0.5), 1) ** 2
+        return max(round(value * tokens), 1)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= tokens:
+        raise ValueError(
+            f"{where}: {value!r} is neither a number of tokens from 1 to {tokens} nor a share of "
+            "them, a float above 0 and up to 1"
+        )
+    if square and round(value**0.5) ** 2 != value:
+        near = [max(round(value**0.5) + d, 1) ** 2 for d in (-1, 0, 1)]
+        raise ValueError(
+            f"{where}: merged tokens lie on a square grid here, {value} is no square number; "
+            f"near are {', '.join(map(str, sorted({n for n in near if n <= tokens})))}"
+        )
+    return value
 
 
 def check_window(window: int) -> None:
     """Raise a ValueError unless the tokens per window side are an int >= 1."""
     if isinstance(window, bool) or not isinstance(window, int) or window < 1:
         raise ValueError(f"window_size must be an int >= 1, got {window!r}")
-
-
-def resolve_plan(
-    slots: Slots, depths: Sequence[int], window: int, model: tuple[str, int] | None = None
-) -> Plan:
-    """Slots per window side of every block, from any form a user may give.
-
-    Args:
-        slots: None (no merging), a preset's name, or one entry per stage: None, an
-            int (merged in the stage's first block), or one int per block, never
-            rising within a stage.
-        depths: blocks per stage that can merge; 0 for a stage without attention.
-        window: tokens per window side; the largest number of slots.
-        model: family and width, which 'paper' depends on.
-
-    Returns:
-        One tuple per stage, one int per block; ``window`` where nothing is merged.
-
-    Raises:
-        ValueError: if the plan does not fit; says what is allowed.
-    """
-    if slots == "paper":
-        slots = _paper_plan(model, tuple(depths))
-    if slots is None:
-        return tuple((window,) * depth for depth in depths)
-    if isinstance(slots, str):
-        if slots not in PRESETS:
-            raise ValueError(f"unknown slots preset {slots!r}: choose from {', '.join(NAMES)}")
-        return _preset_plan(slots, depths, window)
-    if not isinstance(slots, Sequence) or len(slots) != len(depths):
-        raise ValueError(
-            f"slots must be None, one of {', '.join(NAMES)}, or have one entry for each of the "
-            f"{len(depths)} stages, got {slots!r}"
-        )
-    return tuple(
-        _stage_plan(entry, depth, window, stage)
-        for stage, (entry, depth) in enumerate(zip(slots, depths, strict=True))
-    )
-
-
-def _paper_plan(model: tuple[str, int] | None, depths: tuple[int, ...]) -> Slots:
-    """The plan of :data:`PAPER` for an architecture."""
-    if model and (*model, depths) in PAPER:
-        return PAPER[(*model, depths)]
-    known = [f"{family} (width {width}, depths {d})" for family, width, d in PAPER]
-    raise ValueError(f"the preset 'paper' exists only for {', '.join(known)}")
-
-
-def _preset_plan(name: str, depths: Sequence[int], window: int) -> Plan:
-    """A preset's plan: in every stage, or where its first block is whole in the deep ones.
-
-    A backbone without a deep stage is merged in all.
-    """
-    first, later = (max(1, round(share * window)) for share in PRESETS[name])
-    everywhere = first < window or max(depths) < DEEP
-    lead = max(depths[0] // 3, 1) if len(depths) == 1 else 1
-    return tuple(
-        (*(first,) * lead, *(later,) * depth)[:depth]
-        if everywhere or depth >= DEEP
-        else (window,) * depth
-        for depth in depths
-    )
-
-
-def _stage_plan(
-    entry: int | Sequence[int] | None, depth: int, window: int, stage: int
-) -> tuple[int, ...]:
-    """One stage's slots per block; see :func:`resolve_plan`."""
-    where = f"slots of stage {stage}"
-    if entry is None:
-        return (window,) * depth
-    if depth == 0:
-        raise ValueError(
-            f"{where}: the stage has no attention, so there is nothing to merge in; give None, "
-            f"got {entry!r}"
-        )
-    counts = [entry] * depth if isinstance(entry, int) else entry
-    if isinstance(counts, str) or not isinstance(counts, Sequence) or len(counts) != depth:
-        raise ValueError(
-            f"{where}: give None, one int, or one int for each of its {depth} blocks, got {entry!r}"
-        )
-    for count in counts:
-        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= window:
-            raise ValueError(f"{where}: {count!r} is not an int from 1 to the window size {window}")
-    if any(later > earlier for earlier, later in pairwise(counts)):
-        raise ValueError(
-            f"{where}: {tuple(counts)} rises; merged tokens come back only at the stage's end"
-        )
-    return tuple(counts)

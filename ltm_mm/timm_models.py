@@ -1,19 +1,19 @@
 """Merging classifiers and feature extractors under names of timm's registry (ours).
 
     import ltm_mm.timm_models
-    timm.create_model("ltm_swin_tiny", pretrained=True, slots="balanced")
+    timm.create_model("ltm_swin_tiny", pretrained=True, keep="balanced")
     timm.create_model("ltm_vit_small", features_only=True)
 
 and in timm's own training scripts, which import nothing of ours by themselves:
 
     python -m ltm_mm.timm_models path/to/timm/train.py --model ltm_swin_tiny \
-        --model-kwargs slots=paper ...
+        --model-kwargs keep=paper ...
 
 A model ``ltm_*`` is timm's plain one with merging put on by :func:`ltm_mm.apply`: its
-parameters are the plain ones (``pretrained=True`` loads timm's weights), its masks', and
-nothing else. It takes timm's keywords and ``slots``, ``steps`` and ``window_size`` of
-``apply``; ``slots="none"`` (timm drops keywords that are None) is the plain model. Its
-checkpoints load into the backbones here (``init_cfg``).
+parameters are the plain ones (``pretrained=True`` loads timm's weights), those of its masks
+where these learn, and nothing else. It takes timm's keywords and ``keep``, ``mask`` and
+``window_size`` of ``apply``; ``keep="none"`` (timm drops keywords that are None) is the plain
+model. Its checkpoints load into the backbones here (``init_cfg``).
 """
 
 import runpy
@@ -25,7 +25,7 @@ from timm.models import model_entrypoint, register_model
 from torch import nn
 
 from ltm_mm.models.apply import apply
-from ltm_mm.presets import Slots
+from ltm_mm.presets import Keep
 
 PLAIN = {
     **{f"ltm_swin_{a}": f"swin_{a}_patch4_window7_224" for a in ("tiny", "small", "base", "large")},
@@ -41,13 +41,13 @@ def _register(name: str, plain: str) -> Callable[..., nn.Module]:
 
     def build(
         pretrained: bool = False,
-        slots: Slots = "balanced",
-        steps: int = 2,
+        keep: Keep = "balanced",
+        mask: str = "match",
         window_size: int | None = None,
         **options: object,
     ) -> nn.Module:
         model = model_entrypoint(plain)(pretrained=pretrained, **options)
-        return apply(model, None if slots == "none" else slots, steps, window_size)
+        return apply(model, None if keep == "none" else keep, mask, window_size)
 
     build.__name__ = build.__qualname__ = name
     build.__doc__ = f"timm's {plain} with token merging; see :mod:`ltm_mm.timm_models`."

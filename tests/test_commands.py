@@ -38,6 +38,7 @@ NOT_RUN = ("check_configs", "tools/ablate.py", "_imagenet.py", "cuda")
 # Options that make a measuring tool quick; of an option given twice the last one counts.
 QUICK = {
     "benchmark.py": ["--size", "64", "96", "--rounds", "1"],
+    "fidelity.py": ["--num-photos", "1", "--rounds", "1", "--size", "96", "96"],
     "plan.py": ["--size", "224", "224", "--rounds", "1"],
     "flops.py": ["--rounds", "1"],
 }
@@ -81,6 +82,8 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if (real / name).is_dir():
             (folder / place).symlink_to(real / name)
     Image.fromarray(draw_image("val", 50)[0]).save(folder / "photo.jpg")
+    (folder / "photos").mkdir()
+    shutil.copy(folder / "photo.jpg", folder / "photos")
     return folder
 
 

@@ -50,7 +50,7 @@ def test_there_are_entries() -> None:
 def test_parses(name: str) -> None:
     cfg = load_config(CONFIGS / name)
     assert cfg.model.backbone.type in [f"ltm_mm.{name}" for name in BACKBONES]
-    assert cfg.model.backbone.slots == ("paper" if "imagenet" in name else "balanced")
+    assert cfg.model.backbone.keep == ("paper" if "imagenet" in name else "balanced")
     head = (CONFIGS / name).read_text().partition("_base_")[0]
     assert f"tools/train.py configs/{name}" in head, "the header states the command"
 
@@ -74,7 +74,7 @@ def test_channels_fit(name: str) -> None:
 def test_differs_from_its_parent_in_the_backbone_alone(name: str) -> None:
     cfg = load_config(CONFIGS / name)
     parent = load_config(PARENTS[name])
-    parent.model.backbone.update(type="ltm_mm.LTMSwin", slots="balanced")
+    parent.model.backbone.update(type="ltm_mm.LTMSwin", keep="balanced")
     assert _without_scopes(cfg.to_dict()) == _without_scopes(parent.to_dict())
 
 

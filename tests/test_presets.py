@@ -2,47 +2,84 @@
 
 import pytest
 
-from ltm_mm.presets import PAPER, PRESETS, check_window, resolve_plan
+from ltm_mm.presets import NAMES, PAPER, PRESETS, check_window, resolve_plan
+
+SWIN = ("swin", 96)
 
 
 @pytest.mark.parametrize(
-    ("slots", "expected"),
+    ("keep", "expected"),
     [
-        (None, ((7, 7), (7, 7, 7))),
-        ("light", ((7, 7), (7, 6, 6))),  # two blocks are too few to pay
-        ("balanced", ((7, 7), (7, 5, 5))),
-        ("fast", ((5, 5), (5, 5, 5))),
-        ((None, 5), ((7, 7), (5, 5, 5))),
-        ([6, [7, 5, 4]], ((6, 6), (7, 5, 4))),
-        ((7, None), ((7, 7), (7, 7, 7))),
+        (None, ((49, 49), (49, 49, 49))),
+        (25, ((25, 25), (25, 25, 25))),
+        (1, ((1, 1), (1, 1, 1))),
+        (49, ((49, 49), (49, 49, 49))),
+        (0.5, ((24, 24), (24, 24, 24))),
+        (1.0, ((49, 49), (49, 49, 49))),
+        (0.001, ((1, 1), (1, 1, 1))),
+        ((None, 25), ((49, 49), (25, 25, 25))),
+        ((0.5, [None, 25, 0.2]), ((24, 24), (49, 25, 10))),
+        ([37, (9, 49, 30)], ((37, 37), (9, 49, 30))),  # a window is merged anew by every block
     ],
 )
-def test_plans(slots, expected):
-    assert resolve_plan(slots, (2, 3), 7) == expected
+def test_plans(keep, expected):
+    assert resolve_plan(keep, (2, 3), 49, SWIN) == expected
 
 
-def test_one_stage_alone_keeps_its_first_third():
-    assert resolve_plan("balanced", (12,), 7) == ((7,) * 4 + (5,) * 8,)
-    assert resolve_plan("fast", (12,), 7) == ((5,) * 12,)
-    assert resolve_plan("balanced", (2,), 7) == ((7, 5),)
+@pytest.mark.parametrize(
+    ("keep", "says"),
+    [
+        (50, "keep of stage 0: 50 is neither a number of tokens from 1 to 49 nor a share of them"),
+        (0, "keep of stage 0: 0 is neither"),
+        (0.0, "keep of stage 0: 0.0 is neither"),
+        (1.5, "keep of stage 0: 1.5 is neither"),
+        (float("nan"), "keep of stage 0: nan is neither"),
+        (True, "keep must be None, one of light, balanced, fast, paper, a number of tokens"),
+        ((25, True), "keep of stage 1: True is neither"),
+        ((25,), "one entry for each of the 2 stages, got"),
+        ((25, (9, 9)), "keep of stage 1: give None, a number, or one for each of its 3 blocks"),
+        ((25, "fast"), "keep of stage 1: give None, a number"),
+        ("quick", "unknown preset keep='quick': choose from light, balanced, fast, paper"),
+    ],
+)
+def test_what_does_not_fit_is_named(keep, says):
+    with pytest.raises(ValueError, match=says):
+        resolve_plan(keep, (2, 3), 49, SWIN)
+
+
+def test_a_chain_of_merges_never_rises():
+    assert resolve_plan(((9, 4, 4),), (3,), 49, ("vit", 192), chained=True) == ((9, 4, 4),)
+    with pytest.raises(ValueError, match=r"keep of stage 0: \(9, 25, 4\) rises"):
+        resolve_plan(((9, 25, 4),), (3,), 49, ("vit", 192), chained=True)
+    with pytest.raises(ValueError, match=r"\(9, 49, 4\) rises"):  # None is all of them
+        resolve_plan(((9, None, 4),), (3,), 49, ("vit", 192), chained=True)
+
+
+@pytest.mark.parametrize(("keep", "count"), [(0.5, 36), (0.01, 1), (49, 49), (64, 64), (1.0, 64)])
+def test_grids_keep_square_numbers(keep, count):
+    model = ("efficientvit", 64)
+    assert resolve_plan(keep, (1,), 64, model, chained=True, square=True) == ((count,),)
+    with pytest.raises(ValueError, match=r"50 is no square number; near are 36, 49, 64"):
+        resolve_plan(50, (1,), 64, model, chained=True, square=True)
 
 
 def test_stages_without_attention_have_no_plan():
-    assert resolve_plan("balanced", (0, 3), 7) == ((), (7, 5, 5))
-    assert resolve_plan((None, 5), (0, 2), 7) == ((), (5, 5))
-    with pytest.raises(ValueError, match="stage 0: the stage has no attention"):
-        resolve_plan((6, 5), (0, 2), 7)
+    assert resolve_plan(25, (0, 3), 49, SWIN) == ((), (25, 25, 25))
+    assert resolve_plan((None, 25), (0, 2), 49, SWIN) == ((), (25, 25))
+    with pytest.raises(ValueError, match="keep of stage 0: the stage has no attention"):
+        resolve_plan((36, 25), (0, 2), 49, SWIN)
 
 
 def test_paper_is_a_plan_per_architecture():
-    for (family, width, depths), plan in PAPER.items():
-        window = 7 if family in ("swin", "vit") else 8
-        found = resolve_plan("paper", depths, window, (family, width))
-        assert found == resolve_plan(plan, depths, window)
+    for (family, width, depths), keep in PAPER.items():
+        rest = dict(chained=family != "swin", square=family == "efficientvit")
+        tokens = dict(swin=49, vit=196, mobilevit=64, efficientvit=64)[family]
+        found = resolve_plan("paper", depths, tokens, (family, width), **rest)
+        assert found == resolve_plan(keep, depths, tokens, (family, width), **rest)
         assert [len(stage) for stage in found] == list(depths)
-    for model, depths in ((None, (2, 2, 6, 2)), (("swin", 96), (2, 2, 18, 2))):
-        with pytest.raises(ValueError, match=r"'paper' exists only for swin \(width 96, depths"):
-            resolve_plan("paper", depths, 7, model)
+    for model, depths in ((("swin", 8), (2, 2, 6, 2)), (SWIN, (2, 2, 18, 2))):
+        with pytest.raises(ValueError, match=r"the preset 'paper' exists only for"):
+            resolve_plan("paper", depths, 49, model)
 
 
 @pytest.mark.parametrize("window", [0, -1, 7.0, True, None])
@@ -51,13 +88,29 @@ def test_windows_are_whole(window):
         check_window(window)
 
 
-def test_a_backbone_without_a_deep_stage_is_merged_in_all():
-    assert resolve_plan("balanced", (2, 1), 7) == ((7, 5), (7,))
-
-
-@pytest.mark.parametrize("window", [2, 4, 5, 7, 8, 12, 16, 24])
-@pytest.mark.parametrize("preset", PRESETS)
-def test_presets_fit_every_window(preset, window):
-    (plan,) = resolve_plan(preset, (4,), window)
-    assert window >= plan[0] >= plan[-1] >= 1
-    assert resolve_plan((plan,), (4,), window) == (plan,)
+@pytest.mark.parametrize(
+    ("family", "depths"),
+    [
+        ("swin", (2, 2, 6, 2)),
+        ("swin", (2, 2, 18, 2)),
+        ("swin", (2, 2, 2, 2)),
+        ("vit", (12,)),
+        ("vit", (6,)),
+        ("mobilevit", (0, 0, 2, 4, 3)),
+        ("efficientvit", (0, 0, 2, 2)),
+        ("efficientvit", (0, 0, 0, 6)),
+    ],
+)
+def test_presets_keep_less_from_one_to_the_next(family, depths):
+    tokens = {"swin": 49, "vit": 196, "mobilevit": 64, "efficientvit": 64}[family]
+    options = dict(chained=family != "swin", square=family == "efficientvit")
+    assert (*PRESETS[family], "paper") == NAMES
+    totals = [sum(depths) * tokens]
+    for name in PRESETS[family]:
+        plan = resolve_plan(name, depths, tokens, (family, 0), **options)
+        assert [len(stage) for stage in plan] == list(depths)
+        again = [stage or None for stage in plan]
+        assert resolve_plan(again, depths, tokens, (family, 0), **options) == plan
+        totals.append(sum(map(sum, plan)))
+    assert totals == sorted(totals, reverse=True)
+    assert len(set(totals)) == 4

@@ -12,8 +12,8 @@ from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
 init_default_scope({scope!r})
 from {scope}.registry import MODELS
-backbone = MODELS.build(ConfigDict(type='ltm_mm.LTMSwin', slots='balanced', embed_dims=12,
-                                   num_heads=(1, 1, 1, 1)))
+backbone = MODELS.build(ConfigDict(type='ltm_mm.LTMSwin', keep=(None, None, 25, None),
+                                   embed_dims=12, num_heads=(1, 1, 1, 1)))
 print(type(backbone).__name__, backbone.plan[2])
 """
 
@@ -23,4 +23,6 @@ def test_builds_from_any_scope(scope):
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT.format(scope=scope)], capture_output=True, text=True
     )
-    assert done.stdout.splitlines()[-1:] == ["LTMSwin (7, 5, 5, 5, 5, 5)"], done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1:] == ["LTMSwin (25, 25, 25, 25, 25, 25)"], done.stderr[
+        -2000:
+    ]

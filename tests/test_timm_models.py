@@ -12,8 +12,9 @@ from torch.testing import assert_close
 
 import ltm_mm.timm_models
 from ltm_mm.datasets import SHAPES, draw_image
-from ltm_mm.layers import TokenMerger
+from ltm_mm.merging import record_merges
 from ltm_mm.models.apply import remove
+from ltm_mm.models.backbones.swin import SwinBlock
 
 SMALL = [
     ("ltm_swin_tiny", dict(embed_dim=12, num_heads=(1, 1, 2, 2))),
@@ -23,9 +24,8 @@ SMALL = [
 ]
 
 
-def mask_parameters(model: torch.nn.Module) -> int:
-    masks = [m for m in model.modules() if isinstance(m, TokenMerger)]
-    return sum(p.numel() for m in masks for p in m.parameters())
+def merging_parameters(model: torch.nn.Module) -> int:
+    return sum(p.numel() for name, p in model.named_parameters() if ".merge." in name)
 
 
 @pytest.mark.parametrize("name", ltm_mm.timm_models.PLAIN)
@@ -37,21 +37,24 @@ def test_every_model_is_registered_and_is_the_plain_one_with_masks(name):
         with torch.device("meta"):
             merged, reference = timm.create_model(name), timm.create_model(plain)
         count = sum(p.numel() for p in reference.parameters())
-        assert mask_parameters(merged) > 0
-        assert sum(p.numel() for p in merged.parameters()) == count + mask_parameters(merged)
+        # Only an EfficientViT's masks learn by default.
+        assert bool(merging_parameters(merged)) == ("efficientvit" in name)
+        assert sum(p.numel() for p in merged.parameters()) == count + merging_parameters(merged)
 
 
 @pytest.mark.parametrize(("name", "options"), SMALL)
 def test_classifier_and_features(name, options):
-    model = timm.create_model(name, num_classes=7, slots="fast", **options).eval()
+    model = timm.create_model(name, num_classes=7, keep="fast", **options).eval()
     x = torch.randn(2, 3, 224, 224)
-    with torch.no_grad():
+    with torch.no_grad(), record_merges(model) as merges:
         assert model(x).shape == (2, 7)
-        assert model.forward_features(x).shape[0] == 2
-    features = timm.create_model(name, features_only=True, slots="fast", **options).eval()
+    assert merges
     with torch.no_grad():
+        assert model.forward_features(x).shape[0] == 2
+    features = timm.create_model(name, features_only=True, keep="fast", **options).eval()
+    with torch.no_grad(), record_merges(features) as merges:
         maps = features(x)
-    assert any(isinstance(m, TokenMerger) for m in features.modules())
+    assert merges
     channel = 3 if "swin" in name else 1
     assert [m.shape[channel] for m in maps] == features.feature_info.channels()
     reset = timm.create_model(name, num_classes=0, **options)
@@ -61,26 +64,36 @@ def test_classifier_and_features(name, options):
 
 @pytest.mark.parametrize(("name", "options"), SMALL)
 def test_options_reach_the_merging(name, options):
-    plain = timm.create_model(name, slots="none", **options).eval()
-    assert mask_parameters(plain) == 0
-    other = timm.create_model(name, slots="fast", steps=0, **options)
-    assert not any("log_sharpness" in name for name, _ in other.named_parameters())
-    if "swin" not in name:
-        priors = [
-            next(v for k, v in m.state_dict().items() if k.endswith("prior_offset")).shape
-            for m in (other, timm.create_model(name, slots="fast", window_size=4, **options))
-        ]
-        assert priors[0] != priors[1]
+    plain = timm.create_model(name, keep="none", **options).eval()
+    other = timm.create_model(name, keep="fast", **options).eval()
+    x = torch.randn(1, 3, 224, 224)
+    for model, merges in ((plain, False), (other, True)):
+        with torch.no_grad(), record_merges(model) as found:
+            model(x)
+        assert bool(found) == merges
     remove(other)
     other.load_state_dict(plain.state_dict())
-    x = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
         assert_close(other.eval()(x), plain(x), rtol=0, atol=0)
 
 
+def test_keywords_of_one_family_alone():
+    swin = timm.create_model("ltm_swin_tiny", mask="soft", keep=25, **SMALL[0][1])
+    assert merging_parameters(swin) == sum(
+        49 * 25 + 1 for m in swin.modules() if isinstance(m, SwinBlock)
+    )
+    windows = [
+        timm.create_model("ltm_efficientvit_b0", keep="fast", **own)
+        for own in ({}, dict(window_size=4))
+    ]
+    assert merging_parameters(windows[0]) > merging_parameters(windows[1]) > 0
+    with pytest.raises(ValueError, match="window_size is for an EfficientViT"):
+        timm.create_model("ltm_vit_tiny", window_size=4, **SMALL[1][1])
+
+
 SCRIPT = """
 import sys, timm
-print(sys.argv[1:], type(timm.create_model("ltm_vit_tiny", depth=3, slots="fast")).__name__)
+print(sys.argv[1:], type(timm.create_model("ltm_vit_tiny", depth=3, keep="fast")).__name__)
 """
 
 
@@ -115,7 +128,7 @@ def test_a_merging_classifier_learns_through_timms_api():
     images, labels = single_shapes(480)
     model = timm.create_model(
         "ltm_vit_tiny", num_classes=len(SHAPES), img_size=64, patch_size=8, embed_dim=64,
-        depth=4, num_heads=2, slots="balanced",
+        depth=4, num_heads=2, keep="balanced",
     )  # fmt: skip
     optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05)
     scheduler, _ = create_scheduler_v2(optimizer, num_epochs=20, warmup_epochs=2)

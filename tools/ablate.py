@@ -1,8 +1,8 @@
 """Run a study: variants x seeds through the ordinary trainer, then a table and a figure.
 
-python tools/ablate.py studies/masks_swin_upernet.yaml
-python tools/ablate.py STUDY.yaml --seeds 0      # run it again to go on; what is done is kept
-python tools/ablate.py studies/masks_*.yaml      # several, and one figure of them all
+python tools/ablate.py studies/swin_maskrcnn.yaml
+python tools/ablate.py STUDY.yaml --seeds 0        # run it again to go on; what is done is kept
+python tools/ablate.py STUDY.yaml ANOTHER.yaml     # several, and one figure of them all
 """
 
 import ltm_mm  # isort: skip  (first: it stands in for mmcv's compiled ops where they are absent)

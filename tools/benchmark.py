@@ -1,4 +1,4 @@
-"""Time, memory and work of a backbone or a whole model, side by side with its rivals.
+"""Time, memory and work of a backbone or a whole model, side by side with its baselines.
 
 python tools/benchmark.py ltm-swin-t --against mmdet-swin --ltm none balanced fast
 """
@@ -13,6 +13,7 @@ import ltm_mm  # isort: skip  (first: it stands in for mmcv's compiled ops where
 
 import argparse
 
+from ltm_mm.analysis.baselines import NAMED
 from ltm_mm.analysis.benchmark import run_benchmark
 from ltm_mm.engine import clean_errors
 
@@ -25,14 +26,13 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add(
         "config",
-        help="a file, mmdet::PATH, mmseg::PATH, or a backbone of ours: ltm-swin-{t,s,b,l}, "
-        "ltm-efficientvit-{b0..b3,l1..l3}",
+        help=f"a file, mmdet::PATH, mmseg::PATH, or a backbone of ours: {NAMED}",
     )
     add(
         "--against",
         nargs="+",
         default=[],
-        metavar="RIVAL",
+        metavar="BASELINE",
         help="plain (ours without merging), mmdet-swin, timm, or another config; ratios are "
         "against the first",
     )
@@ -40,9 +40,10 @@ def parse_args() -> argparse.Namespace:
         "--ltm",
         nargs="+",
         default=[],
-        metavar="SLOTS",
-        help="measure these plans: none, light, balanced, fast, paper, or one per stage such as "
-        "'(None, None, (7, 5, 5, 5, 5, 5), 5)' [as the config has it]",
+        metavar="KEEP",
+        help="measure these plans: none, light, balanced, fast, paper, tokens per window (25) or "
+        "a share of them (0.5), or one entry per stage such as "
+        "'(None, None, (None, 25, 25, 25, 25, 25), None)' [as the config has it]",
     )
     add("--whole-model", action="store_true", help="with neck and heads, not the backbone alone")
     add(
@@ -52,9 +53,6 @@ def parse_args() -> argparse.Namespace:
         default=[800, 1216],
         metavar="H W",
         help="pixels; several pairs are measured one after the other [800 1216]",
-    )
-    add(
-        "--unmerge", choices=["residual", "none"], help="maps of tokens or of slots [as configured]"
     )
     add(
         "--shrunk",

@@ -7,6 +7,7 @@ import ltm_mm  # isort: skip  (first: it stands in for mmcv's compiled ops where
 
 import argparse
 
+from ltm_mm.analysis.baselines import NAMED
 from ltm_mm.engine import clean_errors
 
 
@@ -18,8 +19,7 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add(
         "config",
-        help="a file, mmdet::PATH, mmseg::PATH, or a backbone of ours: ltm-swin-{t,s,b,l}, "
-        "ltm-efficientvit-{b0..b3,l1..l3}",
+        help=f"a file, mmdet::PATH, mmseg::PATH, or a backbone of ours: {NAMED}",
     )
     add(
         "checkpoint",
@@ -42,9 +42,10 @@ def parse_args() -> argparse.Namespace:
     )
     add(
         "--ltm",
-        metavar="SLOTS",
-        help="merge so: none, light, balanced, fast, or one per stage such as "
-        "'(None, None, (7, 5, 5, 5, 5, 5), 5)' [as the config has it]",
+        metavar="KEEP",
+        help="merge so: none, light, balanced, fast, paper, tokens per window (25) or a share of "
+        "them (0.5), or one entry per stage such as "
+        "'(None, None, (None, 25, 25, 25, 25, 25), None)' [as the config has it]",
     )
     add("--out", metavar="FILE", help="[work_dirs/export/<config's name>.onnx or .pt2]")
     add(

@@ -31,16 +31,17 @@ def parse_args() -> argparse.Namespace:
     )
     add(
         "--ltm",
-        metavar="SLOTS",
-        help="exchange the backbone for the token-merging one: none, light, balanced, fast, "
-        "paper, or a plan per stage such as '(None, None, (7, 5, 5, 5, 5, 5), 5)'",
+        metavar="KEEP",
+        help="exchange the backbone for the token-merging one, and what it keeps: none, light, "
+        "balanced, fast, paper, tokens per window (25) or a share of them (0.5), or one entry per "
+        "stage such as '(None, None, (None, 25, 25, 25, 25, 25), None)'",
     )
     add(
         "--cfg-options",
         nargs="+",
         action=DictAction,
         metavar="KEY=VALUE",
-        help="change the config: model.backbone.slots=fast test_dataloader.batch_size=4",
+        help="change the config: model.backbone.keep=fast test_dataloader.batch_size=4",
     )
     add("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
     add("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)

@@ -1,4 +1,4 @@
-"""Draw merge maps, merge weights, and the predictions with and without merging.
+"""Draw merge maps, and the predictions with and without merging.
 
 python tools/visualize.py CONFIG CHECKPOINT photo.jpg --out-dir pictures
 """
@@ -37,7 +37,14 @@ def parse_args() -> argparse.Namespace:
         nargs="+",
         type=point,
         metavar="X,Y",
-        help="pixels of the image whose slots are shown [some with detail]",
+        help="pixels of the image whose groups are shown [some with detail]",
+    )
+    add(
+        "--blocks",
+        nargs="+",
+        type=int,
+        metavar="K",
+        help="which of the merging blocks are drawn, from 0; -1: the last [early, middle, late]",
     )
     add("--score-thr", type=float, default=0.3, help="draw objects from this score on [0.3]")
     add("--device", default="cpu", help="cpu or cuda [cpu]")
@@ -50,16 +57,17 @@ def parse_args() -> argparse.Namespace:
     )
     add(
         "--ltm",
-        metavar="SLOTS",
-        help="exchange the backbone for the token-merging one: light, balanced, fast, paper, or a "
-        "plan per stage such as '(None, None, (7, 5, 5, 5, 5, 5), 5)'",
+        metavar="KEEP",
+        help="exchange the backbone for the token-merging one, and what it keeps: light, balanced, "
+        "fast, paper, tokens per window (25) or a share of them (0.5), or one entry per stage "
+        "such as '(None, None, (None, 25, 25, 25, 25, 25), None)'",
     )
     add(
         "--cfg-options",
         nargs="+",
         action=DictAction,
         metavar="KEY=VALUE",
-        help="change the config: model.backbone.slots=fast",
+        help="change the config: model.backbone.keep=fast",
     )
     add("--debug", action="store_true", help="show the traceback of an error")
     # Options may stand between the positional arguments, of which one may be left out.

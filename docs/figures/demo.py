@@ -15,12 +15,12 @@ from ltm_mm.report import read_run
 from ltm_mm.visualization import Artist, build_pair, draw_merge_map, save
 from ltm_mm.visualization.comparison import draw_differences, draw_prediction
 from ltm_mm.visualization.figures import caption, heading, panels, show
-from ltm_mm.visualization.panels import stage_title
+from ltm_mm.visualization.panels import block_title
 from ltm_mm.visualization.run import pipeline_of
 
 IMAGE = "data/shapes/val/000050.png"
 SCALE = 5  # pixels of a merge map per pixel of the image
-STAGES = 2  # merge maps shown; the others are coarser
+BLOCKS = (0, -1)  # merging blocks whose maps are shown: the first and the last
 SCORE = 0.7  # below it this small model finds most shapes a second time, as another class
 
 
@@ -42,14 +42,15 @@ def draw(work_dir: str, image: Path, out: Path) -> Path:
         raise UserError(f"{work_dir} has no checkpoint: run make demo first")
     with DefaultScope.overwrite_default_scope(run.cfg.default_scope):
         pair = build_pair(run.cfg, str(run.checkpoint), False, "cpu", 0)
-        artist = Artist(pair.merged, pair.plain, pipeline_of(run.cfg), pair.classes)
+        pipeline = pipeline_of(run.cfg)
+        artist = Artist(pair.merged, pair.plain, pipeline, pair.classes, blocks=BLOCKS)
         scene, plain, merged = artist.look(image, SCORE)
     figure, axes = panels(2, 3, scene.aspect, extra=1.3)
     show(axes[0, 0], scene.image)
     heading(axes[0, 0], "image")
-    for axis, stage in zip(axes[0, 1:], scene.stages[:STAGES], strict=True):
-        show(axis, draw_merge_map(scene.image, stage, scene.view, SCALE))
-        heading(axis, f"which pixels share a slot: {stage_title(stage)}")
+    for axis, block in zip(axes[0, 1:], scene.blocks, strict=True):
+        show(axis, draw_merge_map(scene.image, block, scene.view, SCALE))
+        heading(axis, f"groups in {block_title(block)}")
     for axis, found, name in zip(axes[1], (plain, merged), ("without", "with"), strict=False):
         draw_prediction(axis, scene.image, found, {}, pair.classes)
         heading(axis, f"{name} merging: {len(found)} objects")

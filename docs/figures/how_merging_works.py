@@ -1,96 +1,114 @@
-"""Draw the figure of docs/how-merging-works.md: one window, merged and led back.
+"""Draw the figure of docs/how-merging-works.md: which tokens of a photo share a group.
 
 python docs/figures/how_merging_works.py
+
+Needs a Swin with trained weights (`models.py` in LTM_SHARED_REAL, by default ../shared/real) and a
+photo (COCO's val2017/000000261888.jpg in LTM_SHARED_DATA, by default ../shared/data/coco_mini).
 """
 
+import ltm_mm  # isort: skip  (first: it stands in for mmcv's compiled ops)
+
 import argparse
+import importlib.util
+import os
 from pathlib import Path
 
 import numpy as np
-import torch
-from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
+from matplotlib.colors import hsv_to_rgb
 from numpy.typing import NDArray
-from torch import Tensor
 
-from ltm_mm.datasets import draw_image
-from ltm_mm.layers import MaskModule
-from ltm_mm.visualization.figures import HEAT, TEXT, caption, panels, save
+from ltm_mm.engine import UserError, clean_errors
+from ltm_mm.visualization import BlockGroups, View, merge_groups_of, save
+from ltm_mm.visualization.figures import caption, enlarged, heading, panels, show
+from ltm_mm.visualization.merge_map import Box, Pixels, outlines
+from ltm_mm.visualization.panels import frame
 
-WINDOW, SLOTS = 7, 5
+ROOT = Path(__file__).parents[2]
+PHOTO = "coco_mini/val2017/000000261888.jpg"  # CC BY 2.0
+SIDE = 448  # pixels
+KEEP = (25, 16, 9, None)  # tokens kept of each window of 49, stage by stage
+WINDOW = 7  # tokens per window side
+# What is drawn of the photo (y0, x0, y1, x1): whole windows of these blocks.
+CROP, PART = (112, 224, 336, 448), (140, 280, 252, 392)
+BLOCKS = {
+    "early": ("stages.0.blocks.0", PART),
+    "middle": ("stages.1.blocks.0", CROP),
+    "late": ("stages.2.blocks.4", CROP),
+}
+PANEL = 896  # pixels of the figure that a part of the photo is drawn with
 
 
 def main() -> None:
-    """Merge a window of a picture with the library's own masks, and draw each step."""
+    """Parse the arguments and draw."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default=Path(__file__).with_suffix(".png"), type=Path)
-    out = parser.parse_args().out
+    with clean_errors():
+        print(draw(parser.parse_args().out))
 
-    tokens = window_tokens()  # (49, 3): colours stand for channels
-    to_slots, back = masks(tokens)
-    slots = to_slots.T @ tokens  # X~ (25, 3)
-    shown = int(back.argmax(-1).bincount().argmax())  # the slot that most tokens go back from
-    update = torch.linspace(-0.05, 0.2, SLOTS).repeat(SLOTS, 1).flatten().unsqueeze(-1)
-    figure, axes = panels(1, 6, 1, extra=1.5)
-    steps = [
-        ("Z: tokens\nafter attention", tokens, WINDOW),
-        ("one column of G:\nwhat a slot is made of", to_slots[:, shown], WINDOW),
-        ("X~ = Gᵀ Z: slots;\nthe next blocks run here", slots, SLOTS),
-        ("Y~: slots after\nthose blocks", slots + update, SLOTS),
-        ("U (Y~ − X~): the update,\nled back to the tokens", back @ update[:, 0], WINDOW),
-        ("Y = Z + U (Y~ − X~):\nno detail of Z is lost", tokens + back @ update, WINDOW),
-    ]
-    for axis, (title, values, side) in zip(axes[0], steps, strict=True):
-        draw(axis, values.numpy(), side, signed=title.startswith("U"))
-        axis.set_title(title, fontsize=10, color=TEXT)
-    group = (back.argmax(-1) == shown).reshape(WINDOW, WINDOW).numpy()
-    outline(axes[0, 1], group)
-    outline(axes[0, 2], np.arange(SLOTS**2).reshape(SLOTS, SLOTS) == shown)
+
+def draw(out: Path) -> Path:
+    """The photo, and its groups in an early, a middle and a late block."""
+    models = read_models(folder("LTM_SHARED_REAL", "real") / "models.py")
+    photo = folder("LTM_SHARED_DATA", "data") / PHOTO
+    if not photo.is_file():
+        raise UserError(f"{photo} is missing: set LTM_SHARED_DATA to the folder of coco_mini")
+    inputs = models.picture(photo, SIDE)
+    pixels = inputs[0].permute(1, 2, 0).numpy() * models.STD + models.MEAN
+    image = (pixels * 255).round().clip(0, 255).astype(np.uint8)
+    backbone = ltm_mm.apply(models.street_swin(), keep=KEEP).backbone
+    found = {block.name: block for block in merge_groups_of(backbone, inputs)}
+
+    y0, x0, y1, x1 = CROP
+    figure, axes = panels(1, len(BLOCKS) + 1, 1, extra=1.0)
+    show(axes[0, 0], image[y0:y1, x0:x1])
+    frame(axes[0, 0], tuple(at - start for at, start in zip(PART, (y0, x0) * 2, strict=True)))
+    heading(axes[0, 0], "photo\n(framed: the early block's part)")
+    for axis, (when, (name, box)) in zip(axes[0, 1:], BLOCKS.items(), strict=True):
+        keep = KEEP[int(name.split(".")[1])]
+        show(axis, tinted(image, found[name], keep, box))
+        heading(axis, f"{when} block, stride {found[name].stride}:\n{keep} merged tokens for 49")
     caption(
         figure,
-        f"One window of {WINDOW} × {WINDOW} tokens, merged into {SLOTS} × {SLOTS} slots and back. "
-        "Framed: one slot, and the tokens that give it most of their way back. Colours stand "
-        "for channels; the update is made up (orange: less, purple: more).",
+        "In each window (white lines), tokens of one colour share a merged token. "
+        "Swin of width 32, weights trained on street photos.",
     )
-    print(save(figure, out))
+    return save(figure, out)
 
 
-def window_tokens() -> Tensor:
-    """49 tokens ``(N, 3)``: mean colours of patches at the edge of a shape, 0..1."""
-    image, objects, _ = draw_image("val", 50)
-    rows, columns = np.nonzero(objects == 1)
-    y, x = int(np.median(rows)), int(columns.max())
-    side = 4 * WINDOW
-    y0, x0 = (int(np.clip(c - side // 2, 0, image.shape[0] - side)) for c in (y, x))
-    crop = image[y0 : y0 + side, x0 : x0 + side].reshape(WINDOW, 4, WINDOW, 4, 3)
-    return torch.from_numpy(crop.mean((1, 3)).reshape(-1, 3) / 255).float()
+def folder(variable: str, name: str) -> Path:
+    """A folder beside the repository, or where a variable of the environment says."""
+    path = Path(os.environ.get(variable, ROOT.parent / "shared" / name))
+    if not path.is_dir():
+        raise UserError(f"{path} is missing: set {variable} to a folder that has it")
+    return path
 
 
-def masks(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """G and U ``(N, P)`` of an untrained mask module."""
-    channels = torch.cat((tokens, 1 - tokens), -1)  # normalised, they still say how bright it is
-    with torch.no_grad():
-        to_slots, _, back = MaskModule(WINDOW, SLOTS, steps=2)(channels[None, None])
-    return to_slots[0, 0], back[0, 0]
+def read_models(file: Path) -> object:
+    """The module that builds networks with trained weights."""
+    spec = importlib.util.spec_from_file_location("models", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def draw(axis: Axes, values: NDArray, side: int, signed: bool) -> None:
-    """A grid of colours ``(N, 3)`` or of values ``(N,)``."""
-    grid = values.reshape(side, side, -1).squeeze()
-    if grid.ndim == 3:
-        axis.imshow(grid.clip(0, 1))
-    else:
-        top = float(np.abs(grid).max())
-        axis.imshow(grid, cmap="PuOr" if signed else HEAT, vmin=-top if signed else 0, vmax=top)
-    for k in range(1, side):
-        axis.axhline(k - 0.5, color="white", linewidth=0.8)
-        axis.axvline(k - 0.5, color="white", linewidth=0.8)
+def tinted(image: Pixels, block: BlockGroups, keep: int, box: Box) -> Pixels:
+    """A part of an image ``(H, W, 3)``, its groups tinted, with thin borders."""
+    (y0, x0, y1, x1), size = box, (image.shape[0], image.shape[1])
+    scale = PANEL // (y1 - y0)
+    labels = View(size, size).enlarge(block.groups, block.stride, scale, box)
+    part = image[y0:y1, x0:x1].mean(-1, keepdims=True).repeat(3, -1)
+    drawn = enlarged(part, scale) * 0.5 + colours(keep)[labels % keep] * 0.5
+    drawn[outlines(labels)] = 40
+    window = WINDOW * block.stride * scale
+    for k in range(window, PANEL, window):
+        drawn[k - 3 : k + 3] = drawn[:, k - 3 : k + 3] = 255
+    return drawn.astype(np.uint8)
 
 
-def outline(axis: Axes, inside: NDArray) -> None:
-    """Frame some cells of a grid."""
-    for y, x in zip(*np.nonzero(inside), strict=True):
-        axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, color="#D55E00", lw=2.2))
+def colours(count: int) -> NDArray:
+    """Colours ``(count, 3)`` that can be told apart, bright and less bright by turns."""
+    hue, bright = np.arange(count) / count, 1 - 0.35 * (np.arange(count) % 2)
+    return hsv_to_rgb(np.stack([hue, np.full(count, 0.8), bright], -1)) * 255
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -10,14 +11,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..engine.errors import UserError
+from .baselines import build_models
 from .flops import count_macs
-from .latency import Clock, Spread, interleave, part_times, peak_memory, weight_memory
+from .latency import Clock, interleave, part_times, peak_memory, weight_memory
 from .latency import threads as use_threads
 from .plots import plot_latency
 from .random_data import random_data
 from .report import PLAIN, Row, machine, save_json, to_markdown
-from .rivals import build_models
-from .shrunk import shrunk_size
+from .shrunk import equal_time_size
 
 AMP = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -62,77 +63,71 @@ class Bench:
         self.macs: dict[str, dict[str, int]] = {}
         for name, model in tqdm(self.models.items(), desc="work", unit="model", leave=False):
             model.eval()
-            forward = self._forward(model, 1)
-            self.macs[name] = dict(count_macs(model, torch.empty(0), forward).by_part)
+            self.macs[name] = self._count(model, self.size)
         self._calls = {n: _compile_backbone(m) if compiled else m for n, m in self.models.items()}
 
-    def measure(self, batch: int, rounds: int, train_step: bool = False) -> list[Row]:
+    def measure(
+        self, batch: int, rounds: int, train_step: bool = False, shrunk: bool = False
+    ) -> list[Row]:
         """Time, memory and parts of every model.
 
         Args:
             batch: images per pass.
             rounds: rounds that count; two more come before them.
             train_step: also forward, backward and a step of AdamW, in training mode.
+            shrunk: also the plain model on images so small that it takes as long as each
+                merging one.
 
         Returns:
-            One row per model, in their order.
+            One row per model, in their order, then those on smaller images.
+
+        Raises:
+            UserError: if ``shrunk`` is asked for and no plain model is among them.
         """
         for model in self.models.values():
             model.eval()
         runs = {name: self._forward(model, batch) for name, model in self._calls.items()}
+        plain = next((name for name in self.models if name in PLAIN), "")
+        sizes = self._equal_time_sizes(plain, runs, batch) if shrunk else {}
+        for name, size in sizes.items():
+            runs[name] = self._forward(self._calls[plain], batch, size)
         seconds = self._time(runs, rounds, f"forward, batch {batch}")
         rows = []
-        for name, model in self.models.items():
+        for name, run in runs.items():
+            model = self.models[plain if name in sizes else name]
+            macs = self._count(model, sizes[name]) if name in sizes else self.macs[name]
             parts = {}
-            if not self.compiled:
-                parts = part_times(model, runs[name], self.device, self.clock)
-            memory = weight_memory(model) + peak_memory(runs[name], self.device)
+            if not self.compiled and name not in sizes:
+                parts = part_times(model, run, self.device, self.clock)
+            memory = weight_memory(model) + peak_memory(run, self.device)
             count = sum(p.numel() for p in model.parameters())
-            rows.append(Row(name, batch, count, self.macs[name], seconds[name], parts, memory))
+            rows.append(Row(name, batch, count, macs, seconds[name], parts, memory))
         if train_step:
-            self._measure_training(rows, batch, rounds)
+            self._measure_training(rows[: len(self.models)], batch, rounds)
         return rows
 
-    def measure_shrunk(self, rows: Sequence[Row], batch: int, rounds: int) -> list[Row]:
-        """The plain model on images so small that it takes as long as a merging one.
-
-        Args:
-            rows: what :meth:`measure` returned.
-            batch: images per pass.
-            rounds: rounds that count.
-
-        Returns:
-            One row per merging model that is faster than the plain one.
-
-        Raises:
-            UserError: if the plain model is not among those measured.
-        """
-        plain = next((row for row in rows if row.name in PLAIN), None)
-        if plain is None:
+    def _equal_time_sizes(
+        self, plain: str, runs: Mapping[str, Callable[[], None]], batch: int
+    ) -> dict[str, tuple[int, int]]:
+        """Name of a row -> size of the images on which plain takes as long as a merging model."""
+        if not plain:
             raise UserError("--shrunk needs the model without merging: add --ltm none ... to it")
-        self.models[plain.name].eval()
-        found = []
-        for row in (row for row in rows if row.total_macs < plain.total_macs):
-            size = shrunk_size(
-                self.size,
-                lambda size: min(self._once(plain.name, batch, size) for _ in range(3)),
-                Spread.of(row.forward).median,
+        whole = sum(self.macs[plain].values())
+        merging = [name for name in runs if sum(self.macs[name].values()) < whole]
+        # Images are made once per size, so that no pass is timed with them.
+        passes = cache(lambda size: self._forward(self._calls[plain], batch, size))
+        found = {}
+        for name in tqdm(merging, desc="image of equal time", unit="model", leave=False):
+            height, width = equal_time_size(
+                self.size, lambda size: passes(size)(), runs[name], self.clock
             )
-            run = self._forward(self._calls[plain.name], batch, size)
-            name = f"{plain.name} at {size[0]} x {size[1]} (as long as {row.name})"
-            seconds = self._time({name: run}, rounds, "shrunk")[name]
-            one = self._forward(self.models[plain.name], 1, size)
-            macs = dict(count_macs(self.models[plain.name], torch.empty(0), one).by_part)
-            memory = weight_memory(self.models[plain.name]) + peak_memory(run, self.device)
-            found.append(Row(name, batch, plain.parameters, macs, seconds, {}, memory))
+            found[f"{plain} at {height} x {width} (as long as {name})"] = (height, width)
         return found
 
-    def _once(self, name: str, batch: int, size: tuple[int, int]) -> float:
-        """Seconds of one pass of a model on images of a size."""
-        run = self._forward(self._calls[name], batch, size)
-        start = self.clock()
-        run()
-        return self.clock() - start
+    def _count(self, model: nn.Module, size: tuple[int, int]) -> dict[str, int]:
+        """Multiply-accumulates of one image, by part."""
+        run = self._forward(model, 1, size)
+        return dict(count_macs(model, torch.empty(0), run).by_part)
 
     def _measure_training(self, rows: list[Row], batch: int, rounds: int) -> None:
         for model in self.models.values():
@@ -259,22 +254,20 @@ def run_benchmark(
     channels_last: bool = False,
     train_step: bool = False,
     cpu_time: bool = False,
-    unmerge: str | None = None,
     shrunk: bool = False,
     out: str = "work_dirs/benchmark",
 ) -> list[Row]:
     """What ``tools/benchmark.py`` does: measure, print the tables, write JSON and picture.
 
     Args:
-        config, against, ltm, whole_model, unmerge: see :func:`.rivals.build_models`.
+        config, against, ltm, whole_model: see :func:`.baselines.build_models`.
         size: height and width of the images; several pairs are measured one by one.
-        shrunk: also measure the plain model on smaller images, see
-            :meth:`Bench.measure_shrunk`.
         batch: batch sizes, measured one after the other.
         threads: CPU threads; None: as PyTorch chooses.
         cpu_time: the process's CPU seconds instead of wall time; one thread, CPU only.
         out: folder for the files.
-        rounds, device, amp, compile, channels_last, train_step: see :class:`Bench`.
+        rounds, train_step, shrunk: see :meth:`Bench.measure`.
+        device, amp, compile, channels_last: see :class:`Bench`.
 
     Returns:
         One row per image size, batch size and model.
@@ -299,12 +292,11 @@ def run_benchmark(
         path = Path(out, stem if len(images) == 1 else f"{stem}-{image[0]}x{image[1]}")
         with use_threads(threads):
             about = machine()
-            models = build_models(config, ltm, against, image, whole_model, unmerge)
+            models = build_models(config, ltm, against, image, whole_model)
             bench = Bench(models, image, device, amp, compile, channels_last, clock)
             found: list[Row] = []
             for count in batch:
-                new = bench.measure(count, rounds, train_step)
-                new += bench.measure_shrunk(new, count, rounds) if shrunk else []
+                new = bench.measure(count, rounds, train_step, shrunk)
                 found += new
                 save_json(path.with_suffix(".json"), found, settings, about)
                 print(f"\nbatch {count}, {image[0]} x {image[1]} pixels\n")

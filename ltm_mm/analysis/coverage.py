@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ..engine.config import load_config
 from ..engine.errors import UserError
 from ..engine.swap import use_ltm
-from ..presets import Slots
+from ..presets import Keep
 
 # Their text encoder is built from a hub's files; only the exchange can be checked.
 NEEDS_DOWNLOAD = ("GLIP", "GroundingDINO")
@@ -56,13 +56,13 @@ class Coverage:
 
 
 def swin_configs(
-    package: str, slots: Slots = "balanced", only: str = ""
+    package: str, keep: Keep = "balanced", only: str = ""
 ) -> Iterator[tuple[str, Config, str]]:
     """Configs of an installed package whose backbone can be exchanged.
 
     Args:
         package: 'mmdet' or 'mmseg'.
-        slots: the merging plan.
+        keep: the merging plan.
         only: part of the names (as yielded) of the configs to look at.
 
     Yields:
@@ -77,18 +77,18 @@ def swin_configs(
             continue
         try:
             cfg = load_config(name)
-            (change, *_) = use_ltm(cfg, slots)
+            (change, *_) = use_ltm(cfg, keep)
         except UserError:
             continue  # another backbone, or no model at all
         yield name, cfg, change
 
 
-def cover(packages: list[str], slots: Slots, only: str = "") -> list[tuple[Coverage, int]]:
+def cover(packages: list[str], keep: Keep, only: str = "") -> list[tuple[Coverage, int]]:
     """Try one config of every model; progress on stderr.
 
     Args:
         packages: 'mmdet', 'mmseg'.
-        slots: the merging plan.
+        keep: the merging plan.
         only: part of the names of the configs to try.
 
     Returns:
@@ -96,7 +96,7 @@ def cover(packages: list[str], slots: Slots, only: str = "") -> list[tuple[Cover
     """
     groups: dict[str, list[tuple[str, Config, str]]] = {}
     for package in packages:
-        for name, cfg, change in swin_configs(package, slots, only):
+        for name, cfg, change in swin_configs(package, keep, only):
             groups.setdefault(model_key(cfg), []).append((name, cfg, change))
     rows = []
     for configs in tqdm(groups.values(), unit="model"):

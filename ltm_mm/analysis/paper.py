@@ -59,7 +59,7 @@ def measure(point: Point, rounds: int = 0, batch: int = 1) -> Found:
         The figures of both models, with the preset 'paper'.
     """
     plain = timm.create_model(ltm_mm.timm_models.PLAIN[point.model]).eval()
-    merged = timm.create_model(point.model, slots="paper").eval()
+    merged = timm.create_model(point.model, keep="paper").eval()
     one = torch.zeros(1, 3, point.size, point.size)
     macs = [count_macs(model, one).total / 1e9 for model in (plain, merged)]
     sizes = [sum(p.numel() for p in model.parameters()) / 1e6 for model in (plain, merged)]

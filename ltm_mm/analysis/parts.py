@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import nn
 
-from ..layers import TokenMerger
+from ..layers import ShiftedWindowAttention
 from ..models.apply import MergedStage
 from ..models.backbones.efficientvit import EfficientVitLTMStage
-from ..models.backbones.global_blocks import GlobalBlocks
-from ..models.backbones.swin import SwinStage
+from ..models.backbones.global_blocks import GlobalBlock, GlobalBlocks
+from ..models.backbones.swin import SwinBlock
 
 ATTENTION, MLP, MERGE, REST, HEADS = "attention", "mlp", "merge", "rest", "neck and heads"
 PARTS = (ATTENTION, MLP, MERGE, REST, HEADS)
@@ -29,8 +29,8 @@ _ATTRIBUTES = {
     "local_module": MLP,
     "merge": MERGE,
 }
-# Where they merge, what these do themselves, outside their children, is unmerging.
-_STAGES = (SwinStage, EfficientVitLTMStage, GlobalBlocks, MergedStage)
+# Where they merge, what these do themselves, outside their children, is merging and unmerging.
+_HOLDERS = (SwinBlock, EfficientVitLTMStage, GlobalBlock, GlobalBlocks, MergedStage)
 
 
 def parts_of(model: nn.Module) -> dict[str, str]:
@@ -49,15 +49,15 @@ def parts_of(model: nn.Module) -> dict[str, str]:
         steps = name.split(".")
         if whole and steps[0] != "backbone":
             parts[name] = HEADS
-        elif isinstance(module, _STAGES) and _merges(module):
+        elif isinstance(module, _HOLDERS) and _merges(module):
             parts[name] = MERGE
         else:
             parts[name] = next((_ATTRIBUTES[s] for s in steps if s in _ATTRIBUTES), REST)
     return parts
 
 
-def _merges(stage: nn.Module) -> bool:
-    return any(isinstance(module, TokenMerger) for module in stage.modules())
+def _merges(holder: nn.Module) -> bool:
+    return any(getattr(module, "merge", None) is not None for module in holder.modules())
 
 
 class PartMeter:
@@ -127,9 +127,9 @@ class PartMeter:
 
 
 def _holder(name: str, modules: dict[str, nn.Module]) -> str:
-    """The nearest module above; a list of modules never runs itself."""
+    """The nearest module above that runs itself, as lists and a merging block's ``attn`` do not."""
     while name:
         name = name.rpartition(".")[0]
-        if not isinstance(modules[name], nn.ModuleList | nn.ModuleDict):
+        if not isinstance(modules[name], nn.ModuleList | nn.ModuleDict | ShiftedWindowAttention):
             break
     return name

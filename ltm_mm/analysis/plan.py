@@ -1,231 +1,168 @@
-"""A merging plan for a latency budget (ours).
+"""The merging plan of the least error within a time budget, chosen exactly (ours).
 
-Search space: in every stage with blocks to merge in, ``first`` slots per window side in its
-first block and ``later <= first`` in all later ones. A stage's latency and damage are
-measured apart from the other stages', so a plan's latency is a sum over stages (and of what
-lies between them), and so is its damage. The plans that no other plan beats in both are
-found exactly: stage by stage, dropping what is beaten.
+A *unit* is what one decides about: a block of a Swin, a stage of an EfficientViT or MobileViT, all
+blocks of a ViT. Each unit's options have a time and an error, both measured with nothing else
+merged. A plan's time and squared error are the sums over its units.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+import ast
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-from tqdm import tqdm
-
 from ..engine.errors import UserError
-from .latency import Clock, interleave, ratios
+from ..presets import Keep
+from ..presets import Plan as Counts
 
-Counts = tuple[int, ...]  # slots per window side, block by block; () for a stage without
+MOST = 4096  # plans that are carried along; more are thinned out by time
+SWIN_SHARES = (32 / 49, 25 / 49, 16 / 49, 9 / 49, 5 / 49)
+GLOBAL_SHARES = (0.75, 0.6, 0.45, 0.3)
+Entry = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Option:
-    """One way to merge in one stage.
+    """One way to merge in one unit.
 
     Attributes:
-        counts: slots per window side of each block.
-        latency: of the stage merged so, as a share of the plain backbone's.
-        damage: what merging so does to the stage's output, >= 0; adds up over stages.
+        counts: tokens that each of its blocks keeps.
+        time: of the unit merged so, as a share of the plain model's time.
+        error: squared relative error of the model's outputs with only this unit merged.
     """
 
-    counts: Counts
-    latency: float
-    damage: float
+    counts: Entry
+    time: float
+    error: float
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Options for all stages; latency and damage are their sums (and the rest's)."""
+    """An option for every unit; time and squared error are their sums (and the rest's)."""
 
-    counts: tuple[Counts, ...]
-    latency: float
-    damage: float
-
-    def slots(self, window: int) -> str:
-        """As ``--ltm`` and ``slots=`` take it; ``none`` if nothing is merged."""
-        entries = [_entry(counts, window) for counts in self.counts]
-        return "none" if not any(entries) else str(tuple(entries))
+    units: tuple[Entry, ...]
+    time: float
+    error: float
 
 
-def _entry(counts: Counts, window: int) -> int | Counts | None:
-    if all(count == window for count in counts):
-        return None
-    return counts[0] if len(set(counts)) == 1 else counts
+def frontier(units: Sequence[Sequence[Option]], rest: float, most: int = MOST) -> list[Plan]:
+    """The plans that no other plan beats in time and error, the fastest first.
 
-
-def options_of(depth: int, window: int, fewest: int) -> list[Counts]:
-    """All ways to merge in a stage, the plain one first.
+    Unit by unit, dropping what is beaten: exact, as long as there are no more than ``most``; then
+    only the best of each of as many steps of time goes on.
 
     Args:
-        depth: blocks of the stage.
-        window: tokens per window side.
-        fewest: the smallest number of slots per window side.
-
-    >>> options_of(3, 7, 6)
-    [(7, 7, 7), (7, 6, 6), (6, 6, 6)]
-    """
-    sides = range(window, fewest - 1, -1)
-    pairs = [(first, later) for first in sides for later in sides if later <= first]
-    found = [(first, *(later,) * (depth - 1))[:depth] for first, later in pairs]
-    return list(dict.fromkeys(found))
-
-
-def frontier(stages: Sequence[Sequence[Option]], rest: float) -> list[Plan]:
-    """The plans that no other plan beats in latency and damage, the fastest first.
-
-    Args:
-        stages: the options of every stage, one or more each.
-        rest: latency of what lies outside the stages, as a share of the plain backbone's.
+        units: the options of every unit, one or more each.
+        rest: time outside the units, as a share of the plain model's.
+        most: plans that are carried along.
     """
     front = [Plan((), rest, 0.0)]
-    for options in stages:
+    for options in units:
         longer = [
-            Plan((*p.counts, o.counts), p.latency + o.latency, p.damage + o.damage)
+            Plan((*p.units, o.counts), p.time + o.time, p.error + o.error)
             for p in front
             for o in options
         ]
         front = []
-        for plan in sorted(longer, key=lambda p: (p.latency, p.damage)):
-            if not front or plan.damage < front[-1].damage:
+        for plan in sorted(longer, key=lambda p: (p.time, p.error)):
+            if not front or plan.error < front[-1].error:
                 front.append(plan)
+        front = _thinned(front, most)
     return front
 
 
+def _thinned(front: list[Plan], most: int) -> list[Plan]:
+    """The last, and so best, plan of each step of time."""
+    if len(front) <= most:
+        return front
+    first, last = front[0].time, front[-1].time
+    steps = {int((p.time - first) / (last - first) * (most - 1)): p for p in front}
+    return list(steps.values())
+
+
 def best(front: Sequence[Plan], budget: float) -> Plan:
-    """The least damage within a budget.
+    """The least error within a budget.
 
     Args:
         front: of :func:`frontier`.
-        budget: latency as a share of the plain backbone's, > 0.
+        budget: time as a share of the plain model's, > 0.
 
     Raises:
         UserError: if no plan is that fast; says how fast the fastest is.
     """
-    within = [plan for plan in front if plan.latency <= budget]
+    within = [plan for plan in front if plan.time <= budget]
     if not within:
         raise UserError(
-            f"--target-latency {budget:g} cannot be met by merging: the fastest plan takes "
-            f"{front[0].latency:.2f} of the plain backbone's time here"
+            f"--target-time {budget:.3g} cannot be met by merging: the fastest plan takes "
+            f"{front[0].time:.2f} of the plain model's time here"
         )
     return within[-1]
 
 
-def token_damage(counts: Counts, window: int) -> float:
-    """Damage told from token counts alone: the share lost in each block, squared.
-
-    Squared, because the last tokens are dearer than the first; a stand-in where nothing is
-    measured.
-    """
-    return sum((1 - count**2 / window**2) ** 2 for count in counts)
-
-
-def stage_inputs(backbone: nn.Module, images: Tensor) -> list[tuple]:
-    """What every stage of a backbone is called with."""
-    seen: list[tuple] = []
-    handles = [
-        stage.register_forward_pre_hook(lambda _, args: seen.append(args))
-        for stage in backbone.stages  # type: ignore[union-attr]
-    ]
-    with torch.no_grad():
-        backbone(images)
-    for handle in handles:
-        handle.remove()
-    return seen
-
-
-def stage_latencies(
-    stages: Mapping[Counts, nn.Module],
-    plain: Counts,
-    inputs: tuple,
-    rounds: int,
-    clock: Clock,
-    synchronize: Callable[[], object] = lambda: None,
-) -> tuple[float, dict[Counts, float]]:
-    """Seconds of a plain stage, and what its merged forms take in shares of that.
-
-    All forms take turns, and each round gives its own ratios.
-    """
-
-    def run(stage: nn.Module) -> Callable[[], None]:
-        def call() -> None:
-            with torch.no_grad():
-                stage(*inputs)
-            synchronize()
-
-        return call
-
-    names = {str(counts): counts for counts in stages}
-    seconds = interleave({n: run(stages[c]) for n, c in names.items()}, rounds, 1, clock)
-    base = seconds[str(plain)]
-    shares = {c: 1 / ratios(base, seconds[n]).median for n, c in names.items()}
-    return sorted(base)[len(base) // 2], shares
-
-
-def output_damage(stage: nn.Module, plain: nn.Module, inputs: Sequence[tuple]) -> float:
-    """Squared relative change of a stage's output, the mean over images.
-
-    Squares add up over stages as those of independent errors do.
-    """
-    changes = []
-    with torch.no_grad():
-        for args in inputs:
-            own, other = _first(plain(*args)), _first(stage(*args))
-            changes.append(((other - own).norm() / own.norm()).item() ** 2)
-    return math.fsum(changes) / len(changes)
-
-
-def _first(outputs: Tensor | Sequence[Tensor]) -> Tensor:
-    """A stage's map at its full resolution."""
-    return outputs if isinstance(outputs, Tensor) else outputs[0]
-
-
-def measure(
-    backbones: Mapping[int, tuple[nn.Module, list[Counts]]],
-    size: tuple[int, int],
-    rounds: int,
-    clock: Clock,
-    pictures: Sequence[Tensor] = (),
-) -> tuple[list[list[Option]], float]:
-    """Options of every stage with their latency and damage, and the share of the rest.
+def options_of(family: str, depth: int, tokens: int) -> list[Entry]:
+    """All ways to merge in a unit that are tried; the same number for any depth.
 
     Args:
-        backbones: index of an option -> a backbone merged so in all stages, and its plan;
-            0 is the plain one. They share their weights.
-        size: height and width that the latency is measured at.
-        rounds: rounds of timing that count.
-        clock: seconds so far.
-        pictures: images ``(1, 3, H, W)`` that damage is measured on; none: by token count.
+        family: 'swin', 'vit', 'efficientvit' or 'mobilevit'.
+        depth: blocks of the unit (1 in a Swin).
+        tokens: what counts are of (N).
+
+    >>> options_of("swin", 1, 49)
+    [(32,), (25,), (16,), (9,), (5,)]
     """
-    plain, plain_plan = backbones[0]
-    device = next(plain.parameters()).device
-    synchronize = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(1, 3, *size, generator=generator).to(device)
-    inputs = stage_inputs(plain, images)
-    shown = [stage_inputs(plain, picture.to(device)) for picture in pictures]
-    seconds, found = [], []
-    for i, plain_counts in enumerate(tqdm(plain_plan, desc="stages", unit="stage")):
-        forms = {plan[i]: model.stages[i] for model, plan in backbones.values()}  # type: ignore[index]
-        forms = {plain_counts: plain.stages[i], **{c: m for c, m in forms.items() if c}}  # type: ignore[index]
-        taken, shares = stage_latencies(forms, plain_counts, inputs[i], rounds, clock, synchronize)
-        seconds.append(taken)
-        window = max(plain_counts, default=1)
-        damages = {
-            counts: 0.0
-            if counts == plain_counts
-            else output_damage(stage, plain.stages[i], [one[i] for one in shown])  # type: ignore[index]
-            if pictures
-            else token_damage(counts, window)
-            for counts, stage in forms.items()
-        }
-        found.append((shares, damages))
-    whole, _ = stage_latencies({(0,): plain}, (0,), (images,), rounds, clock, synchronize)
-    whole = max(whole, sum(seconds))  # timed apart, parts can add up to more
-    options = [
-        [Option(c, share * own / whole, damages[c]) for c, share in shares.items()]
-        for own, (shares, damages) in zip(seconds, found, strict=True)
+    if family == "swin":
+        return [(max(round(share * tokens), 1),) * depth for share in SWIN_SHARES]
+    if family == "efficientvit":
+        side = round(tokens**0.5)
+        sides = range(side, (side + 1) // 2 - 1, -1)
+        pairs = [(a, b) for a in sides for b in sides if b <= a and b < side]
+        return [(a * a, *[b * b] * (depth - 1))[:depth] for a, b in pairs]
+    if family == "mobilevit":
+        kept = [max(round(share * tokens), 1) for share in GLOBAL_SHARES]
+        return [(first, *[k] * (depth - 1))[:depth] for k in kept for first in (tokens, k)]
+    return [
+        _falling(depth, tokens, round(share * tokens), start, length)
+        for share in GLOBAL_SHARES
+        for start in sorted({0, depth // 6, depth // 3})
+        for length in sorted({1, max(depth // 4, 1), max(depth // 2, 1), depth - start})
     ]
-    return options, 1 - sum(seconds) / whole
+
+
+def _falling(depth: int, tokens: int, last: int, start: int, length: int) -> Entry:
+    """Counts that fall evenly from block ``start`` on, within ``length`` blocks."""
+    shares = (min(max(k - start + 1, 0) / length, 1.0) for k in range(depth))
+    return tuple(round(tokens - (tokens - last) * share) for share in shares)
+
+
+def to_counts(units: Sequence[Entry], whole: Counts) -> Counts:
+    """A plan's units as counts stage by stage.
+
+    Args:
+        units: in order; together as many blocks as ``whole`` has.
+        whole: the plan that keeps all tokens; empty for a stage without attention.
+    """
+    left = [count for unit in units for count in unit]
+    return tuple(tuple(left.pop(0) for _ in stage) for stage in whole)
+
+
+def to_keep(counts: Counts, whole: Counts) -> Keep:
+    """Counts as ``keep`` takes them; None if nothing is merged."""
+    entries = [_entry(stage, own) for stage, own in zip(counts, whole, strict=True)]
+    return tuple(entries) if any(entry is not None for entry in entries) else None
+
+
+def _entry(counts: Entry, whole: Entry) -> int | tuple | None:
+    if counts == whole:
+        return None
+    if len(set(counts)) == 1:
+        return counts[0]
+    return tuple(None if c == w else c for c, w in zip(counts, whole, strict=True))
+
+
+def as_text(keep: Keep) -> str:
+    """``keep`` as ``--ltm`` takes it.
+
+    >>> as_text((None, (None, 25)))
+    '(None, (None, 25))'
+    """
+    text = "none" if keep is None else str(keep)
+    assert keep is None or ast.literal_eval(text) == keep
+    return text

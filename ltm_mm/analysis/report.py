@@ -12,7 +12,7 @@ import torch
 from .latency import Spread, ratios
 from .parts import PARTS
 
-PLAIN = ("slots=none", "plain")  # names of our own path without merging
+PLAIN = ("keep=none", "plain")  # names of our own path without merging
 
 
 @dataclass
@@ -50,27 +50,28 @@ class Row:
 def to_markdown(rows: Sequence[Row]) -> str:
     """Two tables of the rows of one batch size: what each model takes, and where.
 
-    Speed-ups and shares of memory are against the first row, round by round. 'of
-    promise' is the measured speed-up over our own path without merging, divided by the
-    one that the MACs promise.
+    Speed-ups and shares of memory are against the first row, round by round. 'realised /
+    theoretical' is the measured speed-up over our own path without merging, divided by the
+    ratio of the multiply-accumulates.
     """
     first = rows[0]
     plain = next((row for row in rows if row.name in PLAIN), None)
     train = bool(first.train)
-    head = ["model", "params", "GMACs", "forward ms (IQR)", "speed-up", "of promise", "memory MiB"]
+    head = ["model", "params", "GMACs", "forward ms (IQR)", "speed-up", "realised / theoretical"]
+    head += ["memory MiB"]
     head += ["training step ms (IQR)", "speed-up", "memory MiB"] * train
     lines = [markdown_line(head), markdown_line(["---"] * len(head))]
     for row in rows:
-        promise = "-"
-        if plain is not None and row.total_macs < plain.total_macs and row.parts:
+        realised = "-"
+        if plain is not None and row.total_macs < plain.total_macs:
             speedup = ratios(plain.forward, row.forward).median
-            promise = f"{speedup / (plain.total_macs / row.total_macs):.2f}"
+            realised = f"{speedup / (plain.total_macs / row.total_macs):.2f}"
         cells = [
             row.name,
             f"{row.parameters / 1e6:.1f} M",
             f"{row.total_macs / 1e9:.2f}",
             *_times(first.forward, row.forward),
-            promise,
+            realised,
             _memory(first.memory, row.memory),
         ]
         if train:

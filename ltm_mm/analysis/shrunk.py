@@ -1,41 +1,73 @@
-"""The honest rival of merging: the plain model on an image shrunk to the same latency (ours)."""
+"""The plain model on a smaller image that takes as long as merging does (ours).
 
+Merging has to be better than that: making the image smaller is free to everyone.
+"""
+
+import time
 from collections.abc import Callable
 
-STEP = 32  # pixels; every stage of the networks here halves whole numbers of them
+from .latency import Clock, interleave, ratios
+
+Size = tuple[int, int]
 
 
-def shrunk_size(
-    size: tuple[int, int], seconds: Callable[[tuple[int, int]], float], budget: float
-) -> tuple[int, int]:
-    """The largest image of about the same shape that the plain model is done with in time.
+def equal_time_size(
+    size: Size,
+    plain: Callable[[Size], None],
+    target: Callable[[], None],
+    clock: Clock = time.perf_counter,
+    rounds: int = 3,
+    step: int = 32,
+) -> Size:
+    """The largest image of about the same shape on which plain takes no longer than the target.
+
+    Found by bisection. The machine's speed may drift meanwhile: plain and the target take turns
+    at every size that is tried, and the median of the rounds' ratios decides.
 
     Args:
         size: height and width of the whole image in pixels.
-        seconds: time of a pass on an image of a size; called a few times.
-        budget: seconds that it may take.
+        plain: one pass of the plain model on an image of a size; the first one at each size
+            does not count. On a GPU it must end synchronised, and so must ``target``.
+        target: one pass of the merging model on the whole image.
+        clock: seconds so far.
+        rounds: rounds that count at every size, >= 1; one more comes before them.
+        step: pixels that height and width are multiples of.
 
     Returns:
-        Height and width, multiples of 32 (at least 32), no larger than ``size``.
+        Height and width, no larger than ``size``; about ``step`` pixels per side where not
+        even that takes so little time.
     """
-    sizes = _sizes(size)
-    low, high = 0, len(sizes)  # sizes[low] fits, sizes[high] does not; the smallest always does
+
+    def fits(candidate: Size) -> bool:
+        runs = {"plain": lambda: plain(candidate), "target": target}
+        seconds = interleave(runs, rounds, warmup=1, clock=clock)
+        return ratios(seconds["plain"], seconds["target"]).median <= 1
+
+    sizes = smaller_sizes(size, step)
+    low, high = 0, len(sizes)  # sizes[low] fits, sizes[high] does not
     while high - low > 1:
         middle = (low + high) // 2
-        if seconds(sizes[middle]) <= budget:
+        if fits(sizes[middle]):
             low = middle
         else:
             high = middle
     return sizes[low]
 
 
-def _sizes(size: tuple[int, int]) -> list[tuple[int, int]]:
-    """Images of about a shape, growing: each side the nearest multiple of ``STEP``."""
+def smaller_sizes(size: Size, step: int = 32) -> list[Size]:
+    """Images of about a shape, growing up to it.
+
+    Args:
+        size: height and width in pixels.
+        step: sides are the nearest multiples of it, except those of ``size`` itself.
+
+    >>> smaller_sizes((64, 100))
+    [(32, 32), (32, 64), (64, 96), (64, 100)]
+    """
     longer = max(size)
-    shares = [k * STEP / longer for k in range(1, longer // STEP + 1)]
-    grown = [(_near(size[0] * share), _near(size[1] * share)) for share in shares]
-    return [(min(h, size[0]), min(w, size[1])) for h, w in grown]
-
-
-def _near(pixels: float) -> int:
-    return max(round(pixels / STEP), 1) * STEP
+    found = []
+    for k in range(1, longer // step + 1):
+        sides = (max(round(side * k * step / longer / step), 1) * step for side in size)
+        height, width = (min(new, side) for new, side in zip(sides, size, strict=True))
+        found.append((height, width))
+    return found if size in found else [*found, size]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from ..engine import UserError, parse_slots
+from ..engine import UserError, parse_keep
 from ..models.losses import BOUNDS
 
 STUDY_KEYS = (
@@ -29,7 +29,7 @@ class Variant:
 
     Args:
         name: its name.
-        ltm: the backbone's exchange, see :func:`ltm_mm.engine.parse_slots`; None: as configured.
+        ltm: the backbone's exchange, see :func:`ltm_mm.engine.parse_keep`; None: as configured.
         start: name of the variant whose last checkpoint of the same seed this one starts from.
         steps: share of the config's training steps; 0 evaluates the checkpoint only.
         cfg_options: changes to the config, on top of the study's.
@@ -161,7 +161,7 @@ def _read_variant(name: str, entry: object, path: Path) -> Variant:
         raise UserError(f"{where}: steps 0 evaluates a checkpoint, so 'from' must name a variant")
     if ltm is not None:
         try:
-            parse_slots(str(ltm))
+            parse_keep(str(ltm))
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
     ib = entry.get("ib")

@@ -5,7 +5,7 @@ from .errors import UserError, clean_errors
 from .ib_hook import InformationBottleneck, use_ib
 from .run import evaluate, train
 from .statistics_hook import MergeStatistics
-from .swap import parse_slots, use_ltm
+from .swap import parse_keep, use_ltm
 
 __all__ = [
     "InformationBottleneck",
@@ -14,7 +14,7 @@ __all__ = [
     "clean_errors",
     "evaluate",
     "load_config",
-    "parse_slots",
+    "parse_keep",
     "train",
     "use_ib",
     "use_ltm",

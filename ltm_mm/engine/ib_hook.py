@@ -9,11 +9,14 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from ..merging import Merge, record_merges
+from ..merging.grid import GridMerge
 from ..models.losses import BOUNDS, DenseIBLoss
-from ..models.losses.token_labels import majority, pixel_labels
+from ..models.losses.token_labels import grid_counts, merged_labels, pixel_labels
+from ..ops import take_groups
 from ..registry import HOOKS
-from .capture import Caught, catch_merges, choose_stages
 from .errors import UserError
+from .merging_blocks import choose_stages
 
 KEY = "information_bottleneck"
 
@@ -26,8 +29,8 @@ class InformationBottleneck(Hook):
 
         custom_hooks = [dict(type='ltm_mm.InformationBottleneck', bound='paper')]
 
-    The model stays as it is: merged tokens are read by forward hooks, the labels come from
-    the batch's ground truth, and the loss goes through the model's own ``loss`` so that
+    The model stays as it is: its merges are recorded, the labels come from the batch's ground
+    truth, and the loss goes through the model's own ``loss`` so that
     distributed training, mixed precision and gradient accumulation see one loss more. The
     estimates belong to the training run, not to the model: they lie beside the state dict
     in the checkpoint, come back with ``--resume``, and a model without the loss loads the
@@ -38,9 +41,9 @@ class InformationBottleneck(Hook):
         bound: 'paper' or 'variational', see :mod:`ltm_mm.models.losses.information`.
         weight: of the loss, >= 0.
         warmup: share of the training before the loss is added, 0..1.
-        stages: 'all', or positions among the stages that merge (-1: the last). By default
-            all, each with its own clusters, because the bound is what every mask module is
-            meant to descend, and a later stage's loss says little to an earlier mask.
+        stages: 'all', or positions among the stages that merge (-1: the last), whose merging
+            blocks all count, each with its own clusters: a later block's loss says little to an
+            earlier one. Frozen blocks have no loss.
         num_classes: background included; None: one more than the training set's classes.
         **options: ``centroids``, ``temperature``, ``beta``, ``decay`` of
             :class:`ltm_mm.models.losses.DenseIBLoss`.
@@ -80,13 +83,9 @@ class InformationBottleneck(Hook):
         while is_model_wrapper(model):
             model = model.module
         try:
-            mergers = choose_stages(model, self.stages)
+            self.names = choose_stages(model, self.stages)
         except ValueError as error:
             raise UserError(f"InformationBottleneck: {error}") from error
-        # A frozen stage's tokens have no gradient: there is nothing to learn from them.
-        self.names = [n for n, m in mergers.items() if any(p.requires_grad for p in m.parameters())]
-        if not self.names:
-            raise UserError("InformationBottleneck: all its stages are frozen (frozen_stages)")
         if self.num_classes is None:
             classes = runner.train_dataloader.dataset.metainfo.get("classes") or ()
             if not classes:
@@ -129,33 +128,47 @@ class InformationBottleneck(Hook):
         """The model's losses and the bottleneck's."""
         assert self.model is not None
         size = (inputs.shape[-2], inputs.shape[-1])
-        with catch_merges(self.model, size) as caught:
+        with record_merges(self.model) as merges:
             losses = original(inputs, data_samples, *args, **kwargs)
         pixels = pixel_labels(data_samples, size, self.num_classes, inputs.device)
         active = self.weight > 0 and runner.iter >= self.warmup * runner.max_iters
+        learning = self._learning(merges)
         with torch.set_grad_enabled(active and torch.is_grad_enabled()):
-            values = [self._bound(c, pixels) for c in caught if c.name in self.names]
-            bound = torch.stack(values).mean()
+            bound = torch.stack(self._bounds(learning, pixels)).mean()
         loss = self.weight * bound if active else torch.zeros_like(bound)
         return {**losses, "loss_ib": loss, "ib_bound": bound.detach()}
 
-    def _bound(self, caught: Caught, pixels: Tensor) -> Tensor:
-        """The bound of one merge's slots."""
-        slots = caught.merge.slots
-        _, height, width, dim = slots.shape
-        if torch.is_grad_enabled() and not slots.requires_grad:
+    def _learning(self, merges: Sequence[tuple[str, Merge]]) -> list[tuple[str, Merge]]:
+        """The chosen merges, but those of frozen blocks: nothing is to be learned from them."""
+        chosen = [(name, merge) for name, merge in merges if name in self.names]
+        if torch.is_grad_enabled():
+            chosen = [(name, merge) for name, merge in chosen if merge.merged.requires_grad]
+        if not chosen:
             raise UserError(
-                f"InformationBottleneck: the tokens of {caught.name} carry no gradient; use the "
-                "backbone's with_cp instead of re-entrant activation checkpointing"
+                "InformationBottleneck: no merged token of its stages carries a gradient: they are "
+                "all frozen (frozen_stages), or under re-entrant activation checkpointing (use "
+                "the backbone's with_cp)"
             )
-        with torch.no_grad():
-            labels = majority(caught.slot_counts(pixels, self.num_classes))
-        inputs = centre_tokens(caught.merge.tokens, height, width)
-        loss = self._loss_of(caught.name, dim, slots.device)
-        return loss(slots.reshape(-1, dim), labels.flatten(), inputs.reshape(-1, dim))
+        return chosen
+
+    def _bounds(self, merges: Sequence[tuple[str, Merge]], pixels: Tensor) -> list[Tensor]:
+        """The bound of each merge's tokens."""
+        counts: dict[tuple, Tensor] = {}  # merges of one stage have one grid
+        values = []
+        for name, merge in merges:
+            key = (merge.grid, len(merge.merged))
+            with torch.no_grad():
+                if key not in counts:
+                    counts[key] = grid_counts(merge, pixels, self.num_classes)
+                labels = merged_labels(merge, counts[key]).flatten()
+                inputs = place_tokens(merge).flatten(0, 1)
+            merged = merge.merged.flatten(0, 1)
+            loss = self._loss_of(name, merged.shape[1], merged.device)
+            values.append(loss(merged, labels, inputs))
+        return values
 
     def _loss_of(self, name: str, dim: int, device: torch.device) -> DenseIBLoss:
-        """The loss module of a merger, made when its first tokens say how wide they are."""
+        """The loss module of a block, made when its first tokens say how wide they are."""
         if name not in self.losses:
             loss = self.make(dim=dim, num_classes=self.num_classes)
             if name in self.saved:
@@ -170,13 +183,22 @@ class InformationBottleneck(Hook):
         return self.losses[name]
 
 
-def centre_tokens(tokens: Tensor, height: int, width: int) -> Tensor:
-    """The token at each slot's centre, ``(B, H, W, C)`` -> ``(B, height, width, C)``."""
-    rows, cols = (
-        ((torch.arange(k, device=tokens.device) + 0.5) * n / k).long()
-        for n, k in zip(tokens.shape[1:3], (height, width), strict=True)
-    )
-    return tokens[:, rows][:, :, cols]
+def place_tokens(merge: Merge) -> Tensor:
+    """One input token of every merged token ``(B, M, C)``: the one that stands for its place.
+
+    It is the one that a matched group began with, or that lies where a soft mask's prior is
+    strongest. The paper's bound needs one input per sample, and only for a term that is constant.
+    """
+    tokens = merge.tokens
+    if isinstance(merge, GridMerge):  # the one at the middle of each cell
+        sizes = zip(tokens.shape[1:3], merge.slots.shape[1:3], strict=True)
+        rows, cols = (
+            ((torch.arange(k, device=tokens.device) + 0.5) * n / k).long() for n, k in sizes
+        )
+        return tokens[:, rows][:, :, cols].flatten(1, 2)
+    if tokens.dim() == 3:  # of a whole image
+        return take_groups(tokens, merge.mask.roots)
+    return take_groups(merge.windows.cut(tokens), merge.mask.roots).flatten(1, 2)
 
 
 def use_ib(cfg: dict, bound: str) -> None:

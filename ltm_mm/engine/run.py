@@ -2,6 +2,7 @@
 
 import numbers
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -21,7 +22,7 @@ from .errors import UserError, no_such_type
 from .hooks import SegPictures, StartFrom, load
 from .ib_hook import use_ib
 from .resume import check_same_model, find_resume
-from .swap import check_unmerge, parse_slots, use_ltm
+from .swap import parse_keep, use_ltm
 
 
 def train(
@@ -47,7 +48,7 @@ def train(
             merging. Not used where ``resume`` finds something to go on from.
         trust_checkpoint: read files that may run code, see
             :func:`ltm_mm.checkpoints.read_state_dict`.
-        ltm: exchange the backbone, see :func:`.swap.parse_slots`.
+        ltm: exchange the backbone, see :func:`.swap.parse_keep`.
         ib: add the information-bottleneck loss, see :func:`.ib_hook.use_ib`.
         amp: mixed precision (GPU).
         auto_scale_lr: scale the learning rate with the batch, if the config allows it.
@@ -190,14 +191,13 @@ def _prepare(
     _require(cfg, "model")
     stem = Path(cfg.filename).stem
     if ltm is not None:
-        for line in use_ltm(cfg, parse_slots(ltm)):
+        for line in use_ltm(cfg, parse_keep(ltm)):
             _say(line)
         # Runs with different plans must not resume from one another.
-        stem += f"_ltm-{ltm}" if ltm.isalpha() else "_ltm"
+        stem += "_ltm-" + re.sub(r"[^\w.]+", "-", ltm).strip("-")
     if ib is not None:
         use_ib(cfg, ib)
         stem += f"_ib-{ib}"
-    check_unmerge(cfg)
     if work_dir or not cfg.get("work_dir"):
         cfg.work_dir = work_dir or os.path.join("work_dirs", stem)
     cfg.launcher = launcher

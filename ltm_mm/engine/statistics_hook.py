@@ -1,7 +1,6 @@
 """Measures of merging during validation and testing (ours)."""
 
 from collections import defaultdict
-from collections.abc import Sequence
 from contextlib import ExitStack
 
 import torch
@@ -12,37 +11,32 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..evaluation.held_out import held_out_information
-from ..evaluation.merge_quality import (
-    achievable_accuracy,
-    prior_shift,
-    real_rows,
-    row_entropy,
-    untrained,
-)
+from ..evaluation.merge_quality import achievable_accuracy, count_groups, pooling_groups
+from ..merging import Merge, record_merges
 from ..models.losses.dense_ib import all_reduce_
-from ..models.losses.token_labels import majority, segments
+from ..models.losses.token_labels import grid_counts, merged_labels, segments
 from ..registry import HOOKS
-from .capture import Caught, catch_merges, merging_stages
+from .merging_blocks import merging_stages
 
-RATIOS = ("mask_entropy", "prior_shift", "asa", "asa_prior")
+RATIOS = ("kept", "asa", "asa_pooling")
 
 
 @HOOKS.register_module()
 class MergeStatistics(Hook):
-    """Adds what the merging masks do to the metrics of every validation and test.
+    """Adds what merging does to the metrics of every validation and test.
 
     ::
 
         custom_hooks = [dict(type='ltm_mm.MergeStatistics')]
 
-    ``ltm/mask_entropy``: mean entropy of the rows of U (nats). ``ltm/prior_shift``: how far
-    they moved from the untrained spatial prior (0 to 1). ``ltm/asa``: achievable segmentation
-    accuracy of the merged groups against objects or classes, and ``ltm/asa_prior``, the same
-    with the untrained prior's groups. ``ltm/I_AX``, ``ltm/I_AY``, ``ltm/IB``: information of
-    the merged tokens about themselves and their class, see :func:`.held_out_information`.
-    Each is the mean over the mergers, and also given per merger (``ltm/0/asa``, in order). A
-    model that merges nothing gets none of these. Test images must carry annotations, and be
-    seen whole (no sliding window).
+    ``ltm/kept``: share of the tokens that merging leaves. ``ltm/asa``: achievable segmentation
+    accuracy of the groups against objects or classes, and ``ltm/asa_pooling``, the same of as
+    many groups by area pooling in the same windows (where there are windows). ``ltm/I_AX``,
+    ``ltm/I_AY``, ``ltm/IB``: information of the merged tokens of a stage's last merging block
+    about themselves and their class, see :func:`.held_out_information`. Each is the mean over
+    the stages that merge, and also given per stage, over all its merging blocks
+    (``ltm/0/asa``, in order). A model that merges nothing gets none of these. Test images must
+    carry annotations, and be seen whole (no sliding window).
 
     Args:
         tokens_per_image: merged tokens that each image adds to the information estimate.
@@ -85,9 +79,9 @@ class MergeStatistics(Hook):
         while is_model_wrapper(model):
             model = model.module
         self.num_classes = len(metainfo.get("classes") or ()) + 1
-        self.names = [n for mergers in merging_stages(model).values() for n, _ in mergers]
-        self.sums: dict[str, Tensor] = {}
-        self.tokens: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        self.stages = list(merging_stages(model).values())
+        self.sums: dict[int, Tensor] = {}
+        self.tokens: dict[int, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         self.images = 0
         self.inner = ExitStack()
         self.handles = [
@@ -98,45 +92,48 @@ class MergeStatistics(Hook):
     def _before(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
         """A batch goes into the model."""
         inputs = kwargs["inputs"] if "inputs" in kwargs else args[0]
-        size = (inputs.shape[-2], inputs.shape[-1])
-        self.caught = self.inner.enter_context(catch_merges(model, size))
+        self.size = (inputs.shape[-2], inputs.shape[-1])
+        self.merges = self.inner.enter_context(record_merges(model))
 
+    @torch.no_grad()
     def _after(self, model: nn.Module, args: tuple, kwargs: dict, outputs: object) -> None:
         """A batch comes out of the model."""
         self.inner.close()
         samples = kwargs["data_samples"] if "data_samples" in kwargs else args[1]
-        names = [c.name for c in self.caught]
-        if len(set(names)) < len(names):
+        if len({name for name, _ in self.merges}) < len(self.merges):
             raise ValueError(
                 "MergeStatistics needs images that are seen whole: set model.test_cfg.mode=whole"
             )
-        for caught in self.caught:
-            self._look(caught, samples)
+        if self.merges:
+            device = self.merges[0][1].merged.device
+            found = [segments(sample, self.size, device) for sample in samples]
+            pixels = torch.stack([pixels for pixels, _ in found])
+            kinds = torch.stack([self._kinds(*pair) for pair in found])
+            stages = {name: k for k, names in enumerate(self.stages) for name in names}
+            for name, merge in self.merges:
+                self._measure(stages[name], merge, pixels)
+                if name == self.stages[stages[name]][-1]:
+                    self._take_tokens(stages[name], merge, kinds)
         self.images += len(samples)
-        self.caught = []
+        self.merges = []
 
-    @torch.no_grad()
-    def _look(self, caught: Caught, samples: Sequence) -> None:
-        """Take a merge's sums and some of its tokens."""
-        merged = caught.merge
-        back = merged.back.float()
-        real = real_rows(merged).expand(back.shape[:3])
-        sums = torch.zeros(len(RATIOS), 2, dtype=torch.float64, device=back.device)
-        sums[0, 0] = row_entropy(back)[real].sum()
-        sums[1, 0] = prior_shift(back, merged.window)[real].sum()
-        sums[:2, 1] = real.sum()
-        found = [segments(sample, caught.image, back.device) for sample in samples]
-        pixels = torch.stack([pixels for pixels, _ in found])
-        counts = caught.token_counts(pixels, int(pixels.max()) + 1)[..., :-1]
-        for row, mask in ((2, back), (3, untrained(back, merged.window).expand_as(back))):
-            sums[row] += torch.stack(achievable_accuracy(counts, mask, merged.window))
-        self.sums[caught.name] = self.sums.get(caught.name, 0) + sums
-        kinds = torch.stack([self._kinds(*pair) for pair in found])
-        labels = majority(caught.slot_counts(kinds, self.num_classes))
-        for k, (slots, own) in enumerate(
-            zip(merged.slots.chunk(len(samples)), labels.chunk(len(samples)), strict=True)
-        ):
-            self._sample(caught.name, slots.float().flatten(0, 2), own.flatten(), self.images + k)
+    def _measure(self, stage: int, merge: Merge, pixels: Tensor) -> None:
+        """Add up what a merge's groups do to the segments of a batch ``(images, H, W)``."""
+        groups, pooling = merge.groups(), pooling_groups(merge)
+        sums = torch.zeros(len(RATIOS), 2, dtype=torch.float64, device=groups.device)
+        sums[0] = sums.new_tensor([count_groups(groups), groups.numel()])
+        counts = grid_counts(merge, pixels, max(int(pixels.max()) + 1, 1))[..., :-1]
+        sums[1] = torch.stack(achievable_accuracy(counts, groups))
+        if pooling is not None:
+            sums[2] = torch.stack(achievable_accuracy(counts, pooling.expand_as(groups)))
+        self.sums[stage] = self.sums.get(stage, 0) + sums
+
+    def _take_tokens(self, stage: int, merge: Merge, kinds: Tensor) -> None:
+        """Keep some merged tokens of every image, with their classes."""
+        labels = merged_labels(merge, grid_counts(merge, kinds, self.num_classes))
+        parts = (t.chunk(len(kinds)) for t in (merge.merged.float(), labels))
+        for k, (tokens, own) in enumerate(zip(*parts, strict=True)):
+            self._sample(stage, tokens.flatten(0, 1), own.flatten(), self.images + k)
 
     def _kinds(self, pixels: Tensor, classes: Tensor | None) -> Tensor:
         """Class of every pixel ``(H, W)``, -1 for none; the background is the last one."""
@@ -146,33 +143,32 @@ class MergeStatistics(Hook):
             pixels = torch.where(pixels >= 0, table[pixels.clamp(min=0)], pixels)
         return pixels.masked_fill(pixels >= self.num_classes, -1)
 
-    def _sample(self, name: str, slots: Tensor, labels: Tensor, seed: int) -> None:
-        """Keep some labelled slots of an image, ``(k, C)`` and ``(k,)``."""
+    def _sample(self, stage: int, tokens: Tensor, labels: Tensor, seed: int) -> None:
+        """Keep some labelled merged tokens of an image, ``(k, C)`` and ``(k,)``."""
         labelled = (labels >= 0).nonzero().squeeze(1).cpu()
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(labelled), generator=generator)[: self.tokens_per_image]
         chosen = labelled[order].to(labels.device)
-        self.tokens[name].append((slots[chosen], labels[chosen]))
+        self.tokens[stage].append((tokens[chosen], labels[chosen]))
 
     def _finish(self, metrics: dict[str, float] | None) -> None:
         for handle in self.handles:
             handle.remove()
-        if not self.names:
+        if not self.stages:
             print_log("MergeStatistics: the model merges no tokens, nothing to measure", "current")
-        values: dict[str, list[float]] = defaultdict(list)
-        for name in self.names:
-            if name not in self.sums:
-                continue
-            sums = all_reduce_(self.sums[name])
-            for key, (part, whole) in zip(RATIOS, sums.tolist(), strict=True):
-                values[key].append(part / max(whole, 1))
-            tokens, labels = (torch.cat(t) for t in zip(*self.tokens[name], strict=True))
-            information = held_out_information(tokens, labels, self.num_classes, **self.options)
-            for key, value in information.items():
-                values[key].append(value)
+        values: dict[str, dict[int, float]] = defaultdict(dict)
+        for k in sorted(self.sums):
+            for key, (part, whole) in zip(RATIOS, all_reduce_(self.sums[k]).tolist(), strict=True):
+                if whole:
+                    values[key][k] = part / whole
+            if k in self.tokens:
+                tokens, labels = (torch.cat(parts) for parts in zip(*self.tokens[k], strict=True))
+                information = held_out_information(tokens, labels, self.num_classes, **self.options)
+                for key, value in information.items():
+                    values[key][k] = value
         if metrics is None:
             return
         for key, each in values.items():
-            metrics[f"ltm/{key}"] = sum(each) / len(each)
+            metrics[f"ltm/{key}"] = sum(each.values()) / len(each)
         for key, each in values.items():
-            metrics.update({f"ltm/{k}/{key}": value for k, value in enumerate(each)})
+            metrics.update({f"ltm/{k}/{key}": value for k, value in each.items()})

@@ -5,8 +5,7 @@ from collections.abc import Iterator, Mapping
 
 from mmengine.config import Config
 
-from ..presets import NAMES, Slots
-from .config import flatten
+from ..presets import NAMES, Keep
 from .errors import UserError
 
 SWIN = "ltm_mm.LTMSwin"
@@ -14,13 +13,14 @@ OURS = ("LTMSwin", "LTMEfficientViT", "LTMMobileViT", "LTMViT")
 # mmpretrain's Swin has other keywords and parameter names than mmdet's and mmseg's.
 OTHER_SWIN_SCOPES = ("mmpretrain", "mmcls")
 BACKBONE_KEYS = ("backbone", "img_backbone")
-# Options of heads that place something on the maps' grids. (Mask2Former's points lie at
-# fractions of the image.)
-WHOLE_STRIDES = {"anchor_generator", "prior_generator", "featmap_strides"}
 
 
-def parse_slots(text: str) -> Slots:
-    """Slots from the command line: a preset's name, ``none``, or a plan as Python literal.
+def parse_keep(text: str) -> Keep:
+    """What to keep, from the command line.
+
+    Args:
+        text: a preset's name, ``none``, a number of tokens ('25') or a share of them ('0.5'), or
+            a plan as Python literal; see :func:`ltm_mm.presets.resolve_plan`.
 
     Raises:
         UserError: if it is none of these.
@@ -30,26 +30,27 @@ def parse_slots(text: str) -> Slots:
     if text in NAMES:
         return text
     try:
-        plan = ast.literal_eval(text)
+        keep = ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        plan = text
-    if not isinstance(plan, (tuple, list)):
+        keep = None
+    if isinstance(keep, bool) or not isinstance(keep, int | float | tuple | list):
         raise UserError(
-            f"--ltm {text}: give none, {', '.join(NAMES)}, or a plan with one entry per stage "
-            "such as '(None, None, (7, 5, 5, 5, 5, 5), 5)'"
+            f"--ltm {text}: give none, {', '.join(NAMES)}, a number of tokens such as 25, a share "
+            "of them such as 0.5, or a plan with one entry per stage such as "
+            "'(None, None, (None, 25, 25, 25, 25, 25), None)'"
         )
-    return plan
+    return keep
 
 
-def use_ltm(cfg: Config, slots: Slots) -> list[str]:
+def use_ltm(cfg: Config, keep: Keep) -> list[str]:
     """Exchange every backbone of a config's model that can be exchanged, in place.
 
     Args:
         cfg: of mmdet, mmseg, or of what builds on them. A Swin Transformer (mmdet's or
             mmseg's) becomes LTMSwin, timm's EfficientViT, MobileViT or ViT (through
             ``TIMMBackbone``) LTMEfficientViT, LTMMobileViT or LTMViT, with all else kept;
-            an LTM backbone gets the new slots.
-        slots: the merging plan, see :func:`ltm_mm.presets.resolve_plan`.
+            an LTM backbone gets the new ``keep``.
+        keep: the merging plan, see :func:`ltm_mm.presets.resolve_plan`.
 
     Returns:
         One line per backbone that says what was changed.
@@ -66,8 +67,8 @@ def use_ltm(cfg: Config, slots: Slots) -> list[str]:
         if new is None:
             others.append(f"{path} is {old}{_variant(backbone)}")
             continue
-        backbone["type"], backbone["slots"] = new, slots
-        lines.append(f"{path}: {old} -> {new} (slots={slots!r})")
+        backbone["type"], backbone["keep"] = new, keep
+        lines.append(f"{path}: {old} -> {new} (keep={keep!r})")
     if not lines:
         raise UserError(
             f"--ltm has nothing to exchange: {'; '.join(others) or 'the model has no backbone'}. "
@@ -75,24 +76,6 @@ def use_ltm(cfg: Config, slots: Slots) -> list[str]:
             "efficientvit_b0 ... b3, l1 ... l3, with mobilevit_xxs, xs, s, and with vit_*"
         )
     return lines
-
-
-def check_unmerge(cfg: Config) -> None:
-    """Refuse a pyramid of slots for a head that needs maps of whole strides.
-
-    Raises:
-        UserError: if a backbone has ``unmerge='none'`` and the model has anchors, points or
-            RoIs, which lie on a grid of whole strides.
-    """
-    model = cfg.get("model") or {}
-    slots = [path for path, b in _backbones(model, "model") if b.get("unmerge") == "none"]
-    keys = [key for key, _ in flatten(model) if WHOLE_STRIDES.intersection(key.split("."))]
-    if slots and keys:
-        raise UserError(
-            f"{slots[0]}.unmerge='none' returns maps whose strides are no whole numbers, and "
-            f"model.{keys[0]} needs whole ones: use unmerge='residual', or a decoder that "
-            "resizes its inputs (UPerNet, Semantic FPN, Mask2Former)"
-        )
 
 
 def _backbones(node: object, path: str) -> Iterator[tuple[str, dict]]:

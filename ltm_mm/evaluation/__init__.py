@@ -1,4 +1,4 @@
-"""What AP and mIoU do not show: boundaries, and what the merging masks do.
+"""What AP and mIoU do not show: boundaries, and what merging does.
 
 The registry imports this module. Where mmdet is not installed (or broken), its metric says so
 when it is built.

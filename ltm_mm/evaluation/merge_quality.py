@@ -1,61 +1,71 @@
-"""What a merging mask does: how soft it is, how far it moved, whether it keeps to segments.
+"""What a merge does: how many tokens it leaves, and whether its groups keep to segments.
 
 Source: achievable segmentation accuracy is the superpixel literature's (Liu et al., CVPR 2011);
-applying it to the groups of a merging mask is ours.
+applying it to groups of merged tokens is ours.
+
+Letters: B images, H x W tokens, K segments, M groups per image.
 """
 
+from math import prod
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import Merge, hat_prior, pad_to_windows, to_windows
+from ..merging import Merge, WindowMerge
+from ..merging.grid import GridMerge
+from ..merging.masks import prior_places
+from ..ops import ShiftedWindows
 
 
-def row_entropy(back: Tensor) -> Tensor:
-    """Entropy in nats of each token's row of U: ``(..., N, P)`` -> ``(..., N)``."""
-    return -torch.xlogy(back, back).sum(-1)
-
-
-def prior_shift(back: Tensor, window: int) -> Tensor:
-    """How far each token's row of U moved from the untrained spatial prior's.
-
-    Args:
-        back: U ``(..., N, P)``.
-        window: tokens per window side.
-
-    Returns:
-        Total variation distance ``(..., N)``, 0 (the same) to 1 (no slot in common).
-    """
-    return (back - untrained(back, window)).abs().sum(-1) / 2
-
-
-def untrained(back: Tensor, window: int) -> Tensor:
-    """U of the spatial prior ``(N, P)``."""
-    slots = round(back.shape[-1] ** 0.5)
-    return hat_prior(window, slots).softmax(-1).to(back)
-
-
-def real_rows(merged: Merge) -> Tensor:
-    """Which rows of U belong to tokens and not to padding, ``(1, n, N)`` bool."""
-    ones = torch.ones_like(merged.tokens[:1, ..., :1])
-    return to_windows(pad_to_windows(ones, merged.window), merged.window).squeeze(-1) > 0
-
-
-def achievable_accuracy(counts: Tensor, back: Tensor, window: int) -> tuple[Tensor, Tensor]:
+def achievable_accuracy(counts: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
     """Pixels that keep their segment if every group of tokens may have only one.
-
-    A token belongs to the slot that its row of U gives most to.
 
     Args:
         counts: pixels of each segment in every token ``(B, H, W, K)``.
-        back: U ``(B, n, N, P)``.
-        window: tokens per window side.
+        groups: group of each token ``(B, H, W)`` int64.
 
     Returns:
         Pixels that keep their segment, and all pixels: two scalars. Their ratio is the
         achievable segmentation accuracy.
     """
-    tokens = to_windows(pad_to_windows(counts.double(), window), window)  # (B, n, N, K)
-    member = F.one_hot(back.argmax(-1), back.shape[-1]).to(tokens)  # (B, n, N, P)
-    groups = member.transpose(-1, -2) @ tokens  # (B, n, P, K)
-    return groups.amax(-1).sum(), groups.sum()
+    index = _apart(groups)
+    sums = counts.new_zeros(int(index.max()) + 1, counts.shape[-1], dtype=torch.float64)
+    sums.index_add_(0, index.flatten(), counts.double().flatten(0, 2))
+    return sums.amax(-1).sum(), sums.sum()
+
+
+def count_groups(groups: Tensor) -> int:
+    """Groups that have a token, of all images together, from ``(B, H, W)``."""
+    return len(_apart(groups).unique())
+
+
+def pooling_groups(merge: Merge) -> Tensor | None:
+    """The same number of groups by area pooling in the same windows.
+
+    Each token goes to the nearest of places that are spread evenly over its window; in a shifted
+    window part by part, as a mask has to.
+
+    Returns:
+        ``(1, H, W)`` int64; None for a merge without windows, or of merged tokens.
+    """
+    if isinstance(merge, WindowMerge):
+        windows, keep = merge.windows, merge.mask.count
+    elif isinstance(merge, GridMerge) and merge.earlier is None:
+        windows, keep = ShiftedWindows(merge.window), merge.u.shape[-1]
+    else:
+        return None
+    places = prior_places(windows.size, keep, windows.shift)  # (P, 2)
+    axis = torch.arange(windows.size) + 0.5
+    tokens = torch.cartesian_prod(axis, axis)  # (N, 2)
+    cut = windows.size - windows.shift
+    apart = (tokens[:, None] >= cut) != (places >= cut)  # (N, P, 2)
+    distance = torch.cdist(tokens, places.float()) + apart.any(-1) * 1e4
+    first = torch.arange(prod(windows.counts(*merge.grid))) * keep
+    owner = (distance.argmin(-1) + first[:, None])[None, ..., None]  # (1, n, N, 1)
+    return windows.join(owner, *merge.grid).squeeze(-1).to(merge.tokens.device)
+
+
+def _apart(groups: Tensor) -> Tensor:
+    """Numbers of groups ``(B, H, W)`` that no two images share."""
+    image = torch.arange(len(groups), device=groups.device).view(-1, 1, 1)
+    return groups + image * (groups.max() + 1)

@@ -39,10 +39,21 @@ def save_onnx(program: ExportedProgram, path: Path, outputs: Sequence[str]) -> N
             input_names=["image"],
             output_names=list(outputs),
             dynamic_shapes=(dynamic_shapes(),),
+            custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
             verbose=False,
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     written.save(str(path))
+
+
+def _stable_sort(
+    x: object, *, stable: bool | None = None, dim: int = -1, descending: bool = False
+) -> tuple[object, object]:
+    """``torch.sort(stable=True)``, which PyTorch's exporter lacks; TopK puts equals in order."""
+    from onnxscript import opset18 as op
+
+    count = op.Gather(op.Shape(x), op.Constant(value_ints=[dim]), axis=0)
+    return op.TopK(x, count, axis=dim, largest=int(descending), sorted=1)
 
 
 def run_onnx(path: Path) -> Callable[[Tensor], tuple[Tensor, ...]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..analysis.rivals import build_models
+from ..analysis.baselines import build_models
 from ..checkpoints import load_into
 from ..engine.errors import UserError
 from .check import TOLERANCE, Difference, compare, other_sizes
@@ -32,7 +32,7 @@ def export(
     """Export a backbone, or a segmentor whole, with a dynamic batch, height and width.
 
     Args:
-        config, ltm, whole_model: see :func:`ltm_mm.analysis.rivals.build_models`.
+        config, ltm, whole_model: see :func:`ltm_mm.analysis.baselines.build_models`.
         checkpoint: a whole model's or a backbone's; None: random weights.
         format: 'onnx' or 'torch' (a ``.pt2`` file of ``torch.export``).
         size: height and width that it is traced with; others are compared at, too.

@@ -4,9 +4,9 @@ Both share the given module's layers under its names and compute what it compute
 is built otherwise (gated attention, SwiGLU, ...) stays as it is.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops import fused_attention
 from .linear import run_linear, run_mlp
 
 
@@ -40,8 +40,7 @@ class FastAttention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, N, d)
         q, k = self.q_norm(q), self.k_norm(k)
         dropout = self.attn_drop.p if self.training else 0.0
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout, scale=self.scale)
-        x = self.norm(x.transpose(1, 2).reshape(b, n, -1))
+        x = self.norm(fused_attention(q, k, v, attn_mask, self.scale, dropout))
         return self.proj_drop(run_linear(self.proj, x))
 
 

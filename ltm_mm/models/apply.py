@@ -5,16 +5,17 @@ stages: each stage that the plan merges in is replaced by one that shares its pa
 the merging off puts the very same stages back, with whatever training has changed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ..presets import Plan, Slots, check_window, resolve_plan
-from .backbones import efficientvit
+from ..merging.masks import check_mask
+from ..presets import Keep, Plan, resolve_plan
+from .backbones import efficientvit, mobilevit, vit
 from .backbones.base import LTMBackbone
 from .backbones.efficientvit import EfficientVitLTMStage
 from .backbones.mobilevit import MobileVitLTMBlock
-from .backbones.swin import SwinBlock, run_blocks
+from .backbones.swin import SwinBlock, swin_plan
 
 SERVED = (
     "mmdet's, mmseg's or timm's SwinTransformer, timm's EfficientViT (MIT Han Lab), MobileViT "
@@ -30,27 +31,26 @@ STAGES = {
 }
 MSRA = "efficientvit_msra"  # timm's module of another EfficientViT, with stages of the same name
 PACKAGES = ("mmdet", "mmseg", "timm")
-WINDOWS = {"efficientvit": 8, "mobilevit": 8, "vit": 7}  # as the backbones' defaults
 
 
 def apply(
-    model: nn.Module, slots: Slots = "balanced", steps: int = 2, window_size: int | None = None
+    model: nn.Module, keep: Keep = "balanced", mask: str = "match", window_size: int | None = None
 ) -> nn.Module:
     """Merge tokens in a model that is already built, in place.
 
     Its parameters stay the same objects (an optimiser that holds them goes on), and
-    its outputs keep their shapes; the mask modules' parameters are new. In a merged
+    its outputs keep their shapes; only soft masks add parameters. In a merged
     Swin stage of a timm model, parameters have mmdet's names while merging is on, and
     a grid that is no multiple of the window is padded before the shift, as in mmdet
     (timm pads after it). A timm ViT is of another class while merging is on.
 
     Args:
         model: a detector, segmentor, classifier or backbone with stages of one family.
-        slots: the merging plan, as ``LTMSwin``, ``LTMEfficientViT``, ``LTMMobileViT`` and
+        keep: the merging plan, as ``LTMSwin``, ``LTMEfficientViT``, ``LTMMobileViT`` and
             ``LTMViT`` take it.
-        steps: content steps of the mask modules, >= 0; 0 leaves their spatial prior alone.
-        window_size: tokens per merging window side, by default 8, a ViT's 7; a Swin's
-            windows are its own.
+        mask: 'match'; for a Swin also 'weighted' or 'soft', as ``LTMSwin`` takes it.
+        window_size: tokens per merging window side of an EfficientViT (8 by default); a
+            Swin's windows are its own, a ViT has none.
 
     Returns:
         The model itself.
@@ -64,22 +64,37 @@ def apply(
     if any(isinstance(m, LTMBackbone | MergedStage) for m in model.modules()):
         raise ValueError(
             "the model merges tokens already: call ltm_mm.remove(model) first, or change its "
-            "backbone's `slots`"
+            "backbone's `keep`"
         )
     places = _stage_places(model)
     if not places:
         raise ValueError(f"{type(model).__name__} has no stages to merge in: use {SERVED}")
     stages = [getattr(parent, name) for parent, name in places]
     family = _family(*places[0])
-    window = _window(stages[0].blocks[0]) if family == "swin" else window_size or WINDOWS[family]
-    plan = _resolve(slots, family, stages, window)
-    for (parent, name), stage, counts in zip(places, stages, plan, strict=True):
-        if not counts or counts[-1] >= window:
-            continue  # nothing to merge in this stage
-        merged = _merged(family, parent, stage, counts, window, steps)
-        first = next(stage.parameters())
-        setattr(parent, name, merged.to(first.device, first.dtype).train(stage.training))
+    _check_options(family, mask, window_size)
+    window = 8 if window_size is None else window_size
+    if family == "swin":
+        window = _window(stages[0].blocks[0])
+    plan, whole = _resolve(keep, family, stages, window)
+    merged = [
+        _merged(family, parent, stage, counts, window, mask)
+        if counts and min(counts) < whole  # else there is nothing to merge in this stage
+        else None
+        for (parent, _), stage, counts in zip(places, stages, plan, strict=True)
+    ]
+    for (parent, name), stage, new in zip(places, stages, merged, strict=True):
+        if new is not None:
+            first = next(stage.parameters())
+            setattr(parent, name, new.to(first.device, first.dtype).train(stage.training))
     return model
+
+
+def _check_options(family: str, mask: str, window_size: int | None) -> None:
+    check_mask(mask)
+    if mask != "match" and family != "swin":
+        raise ValueError(f"mask={mask!r} is for a Swin; this is a {family}")
+    if window_size is not None and family != "efficientvit":
+        raise ValueError(f"window_size is for an EfficientViT; this is a {family}")
 
 
 def remove(model: nn.Module) -> nn.Module:
@@ -132,7 +147,7 @@ class MergedSwinStage(nn.Module, MergedStage):
     def __init__(self, original: nn.Module, blocks: Sequence[nn.Module]) -> None:
         super().__init__()
         self._original = (original,)
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = nn.Sequential(*blocks)
         self.downsample = original.downsample
 
 
@@ -141,7 +156,7 @@ class MergedMMStage(MergedSwinStage):
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> tuple:
         """``(B, H * W, C)``, (H, W) -> what goes on, its size, the stage's map, its size."""
-        x = run_blocks(self.blocks, x.unflatten(1, hw_shape))[0].flatten(1, 2)
+        x = self.blocks(x.unflatten(1, hw_shape)).flatten(1, 2)
         if self.downsample is None:
             return x, hw_shape, x, hw_shape
         return *self.downsample(x, hw_shape), x, hw_shape
@@ -152,26 +167,22 @@ class MergedTimmStage(MergedSwinStage):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` -> the stage's map, channel-last."""
-        return run_blocks(self.blocks, self.downsample(x))[0]
+        return self.blocks(self.downsample(x))
 
 
 class MergedEfficientVitStage(EfficientVitLTMStage, MergedStage):
     """In the place of timm's ``EfficientVitStage``."""
 
-    def __init__(self, original: nn.Module, counts: Sequence[int], window: int, steps: int) -> None:
-        super().__init__(original, counts, window, steps)
+    def __init__(self, original: nn.Module, counts: Sequence[int], window: int) -> None:
+        super().__init__(original, counts, window)
         self._original = (original,)
-
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        """``(B, C_in, H, W)`` -> the stage's map."""
-        return super().forward(x)[0]
 
 
 class MergedMobileVitBlock(MobileVitLTMBlock, MergedStage):
     """In the place of timm's ``MobileVitBlock``."""
 
-    def __init__(self, original: nn.Module, counts: Sequence[int], window: int, steps: int) -> None:
-        super().__init__(original, counts, window, steps)
+    def __init__(self, original: nn.Module, counts: Sequence[int]) -> None:
+        super().__init__(original, counts)
         self._original = (original,)
 
 
@@ -201,42 +212,35 @@ def _comes_from(module: nn.Module, name: str | None, *packages: str) -> bool:
     return name in (None, kind.__name__) and kind.__module__.partition(".")[0] in packages
 
 
-def _resolve(slots: Slots, family: str, stages: Sequence[nn.Module], window: int) -> Plan:
-    """The plan of every stage found."""
+def _resolve(keep: Keep, family: str, stages: Sequence[nn.Module], window: int) -> tuple[Plan, int]:
+    """The plan of every stage found, and the number that is all tokens."""
     if family == "efficientvit":
-        return efficientvit.resolve_stage_plans(slots, stages, window)
-    check_window(window)
+        return efficientvit.resolve_stage_plans(keep, stages, window), window**2
     if family == "swin":
-        width = stages[0].blocks[0].norm1.weight.numel()
-        return resolve_plan(slots, [len(s.blocks) for s in stages], window, (family, width))
+        width, depths = stages[0].blocks[0].norm1.weight.numel(), [len(s.blocks) for s in stages]
+        return swin_plan(keep, depths, window, width), window**2
     if family == "vit":
-        width = stages[0][0].norm1.weight.numel()
-        return resolve_plan(slots, [len(stages[0])], window, (family, width))
+        width, tokens = stages[0][0].norm1.weight.numel(), vit.TOKENS
+        return resolve_plan(keep, [len(stages[0])], tokens, (family, width), True), tokens
     # A MobileViT's first two stages have no block that could be found.
     depths = [0, 0, *(len(s.transformer) for s in stages)]
-    width = stages[0].transformer[0].norm1.weight.numel()
-    return resolve_plan(slots, depths, window, (family, width))[2:]
+    width, tokens = stages[0].transformer[0].norm1.weight.numel(), mobilevit.TOKENS
+    return resolve_plan(keep, depths, tokens, (family, width), True)[2:], tokens
 
 
 def _merged(
-    family: str,
-    parent: nn.Module,
-    stage: nn.Module,
-    counts: Sequence[int],
-    window: int,
-    steps: int,
+    family: str, parent: nn.Module, stage: nn.Module, counts: Sequence[int], window: int, mask: str
 ) -> nn.Module:
     """What stands in a stage's place."""
     if family == "vit":
         from .timm_vit import MergedVitBlocks  # imports timm
 
-        return MergedVitBlocks(parent, counts, window, steps)
-    make: Callable = {
-        "swin": _merged_swin_stage,
-        "efficientvit": MergedEfficientVitStage,
-        "mobilevit": MergedMobileVitBlock,
-    }[family]
-    return make(stage, counts, window, steps)
+        return MergedVitBlocks(parent, counts)
+    if family == "efficientvit":
+        return MergedEfficientVitStage(stage, counts, window)
+    if family == "mobilevit":
+        return MergedMobileVitBlock(stage, counts)
+    return _merged_swin_stage(stage, counts, window, mask)
 
 
 def _window(block: nn.Module) -> int:
@@ -249,20 +253,17 @@ def _window(block: nn.Module) -> int:
 
 
 def _merged_swin_stage(
-    stage: nn.Module, counts: Sequence[int], window: int, steps: int
+    stage: nn.Module, counts: Sequence[int], window: int, mask: str
 ) -> MergedSwinStage:
     timm = type(stage).__name__ == "SwinTransformerStage"
-    grids = (window, *counts[:-1])
     blocks = [
-        _share_swin_block(block, window, grid, slots, steps, timm)
-        for block, grid, slots in zip(stage.blocks, grids, counts, strict=True)
+        _share_swin_block(block, window, keep, mask, timm)
+        for block, keep in zip(stage.blocks, counts, strict=True)
     ]
     return (MergedTimmStage if timm else MergedMMStage)(stage, blocks)
 
 
-def _share_swin_block(
-    block: nn.Module, window: int, grid: int, slots: int, steps: int, timm: bool
-) -> SwinBlock:
+def _share_swin_block(block: nn.Module, window: int, keep: int, mask: str, timm: bool) -> SwinBlock:
     """Our Swin block around another's layers and parameters."""
     if _window(block) != window:
         raise ValueError(
@@ -275,17 +276,15 @@ def _share_swin_block(
         dim,
         attention.num_heads,
         window,
-        grid,
-        slots,
+        keep,
         shifted=any(block.shift_size) if timm else block.attn.shift_size > 0,
         hidden=1,  # the MLP is the other's
         drop_path=0.0,
-        steps=steps,
+        mask=mask,
         drop=0.0,
         act_cfg=dict(type="GELU"),
         norm_cfg=dict(type="LN"),
         with_cp=getattr(block, "with_cp", False),
-        qkv_bias=attention.qkv.bias is not None,
         qk_scale=attention.scale,
         attn_drop=attention.attn_drop.p,
     )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .apply import MergedStage
 from .backbones.global_blocks import GlobalBlocks
+from .backbones.vit import TOKENS
 
 
 class MergedVisionTransformer(VisionTransformer):
@@ -52,10 +53,12 @@ class MergedVisionTransformer(VisionTransformer):
 
     def _run(self, x: Tensor, take: Iterable[int], masks: dict) -> list[Tensor]:
         if any(value is not None and value is not False for value in masks.values()):
-            raise ValueError(f"a merging ViT takes no {', '.join(masks)}: slots have no fixed mask")
+            raise ValueError(
+                f"a merging ViT takes no {', '.join(masks)}: merged tokens have no fixed mask"
+            )
         size = self._grid(x)
         tokens = self.norm_pre(self._pos_embed(self.patch_embed(x)))
-        return [y for y, _ in self.blocks(tokens, size, take)]
+        return self.blocks(tokens, size, take)
 
     def _grid(self, x: Tensor) -> tuple[int, int]:
         return tuple(self.patch_embed.dynamic_feat_size(tuple(x.shape[2:])))
@@ -66,27 +69,18 @@ class MergedVitBlocks(GlobalBlocks, MergedStage):
 
     Args:
         vit: the model; its class is exchanged.
-        counts: slots per window side that each block's MLP runs on.
-        window: tokens per window side.
-        steps: content steps of the mask modules.
+        counts: tokens that are left of every 196 after each block's attention.
 
     Raises:
         ValueError: if the model drops patches at random, or has other blocks than timm's
             plain ones.
     """
 
-    def __init__(
-        self, vit: VisionTransformer, counts: Sequence[int], window: int, steps: int
-    ) -> None:
+    def __init__(self, vit: VisionTransformer, counts: Sequence[int]) -> None:
         if not isinstance(vit.patch_drop, nn.Identity):
-            raise ValueError("a ViT with patch_drop_rate has no grid to merge on: set it to 0")
+            raise ValueError("a ViT with patch_drop_rate has no grid to lead back to: set it to 0")
         super().__init__(
-            vit.blocks,
-            counts,
-            window,
-            vit.num_prefix_tokens,
-            steps,
-            with_cp=vit.grad_checkpointing,
+            vit.blocks, counts, TOKENS, vit.num_prefix_tokens, with_cp=vit.grad_checkpointing
         )
         self._original = (vit.blocks,)
         vit.__class__ = MergedVisionTransformer

@@ -1,26 +1,17 @@
 """Pure tensor functions of token merging: no modules, no parameters, no mm* import."""
 
-from .attention import window_attention
+from .attention import fused_attention, window_attention
+from .groups import by_index, flat_index, full_precision, sum_groups, take_groups
 from .linear import CHUNK, add_by_rows, linear, served
-from .masks import back_mask, hat_prior, merge_mask
-from .merge import (
-    Merge,
-    keep_norm,
-    merge,
-    slot_grid,
-    unmerge,
-    unmerge_grid,
-    window_mass,
-)
 from .mlp import mlp
-from .relative_position import offset_interpolation, relative_position_index
-from .shift import shift_masks, window_kinds
+from .relative_position import pair_places, relative_position_index
+from .shift import BLOCKED, shift_masks, window_kinds, window_regions
+from .shifted import ShiftedWindows
 from .windows import (
     BAND,
-    bands,
     crop,
     from_windows,
-    joined,
+    packed,
     pad_to_windows,
     real_tokens,
     to_windows,
@@ -28,31 +19,29 @@ from .windows import (
 
 __all__ = [
     "BAND",
+    "BLOCKED",
     "CHUNK",
-    "Merge",
+    "ShiftedWindows",
     "add_by_rows",
-    "back_mask",
-    "bands",
+    "by_index",
     "crop",
+    "flat_index",
     "from_windows",
-    "hat_prior",
-    "joined",
-    "keep_norm",
+    "full_precision",
+    "fused_attention",
     "linear",
-    "merge",
-    "merge_mask",
     "mlp",
-    "offset_interpolation",
+    "packed",
     "pad_to_windows",
+    "pair_places",
     "real_tokens",
     "relative_position_index",
     "served",
     "shift_masks",
-    "slot_grid",
+    "sum_groups",
+    "take_groups",
     "to_windows",
-    "unmerge",
-    "unmerge_grid",
     "window_attention",
     "window_kinds",
-    "window_mass",
+    "window_regions",
 ]

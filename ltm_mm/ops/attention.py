@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .linear import served
+from .windows import packed
 
 
 def window_attention(qkv: Tensor, bias: Tensor, scale: float, dropout: float = 0.0) -> Tensor:
@@ -30,16 +31,34 @@ def window_attention(qkv: Tensor, bias: Tensor, scale: float, dropout: float = 0
     n, count, _, heads, dim = qkv.shape
     if not served(qkv, bias):
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (n, h, N, d)
-        if torch.compiler.is_exporting():
-            # Written out: the fused kernel asks whether n is 1, which would fix it.
-            out = (q @ k.transpose(-1, -2) * scale + bias.to(q.dtype)).softmax(-1) @ v
-        else:
-            out = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=bias.to(q.dtype), dropout_p=dropout, scale=scale
-            )
-        return out.transpose(1, 2).reshape(n, count, heads * dim)
+        return fused_attention(q, k, v, bias.to(q.dtype), scale, dropout)
     q, k, v = qkv.permute(2, 0, 3, 1, 4).reshape(3, n * heads, count, dim).unbind(0)
     bias = bias.expand(n, -1, -1, -1).reshape(n * heads, count, count)
     weights = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale).softmax(-1)
     out = torch.bmm(F.dropout(weights, dropout, training=dropout > 0), v)  # (n * h, N, d)
     return out.view(n, heads, count, dim).transpose(1, 2).reshape(n, count, heads * dim)
+
+
+def fused_attention(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, dropout: float = 0.0
+) -> Tensor:
+    """PyTorch's attention, which can be exported for all sizes.
+
+    Args:
+        q, k, v: ``(n, h, N, d)``.
+        bias: added to the logits; None: none.
+        scale, dropout: as :func:`window_attention`.
+
+    Returns:
+        ``(n, N, h * d)``.
+    """
+    n, heads, count, dim = q.shape
+    if torch.compiler.is_exporting():
+        # Written out: the fused kernel and `@` ask which sizes are 1, and fix them.
+        q, k, v = (packed(x).flatten(0, 1) for x in (q, k, v))  # (n * h, N, d)
+        logits = (torch.bmm(q, k.mT) * scale).unflatten(0, (n, heads))  # (n, h, N, N)
+        weights = (logits if bias is None else logits + bias).softmax(-1).flatten(0, 1)
+        out = torch.bmm(weights, v).unflatten(0, (n, heads))
+        return packed(out.transpose(1, 2)).flatten(2)
+    out = F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=scale)
+    return out.transpose(1, 2).reshape(n, count, heads * dim)

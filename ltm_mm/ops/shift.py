@@ -22,15 +22,8 @@ def shift_masks(window: int, shift: int) -> Tensor:
         ``(4, N, N)``: added to the attention logits of a window of kind 0 (inner),
         1 (last column), 2 (last row), 3 (both); 0 or -100.
     """
-    wrapped = torch.arange(window) >= window - shift  # tokens from the other side
-    differs = wrapped[:, None] != wrapped[None, :]  # (w, w)
-    never = torch.zeros_like(differs)
-    masks = []
-    for row in (never, differs):
-        for col in (never, differs):
-            pair = row[:, None, :, None] | col[None, :, None, :]  # (w, w, w, w)
-            masks.append(pair.reshape(window * window, window * window))
-    return torch.stack(masks).float() * BLOCKED
+    regions = window_regions(window, shift)  # (4, N)
+    return (regions.unsqueeze(-1) != regions.unsqueeze(-2)).float() * BLOCKED
 
 
 def window_kinds(rows: int, cols: int, device: torch.device) -> Tensor:
@@ -46,3 +39,15 @@ def window_kinds(rows: int, cols: int, device: torch.device) -> Tensor:
     last_row = torch.arange(rows, device=device) == rows - 1
     last_col = torch.arange(cols, device=device) == cols - 1
     return (last_row[:, None] * 2 + last_col[None, :] * 1).flatten()
+
+
+def window_regions(window: int, shift: int) -> Tensor:
+    """The region of each token by kind of window ``(4, N)``, 0..3.
+
+    Kinds are those of :func:`window_kinds`: inner, last column, last row, both. The
+    tokens that the shift brought from the other side are another region.
+    """
+    wrapped = (torch.arange(window) >= window - shift).float()
+    row = wrapped[:, None].expand(window, window).flatten()
+    col = wrapped[None, :].expand(window, window).flatten()
+    return torch.stack([0 * row, col, 2 * row, 2 * row + col])

@@ -2,14 +2,12 @@
 
 Letters used throughout ``ops`` and ``layers``:
 B images, H x W grid, C channels, w tokens per window side, n windows per image,
-N = w * w tokens per window, s slots per window side, P = s * s slots per window.
+N = w * w tokens per window.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from .linear import served
 
 BAND = 2**19  # values of a band of windows (2 MB)
 
@@ -45,7 +43,7 @@ def to_windows(x: Tensor, window: int) -> Tensor:
     """
     b, h, w, c = x.shape
     x = x.view(b, h // window, window, w // window, window, c).transpose(2, 3)
-    return _packed(x).view(b, -1, window * window, c)  # (B, n, N, C)
+    return packed(x).view(b, -1, window * window, c)  # (B, n, N, C)
 
 
 def from_windows(x: Tensor, window: int, height: int, width: int) -> Tensor:
@@ -61,7 +59,7 @@ def from_windows(x: Tensor, window: int, height: int, width: int) -> Tensor:
     """
     b, _, _, c = x.shape
     x = x.reshape(b, height // window, width // window, window, window, c).transpose(2, 3)
-    return _packed(x).view(b, height, width, c)  # (B, H, W, C)
+    return packed(x).view(b, height, width, c)  # (B, H, W, C)
 
 
 def real_tokens(height: int, width: int, window: int, like: Tensor) -> Tensor:
@@ -84,31 +82,9 @@ def crop(x: Tensor, height: int, width: int) -> Tensor:
     """First rows and columns of a grid: ``(B, height, width, C)`` of ``(B, H, W, C)``."""
     x = x.narrow(1, 0, height).narrow(2, 0, width)
     # Packed or not would depend on the size, and with it the graph.
-    return _packed(x) if torch.compiler.is_compiling() else x
+    return packed(x) if torch.compiler.is_compiling() else x
 
 
-def _packed(x: Tensor) -> Tensor:
+def packed(x: Tensor) -> Tensor:
     """A packed copy; ``reshape`` would ask whether one is needed, and a graph fix the answer."""
     return x.clone(memory_format=torch.contiguous_format)
-
-
-def bands(grid: Tensor, window: int) -> tuple[Tensor, ...]:
-    """Rows of windows to work on one after the other: each fits the cache (ours).
-
-    Args:
-        grid: ``(B, H, W, C)``.
-        window: tokens per window side.
-
-    Returns:
-        Slices ``(B, k * window, W, C)`` (the last one may be lower); all in one where
-        :func:`ltm_mm.ops.served` says no, or gradients are wanted.
-    """
-    if torch.is_grad_enabled() or not served(grid, grid):
-        return (grid,)
-    rows = max(BAND // (grid[:, :window].numel() or 1), 1)
-    return grid.split(rows * window, 1)
-
-
-def joined(parts: list[Tensor]) -> Tensor:
-    """What was made of :func:`bands`, along their dimension."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)

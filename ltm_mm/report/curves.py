@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..visualization.figures import CLASSES, TEXT
-from .glance import metric_label
+from .summary import metric_label
 from .work_dir import Run
 
 STYLES = ("-", "--", "-.", ":")  # told apart without colour, too

@@ -10,8 +10,8 @@ from .. import __version__
 from ..analysis.report import Row, to_markdown
 from ..engine import UserError
 from .curves import loss_curve, metric_curves, parts_curve
-from .glance import glance, metric_table
 from .pictures import Picture, data_uri, draw_pictures
+from .summary import metric_table, summary
 from .work_dir import Run, read_run
 
 TEMPLATE = "report.html"
@@ -91,13 +91,13 @@ def render(runs: Sequence[Run], sections: Sequence[Section]) -> str:
         lstrip_blocks=True,
     )
     loss = loss_curve(runs)
-    looks = [glance(run) for run in runs]
-    labels = list(dict.fromkeys(label for look in looks for label in look))
+    summaries = [summary(run) for run in runs]
+    labels = list(dict.fromkeys(label for found in summaries for label in found))
     return loaded.get_template(TEMPLATE).render(
         title=" and ".join(run.name for run in runs) if len(runs) < 3 else f"{len(runs)} runs",
         runs=runs,
         sections=sections,
-        glance=[(label, [look.get(label, "–") for look in looks]) for label in labels],
+        summary=[(label, [found.get(label, "–") for found in summaries]) for label in labels],
         metrics=metric_table(runs),
         metrics_of=["test" if run.test else "last validation" for run in runs],
         loss=loss and data_uri(loss),

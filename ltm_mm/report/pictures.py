@@ -34,7 +34,7 @@ class Picture:
         size: width and height of ``plain``, ``merged`` and ``differences``, pixels.
         plain, merged: the predictions.
         differences: where they differ.
-        merge_map: which pixels share a slot.
+        merge_map: which pixels share a merged token.
         plain_says, merged_says, differs: what they show, in words.
     """
 

@@ -1,4 +1,4 @@
-"""Pictures of what merging does: merge maps, merge weights, predictions side by side.
+"""Pictures of what merging does: merge maps, and predictions side by side.
 
 Needs matplotlib, which mmengine brings.
 """
@@ -7,34 +7,33 @@ from .artist import Artist, Look
 from .comparison import comparison_figure
 from .figures import pixels_of, save
 from .hook import MergePicturesHook
-from .merge_map import StageMasks, View, draw_merge_map, merge_masks_of, record_merges
-from .panels import Scene, departure_figure, merge_map_figure, weights_figure
+from .merge_map import BlockGroups, View, choose_blocks, draw_merge_map, merge_groups_of
+from .panels import Scene, merge_map_figure, shared_figure
 from .predictions import Instances, compare, predict, read_prediction
 from .run import build_pair, plain_model, plain_twin, share_weights, visualize
 
 __all__ = [
     "Artist",
+    "BlockGroups",
     "Instances",
     "Look",
     "MergePicturesHook",
     "Scene",
-    "StageMasks",
     "View",
     "build_pair",
+    "choose_blocks",
     "compare",
     "comparison_figure",
-    "departure_figure",
     "draw_merge_map",
+    "merge_groups_of",
     "merge_map_figure",
-    "merge_masks_of",
     "pixels_of",
     "plain_model",
     "plain_twin",
     "predict",
     "read_prediction",
-    "record_merges",
     "save",
     "share_weights",
+    "shared_figure",
     "visualize",
-    "weights_figure",
 ]

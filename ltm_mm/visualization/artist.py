@@ -14,15 +14,8 @@ from torch import nn
 from ..engine import UserError
 from .comparison import comparison_figure
 from .figures import DPI, save
-from .merge_map import Pixels, View, draw_merge_map, merge_masks_of
-from .panels import (
-    Scene,
-    departure_figure,
-    detailed_points,
-    mask_note,
-    merge_map_figure,
-    weights_figure,
-)
+from .merge_map import Pixels, View, choose_blocks, draw_merge_map, merge_groups_of
+from .panels import Scene, detailed_points, merge_map_figure, shared_figure
 from .predictions import Instances, Prediction, predict
 
 Points = Sequence[tuple[int, int]]
@@ -46,6 +39,7 @@ class Artist:
         classes: names of the classes; None: numbers.
         caption: a line about model and weights for the figures.
         dpi: pixels per inch of the figures.
+        blocks: see :func:`.merge_map.choose_blocks`.
     """
 
     def __init__(
@@ -56,6 +50,7 @@ class Artist:
         classes: Sequence[str] | None = None,
         caption: str = "",
         dpi: int = DPI,
+        blocks: Sequence[int] | None = None,
     ) -> None:
         self.merged, self.plain = merged, plain
         self.load, *prepare = pipeline.transforms
@@ -63,6 +58,7 @@ class Artist:
         self.classes = classes
         self.caption = caption
         self.dpi = dpi
+        self.blocks = blocks
 
     def look(self, file: Path, score_thr: float = 0.3) -> "Look":
         """Run both models on an image.
@@ -83,8 +79,8 @@ class Artist:
 
     def predictions_figure(self, look: "Look", score_thr: float) -> Figure:
         """What both models predict, and where they differ."""
-        found, stages = isinstance(look.plain, Instances), look.scene.stages
-        note = f"{self.caption}{f', scores from {score_thr:g}' * found}{mask_note(stages)}"
+        found = isinstance(look.plain, Instances)
+        note = f"{self.caption}{f', scores from {score_thr:g}' * found}"
         return comparison_figure(look.scene.image, look.plain, look.merged, self.classes, note)
 
     def draw(
@@ -113,16 +109,15 @@ class Artist:
                 )
         figures = {
             "merge_map": merge_map_figure(scene),
-            "weights": weights_figure(scene, points or detailed_points(scene.image)),
-            "departure": departure_figure(scene),
+            "shared": shared_figure(scene, points or detailed_points(scene.image)),
             "predictions": self.predictions_figure(look, score_thr),
         }
         written = [
             save(figure, folder / f"{name}.png", self.dpi) for name, figure in figures.items()
         ]
-        for stage in scene.stages:
-            path = folder / f"merge_map_{stage.name.replace('.', '_')}.png"
-            Image.fromarray(draw_merge_map(scene.image, stage, scene.view)).save(path)
+        for block in scene.blocks:
+            path = folder / f"merge_map_{block.name.replace('.', '_')}.png"
+            Image.fromarray(draw_merge_map(scene.image, block, scene.view)).save(path)
             written.append(path)
         return written
 
@@ -150,12 +145,18 @@ class Artist:
         return rgb, self.prepare(loaded)
 
     def scene(self, image: Pixels, data: Mapping[str, Any]) -> Scene:
-        """The masks of an image, of one pass of the backbone over all of it."""
+        """The groups of an image, of one pass of the backbone over all of it."""
         batch = {key: [value] for key, value in data.items()}
         inputs = self.merged.data_preprocessor(batch, False)["inputs"]
         view = View.from_meta(data["data_samples"].metainfo)
-        stages = merge_masks_of(self.merged.backbone, inputs)
-        return Scene(image, view, stages, self.caption)
+        found = merge_groups_of(self.merged.backbone, inputs)
+        if not found:
+            raise UserError(f"an image of {view.image} pixels has too few tokens to merge")
+        try:
+            blocks = choose_blocks(found, self.blocks)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        return Scene(image, view, blocks, self.caption)
 
 
 def _check_whole(file: Path) -> None:

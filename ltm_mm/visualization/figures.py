@@ -4,7 +4,7 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps, colors
+from matplotlib import colors
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -18,7 +18,6 @@ CLASSES = (
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442",
     "#882255", "#44AA99", "#DDCC77", "#332288", "#999933", "#AA4499", "#88CCEE",
 )  # fmt: skip
-HEAT = "cividis"  # even steps of brightness, told apart without colour too
 TEXT = "#222222"
 DPI = 150
 WIDTH, COLUMN = 12.0, 5.0  # inches: of a figure; of a column at most
@@ -73,13 +72,6 @@ def caption(figure: Figure, text: str) -> None:
     """The line below all panels."""
     letters = int(figure.get_figwidth() * 12)
     figure.supxlabel(textwrap.fill(text, letters), fontsize=10, color=TEXT)
-
-
-def heat_over(ground: Pixels, values: NDArray) -> Pixels:
-    """Lay values 0..1 ``(H, W)`` over an image ``(H, W, 3)``, clear where they are 0."""
-    heat = colormaps[HEAT](values)[..., :3] * 255
-    strength = np.clip(values * 4, 0, 0.9)[..., None]
-    return (ground * (1 - strength) + heat * strength).astype(np.uint8)
 
 
 def enlarged(image: Pixels, scale: int) -> Pixels:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from ..engine import UserError
 from ..engine.data import datasets
-from ..layers import TokenMerger
+from ..engine.merging_blocks import mask_modules
 from ..registry import HOOKS
 from .artist import Artist
 from .figures import pixels_of
@@ -83,7 +83,7 @@ class MergePicturesHook(Hook):
         model = runner.model
         while is_model_wrapper(model):
             model = model.module
-        if not any(isinstance(m, TokenMerger) for m in model.modules()):
+        if not mask_modules(model):
             raise UserError("the model merges no tokens")
         dataset, _ = next(datasets(runner.val_dataloader.dataset, "val_dataloader.dataset"))
         with evaluating(model):

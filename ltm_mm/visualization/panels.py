@@ -1,4 +1,4 @@
-"""What merging did to an image: merge maps, merge weights, departure from the prior (ours)."""
+"""What merging did to an image: merge maps, and which pixels share a token with some (ours)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,22 +9,21 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from .figures import (
-    DPI,
-    HEAT,
-    TEXT,
-    caption,
-    column_width,
-    enlarged,
-    heading,
-    heat_over,
-    panels,
-    show,
+from .figures import DPI, TEXT, caption, column_width, enlarged, heading, panels, rgb, show
+from .merge_map import (
+    BlockGroups,
+    Box,
+    Pixels,
+    View,
+    draw_merge_map,
+    draw_outlines,
+    group_side,
+    outlines,
 )
-from .merge_map import Box, Pixels, StageMasks, View, draw_merge_map, outlines, slot_side
 
-ZOOM_SLOTS = 30  # slots of the finest stage across the zoomed crop
-MIN_BORDER = 8  # pixels of the figure that a slot's side has at least for borders to be drawn
+ZOOM_GROUPS = 30  # average groups of the finest map across the zoomed crop
+MIN_BORDER = 8  # pixels of the figure that a group's side has at least for borders to be drawn
+MARK = "#E69F00"
 
 
 @dataclass
@@ -34,13 +33,13 @@ class Scene:
     Attributes:
         image: ``(H, W, 3)``, RGB.
         view: how it lies in the network's input.
-        stages: the masks of its merging stages, at least one.
+        blocks: the groups of some merging blocks, at least one.
         caption: a line about model and weights.
     """
 
     image: Pixels
     view: View
-    stages: Sequence[StageMasks]
+    blocks: Sequence[BlockGroups]
     caption: str = ""
 
     @property
@@ -50,31 +49,31 @@ class Scene:
 
 
 def merge_map_figure(scene: Scene) -> Figure:
-    """The image and every stage's merge map; below, the crop with most detail, enlarged."""
+    """The image and every block's merge map; below, the crop with most detail, enlarged."""
     crop = busiest_crop(scene)
     whole = (0, 0, *scene.view.image)
     boxes = [whole] if crop == whole else [whole, crop]
-    columns = len(scene.stages) + 1
+    columns = len(scene.blocks) + 1
     figure, axes = panels(len(boxes), columns, scene.aspect, extra=0.8 + 0.1 * len(boxes))
     for row, (y0, x0, y1, x1) in zip(axes, boxes, strict=True):
         show(row[0], scene.image[y0:y1, x0:x1])
-        # As many pixels as the panel has, so that borders are thin and lie on mask edges.
+        # As many pixels as the panel has, so that borders are thin and lie on tokens' edges.
         panel = column_width(columns) * DPI
         scale = max(1, round(2 * panel / (x1 - x0)))
-        for axis, stage in zip(row[1:], scene.stages, strict=True):
-            side = slot_side(stage, scene.view) * panel / (x1 - x0)
+        for axis, block in zip(row[1:], scene.blocks, strict=True):
+            side = group_side(block, scene.view) * panel / (x1 - x0)
             borders, box = side >= MIN_BORDER, (y0, x0, y1, x1)
-            show(axis, draw_merge_map(scene.image, stage, scene.view, scale, borders, box))
-    for axis, stage in zip(axes[0, 1:], scene.stages, strict=True):
-        heading(axis, stage_title(stage))
+            show(axis, draw_merge_map(scene.image, block, scene.view, scale, borders, box))
+    for axis, block in zip(axes[0, 1:], scene.blocks, strict=True):
+        heading(axis, block_title(block))
     heading(axes[0, 0], "image" if crop == whole else "image\n(framed: the crop below)")
     if crop != whole:
-        _frame(axes[0, 0], crop)
-    caption(figure, f"{scene.caption}{mask_note(scene.stages)}")
+        frame(axes[0, 0], crop)
+    caption(figure, scene.caption)
     return figure
 
 
-def _frame(axis: Axes, box: Box) -> None:
+def frame(axis: Axes, box: Box) -> None:
     """Outline a part of an image, visible on any ground."""
     y0, x0, y1, x1 = box
     corner, size = (x0 - 0.5, y0 - 0.5), (x1 - x0, y1 - y0)
@@ -82,79 +81,51 @@ def _frame(axis: Axes, box: Box) -> None:
         axis.add_patch(Rectangle(corner, *size, fill=False, edgecolor=colour, linewidth=width))
 
 
-def weights_figure(scene: Scene, points: Sequence[tuple[int, int]]) -> Figure:
-    """What a slot is made of: one row per stage, one column per point of the image.
+def shared_figure(scene: Scene, points: Sequence[tuple[int, int]]) -> Figure:
+    """Which pixels share a merged token with some: one row per block, one column per point.
 
     Args:
-        scene: the image and its masks.
-        points: (x, y) in pixels of the image. Shown is the slot that the pixel belongs to:
-            the share of each token in it, and its outline in the merge map.
+        scene: the image and its groups.
+        points: (x, y) in pixels of the image.
     """
-    figure, axes = panels(len(scene.stages), len(points), 1, extra=0.5 + 0.25 * len(scene.stages))
-    for row, stage in enumerate(scene.stages):
-        for column, point in enumerate(points):
-            _weights(axes[row, column], scene, stage, point, column_width(len(points)) * DPI)
-        axes[row, 0].set_ylabel(stage_title(stage), fontsize=10, color=TEXT)
+    figure, axes = panels(len(scene.blocks), len(points), 1, extra=0.5 + 0.25 * len(scene.blocks))
+    for row, block in zip(axes, scene.blocks, strict=True):
+        for axis, point in zip(row, points, strict=True):
+            _shared(axis, scene, block, point, column_width(len(points)) * DPI)
+        row[0].set_ylabel(block_title(block), fontsize=10, color=TEXT)
     for axis, (x, y) in zip(axes[0], points, strict=True):
-        heading(axis, f"slot at x={x}, y={y}\n{axis.get_title()}")
-    caption(
-        figure,
-        "share of each token in one slot (a column of G), dark blue: little, yellow: most; "
-        "white: the slot in the merge map",
-    )
+        heading(axis, f"x={x}, y={y}\n{axis.get_title()}")
+    caption(figure, "orange: the tokens that share a merged token with the pixel")
     return figure
 
 
-def _weights(
-    axis: Axes, scene: Scene, stage: StageMasks, point: tuple[int, int], panel: float
+def _shared(
+    axis: Axes, scene: Scene, block: BlockGroups, point: tuple[int, int], panel: float
 ) -> None:
-    """One slot's weights over a grey crop of twice its window's size; ``panel`` in pixels."""
+    """A pixel's group over a grey crop around it; ``panel`` in pixels."""
     x, y = point
-    slot = int(scene.view.enlarge(stage.slot_map(), stage.stride, box=(y, x, y + 1, x + 1))[0, 0])
-    weights = stage.weights(slot)
-    y0, x0, y1, x1 = crop = _around(scene.view, point, 2 * stage.window * stage.stride)
+    numbers = scene.view.enlarge(block.groups, block.stride)
+    own = numbers[y, x]
+    y0, x0, y1, x1 = box = _around(numbers == own, round(8 * group_side(block, scene.view)))
     scale = max(1, round(panel / (x1 - x0)))
     grey = scene.image[y0:y1, x0:x1].mean(-1, keepdims=True).repeat(3, -1)
-    share = scene.view.enlarge(weights / weights.max(), stage.stride, scale, crop)
-    drawn = heat_over(enlarged(grey * 0.7 + 255 * 0.3, scale).astype(np.uint8), share)
-    inside = scene.view.enlarge(stage.slot_map(), stage.stride, scale, crop) == slot
-    drawn[outlines(inside)] = 255
-    show(axis, drawn)
-    heading(axis, f"most from one token: {weights.max():.0%}")
+    drawn = enlarged(grey.astype(np.uint8), scale)
+    labels = scene.view.enlarge(block.groups, block.stride, scale, box)
+    drawn[labels == own] = drawn[labels == own] * 0.4 + rgb(MARK) * 0.6
+    show(axis, draw_outlines(drawn, outlines(labels)))
+    count = np.count_nonzero(block.groups == own)
+    heading(axis, f"{count} token{'s' * (count > 1)}")
 
 
-def departure_figure(scene: Scene) -> Figure:
-    """How far each token's mask is from the spatial prior, one column per stage."""
-    figure, axes = panels(1, len(scene.stages), scene.aspect, extra=1.1)
-    maps = [stage.departure() for stage in scene.stages]
-    top = max(0.05, *(float(np.quantile(m, 0.995)) for m in maps))
-    for axis, stage, values in zip(axes[0], scene.stages, maps, strict=True):
-        shown = scene.view.enlarge(values, stage.stride)
-        drawn = axis.imshow(shown, cmap=HEAT, vmin=0, vmax=top)
-        heading(axis, f"{stage_title(stage)}\nmean {values.mean():.3f}")
-    bar = figure.colorbar(drawn, ax=list(axes[0]), shrink=0.9, pad=0.01)
-    bar.set_label("total variation (0 to 1)", fontsize=10, color=TEXT)
-    caption(figure, f"departure of the mask U from the spatial prior{mask_note(scene.stages)}")
-    return figure
-
-
-def stage_title(stage: StageMasks) -> str:
-    """``stages.2, stride 16`` and ``7×7 → 5×5 slots per window``."""
-    name = ".".join(stage.name.split(".")[-2:])
-    sides = " → ".join(f"{side}×{side}" for side in (stage.window, *stage.counts))
-    return f"{name}, stride {stage.stride}\nwindow {sides}"
-
-
-def mask_note(stages: Sequence[StageMasks]) -> str:
-    """Says so where no mask was trained."""
-    if any(stage.trained for stage in stages):
-        return ""
-    return " · masks untrained: spatial prior and similarity of tokens alone"
+def block_title(block: BlockGroups) -> str:
+    """``stages.2.blocks.5, stride 16`` and ``kept 400 of 784 tokens``."""
+    kept, tokens = block.kept
+    return f"{block.name}, stride {block.stride}\nkept {kept} of {tokens} tokens"
 
 
 def busiest_crop(scene: Scene) -> Box:
-    """The crop with most detail whose longer side holds some slots of the finest stage."""
-    side = ZOOM_SLOTS * min(slot_side(stage, scene.view) for stage in scene.stages)
+    """The crop with most detail whose longer side holds some groups of the finest map."""
+    side = ZOOM_GROUPS * min(group_side(block, scene.view) for block in scene.blocks)
     height, width = scene.view.image
     h = min(height, round(side * min(1.0, scene.aspect)) + 1)
     w = min(width, round(side * min(1.0, 1 / scene.aspect)) + 1)
@@ -183,12 +154,16 @@ def detailed_points(image: Pixels, count: int = 4) -> list[tuple[int, int]]:
     return points
 
 
-def _around(view: View, point: tuple[int, int], side: float) -> Box:
-    """A square crop around a point, ``side`` pixels of the network's input wide."""
-    height, width = view.image
-    shrink = max(image / seen for image, seen in zip(view.image, view.resized, strict=True))
-    side = max(8, round(side * shrink))
-    x, y = point
-    y0 = max(0, min(y - side // 2, height - side))
-    x0 = max(0, min(x - side // 2, width - side))
-    return y0, x0, min(height, y0 + side), min(width, x0 + side)
+def _around(inside: NDArray, least: int) -> Box:
+    """A square around some pixels ``(H, W)``, ``least`` pixels wide if the image is."""
+    spans = []
+    for axis in (1, 0):
+        found = np.flatnonzero(inside.any(axis))
+        spans.append((int(found[0]), int(found[-1]) + 1))
+    side = max(least, *(stop - start for start, stop in spans))
+    starts = [
+        max(0, min((start + stop - side) // 2, size - side))
+        for (start, stop), size in zip(spans, inside.shape, strict=True)
+    ]
+    (y, x), (height, width) = starts, inside.shape
+    return y, x, min(height, y + side), min(width, x + side)

@@ -19,9 +19,9 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..checkpoints import load_into
-from ..engine import UserError, load_config, parse_slots, use_ltm
+from ..engine import UserError, load_config, parse_keep, use_ltm
+from ..engine.merging_blocks import mask_modules
 from ..engine.run import drop_pretrained
-from ..layers import TokenMerger
 from ..models.apply import MergedStage, remove
 from .artist import Artist, Points
 from .figures import DPI
@@ -35,6 +35,7 @@ def visualize(
     checkpoint: str | None = None,
     out_dir: str | None = None,
     points: Points | None = None,
+    blocks: Sequence[int] | None = None,
     score_thr: float = 0.3,
     trust_checkpoint: bool = False,
     ltm: str | None = None,
@@ -43,7 +44,7 @@ def visualize(
     seed: int = 0,
     dpi: int = DPI,
 ) -> list[Path]:
-    """Draw merge maps, merge weights, departure from the prior, and predictions.
+    """Draw merge maps, which pixels share a token, and predictions.
 
     Args:
         config: see :func:`ltm_mm.engine.load_config`; its backbone merges, or ``ltm`` is given.
@@ -52,14 +53,16 @@ def visualize(
             would start.
         out_dir: for the pictures, a folder per image; default ``work_dirs/<config's
             name>/visualize``.
-        points: (x, y) in pixels, whose slots' merge weights are shown; None: chosen by detail.
+        points: (x, y) in pixels, whose groups are shown; None: chosen by detail.
+        blocks: positions among the blocks that merge (-1: the last) whose groups are drawn;
+            None: an early, a middle and a late one.
         score_thr: instances below this score are not drawn.
         trust_checkpoint: see :func:`ltm_mm.checkpoints.read_state_dict`.
-        ltm: exchange the backbone, see :func:`ltm_mm.engine.parse_slots`.
+        ltm: exchange the backbone, see :func:`ltm_mm.engine.parse_keep`.
         cfg_options: changes to the config.
         device: that the model runs on.
         seed: of the weights that start fresh.
-        dpi: pixels per inch of the figures, which are 12 inches wide with four stages.
+        dpi: pixels per inch of the figures, which are 12 inches wide.
 
     Returns:
         The files written.
@@ -73,9 +76,11 @@ def visualize(
     if not cfg.get("model"):
         raise UserError(f"{cfg.filename} has no model, which is needed here")
     if ltm is not None:
-        print("\n".join(use_ltm(cfg, parse_slots(ltm))), flush=True)
+        print("\n".join(use_ltm(cfg, parse_keep(ltm))), flush=True)
     pair = build_pair(cfg, checkpoint, trust_checkpoint, device, seed)
-    artist = Artist(pair.merged, pair.plain, pipeline_of(cfg), pair.classes, pair.caption, dpi)
+    artist = Artist(
+        pair.merged, pair.plain, pipeline_of(cfg), pair.classes, pair.caption, dpi, blocks
+    )
     folder = Path(out_dir or Path("work_dirs", Path(cfg.filename).stem, "visualize"))
     written: list[Path] = []
     failed: list[str] = []
@@ -121,10 +126,10 @@ def build_pair(cfg: Config, checkpoint: str | None, trust: bool, device: str, se
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
         set_random_seed(seed)
         merged = MODELS.build(cfg.model)
-        if not any(isinstance(m, TokenMerger) for m in merged.modules()):
+        if not mask_modules(merged):
             raise UserError(
                 f"the model of {cfg.filename} merges no tokens: give --ltm balanced, or set "
-                "model.backbone.slots"
+                "model.backbone.keep"
             )
         with _quiet():
             merged.init_weights()
@@ -182,7 +187,7 @@ def plain_twin(model: nn.Module) -> nn.Module:
     """A plain copy of a model that :func:`ltm_mm.apply` was used on.
 
     Raises:
-        ValueError: if it was not: build the config again with ``slots=None`` then, and
+        ValueError: if it was not: build the config again with ``keep=None`` then, and
             :func:`share_weights`.
     """
     if not any(isinstance(m, MergedStage) for m in model.modules()):

@@ -39,7 +39,7 @@ def test_a_config_that_runs() -> None:
     ((row, count),) = coverage.cover(["mmdet"], "balanced", only="retinanet_swin-t")
     assert row.config == "mmdet::swin/retinanet_swin-t-p4-w7_fpn_1x_coco.py"
     assert (row.model, row.problem, row.failed, count) == ("RetinaNet", None, False, 1)
-    assert row.backbone.endswith("-> ltm_mm.LTMSwin (slots='balanced')")
+    assert row.backbone.endswith("-> ltm_mm.LTMSwin (keep='balanced')")
     assert row.losses is not None
     assert row.losses > 0
     assert row.outputs == "100 instances"
@@ -52,7 +52,7 @@ def test_a_config_that_fails() -> None:
     name = "mmdet::swin/retinanet_swin-t-p4-w7_fpn_1x_coco.py"
     cfg = load_config(name)
     (change,) = use_ltm(cfg, "balanced")
-    cfg.model.backbone.slots = 9
+    cfg.model.backbone.keep = 99
     row = coverage.try_config(name, cfg, change)
     assert row.failed
     assert row.problem is not None

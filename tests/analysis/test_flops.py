@@ -9,17 +9,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import ltm_mm
 from ltm_mm.analysis.flops import count_macs
+from ltm_mm.merging import rounds
+from ltm_mm.merging.masks import REGIONS
 from ltm_mm.models import LTMEfficientViT, LTMSwin
 
 C, HEADS, HIDDEN = 16, 2, 64  # one stage
-w, s = 7, 5
-N, P = w * w, s * s
+w, P = 7, 25
+N = w * w
 n = 2 * 3  # windows of a grid of 14 x 21 tokens
 
 
-def one_stage(*plan: int) -> LTMSwin:
+def one_stage(*plan: int, mask: str = "match") -> LTMSwin:
     options = dict(embed_dims=C, depths=(len(plan),), num_heads=(HEADS,), strides=(4,))
-    return LTMSwin(**options, slots=(plan,), out_indices=(0,)).eval()
+    return LTMSwin(**options, keep=(plan,), mask=mask, out_indices=(0,)).eval()
 
 
 def image() -> torch.Tensor:
@@ -31,42 +33,56 @@ def attention(tokens: int) -> int:
     return n * (tokens * C * 3 * C + 2 * tokens * tokens * C + tokens * C * C)
 
 
+def mlp(tokens: int) -> int:
+    return n * tokens * 2 * C * HIDDEN
+
+
+def matching(shifted: bool) -> int:
+    """Similarities between one half of the groups and the other, round by round."""
+    total, left = 0, N
+    for pairs in rounds(N, P, REGIONS if shifted else 1):
+        total += -(-left // 2) * (left // 2) * C
+        left -= pairs
+    return n * total
+
+
 EMBED = n * N * 3 * 4 * 4 * C
-SLOT_BIAS = (2 * s - 1) ** 2 * (2 * w - 1) ** 2 * HEADS
 # Merged by the prior, compared, merged by content, compared, and led back.
-MERGING = n * 5 * P * N * C
+SOFT = n * 5 * P * N * C
 
 
 @pytest.mark.parametrize(
-    ("plan", "expected"),
+    ("plan", "mask", "expected"),
     [
-        ((w,), dict(rest=EMBED, attention=attention(N), mlp=n * N * 2 * C * HIDDEN)),
+        ((N,), "match", dict(rest=EMBED, attention=attention(N), mlp=mlp(N))),
         (
-            (s,),
-            dict(rest=EMBED, attention=attention(N), mlp=n * P * 2 * C * HIDDEN, merge=MERGING),
+            (P,),
+            "match",
+            dict(rest=EMBED, attention=attention(P), mlp=mlp(P), merge=matching(False)),
         ),
         (
-            (s, s),
+            (N, P),
+            "match",
             dict(
                 rest=EMBED,
-                attention=attention(N) + attention(P) + SLOT_BIAS,
-                mlp=2 * n * P * 2 * C * HIDDEN,
-                merge=MERGING,
+                attention=attention(N) + attention(P),
+                mlp=mlp(N) + mlp(P),
+                merge=matching(True),
             ),
         ),
+        ((P,), "soft", dict(rest=EMBED, attention=attention(P), mlp=mlp(P), merge=SOFT)),
     ],
 )
-def test_blocks_by_hand(plan, expected):
-    found = count_macs(one_stage(*plan), image())
+def test_blocks_by_hand(plan, mask, expected):
+    found = count_macs(one_stage(*plan, mask=mask), image())
     assert found.by_part == expected
     assert found.total == sum(expected.values())
     blocks = sum(found.by_module[f"stages.0.blocks.{k}"] for k in range(len(plan)))
-    unmerging = n * N * P * C if s in plan else 0
-    assert found.by_module["stages.0"] == blocks + unmerging == found.total - EMBED
+    assert found.by_module["stages.0"] == blocks == found.total - EMBED
 
 
 def test_counts_whole_batches_and_leaves_the_mode():
-    model = one_stage(s).train()
+    model = one_stage(P).train()
     one = count_macs(model, torch.randn(1, 3, 56, 56)).total
     assert count_macs(model, torch.randn(3, 3, 56, 56)).total == 3 * one
     assert model.training
@@ -110,7 +126,7 @@ def test_a_matrix_times_a_vector_is_seen():
 
 def test_swin_tiny_has_the_published_count():
     x = torch.randn(1, 3, 224, 224)
-    ours = count_macs(LTMSwin(slots=None), x).total
+    ours = count_macs(LTMSwin(keep=None), x).total
     assert ours == pytest.approx(4.5e9, rel=0.005)  # as published, rounded
     # timm's has a classifier on top, and is otherwise equal to the last MAC.
     assert count_macs(timm.create_model("swin_tiny_patch4_window7_224"), x).total == (
@@ -123,7 +139,7 @@ def test_efficientvit_b1_has_the_published_count():
     x = torch.randn(1, 3, 224, 224)
     assert count_macs(whole, x).total == pytest.approx(0.52e9, rel=0.02)
     head = count_macs(whole.head, torch.randn(1, 256, 7, 7)).total
-    ours = count_macs(LTMEfficientViT("b1", slots=None), x)
+    ours = count_macs(LTMEfficientViT("b1", keep=None), x)
     assert ours.total == count_macs(whole, x).total - head
     assert set(ours.by_part) == {"attention", "mlp", "rest"}
 
@@ -136,10 +152,10 @@ def test_merging_a_built_model_counts_as_the_backbone_of_its_own(build):
 
         tiny = dict(embed_dims=C, depths=(2, 2), num_heads=(1, 2), strides=(4, 2))
         built = SwinTransformer(**tiny, out_indices=(0, 1))
-        ours = [LTMSwin(**tiny, out_indices=(0, 1), slots=p) for p in (None, "balanced")]
+        ours = [LTMSwin(**tiny, out_indices=(0, 1), keep=p) for p in (None, "balanced")]
     else:
         built = timm.create_model("efficientvit_b0", features_only=True)
-        ours = [LTMEfficientViT("b0", slots=p) for p in (None, "balanced")]
+        ours = [LTMEfficientViT("b0", keep=p) for p in (None, "balanced")]
     assert count_macs(built, x).by_part == count_macs(ours[0], x).by_part
-    ltm_mm.apply(built, slots="balanced")
+    ltm_mm.apply(built, keep="balanced")
     assert count_macs(built, x).by_part == count_macs(ours[1], x).by_part

@@ -18,7 +18,7 @@ from ltm_mm.models.backbones import LTMSwin
 
 from .tiny import TINY, randomize
 
-SLOTS = (None, (4, 3), (3, 2))  # two merges in the last stage
+KEEP = (None, (None, 9), (9, 4))
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def mask_rcnn(backbone: dict, num_classes: int = 3) -> nn.Module:
 
 
 PLAIN = {"type": "mmdet.SwinTransformer"}
-LTM = {"type": "ltm_mm.LTMSwin", "slots": SLOTS}
+LTM = {"type": "ltm_mm.LTMSwin", "keep": KEEP, "mask": "soft"}
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +96,11 @@ def test_a_trained_detector_loads_whole(
     assert f"{len(fresh)} merging parameters start fresh (e.g. {fresh[0]})" in line
 
 
-def test_a_loaded_detector_without_slots_predicts_the_same(trained: tuple[nn.Module, str]) -> None:
+def test_a_loaded_detector_without_merging_predicts_the_same(
+    trained: tuple[nn.Module, str],
+) -> None:
     plain, path = trained
-    model = mask_rcnn(LTM | {"slots": None})
+    model = mask_rcnn(LTM | {"keep": None})
     load_into(model, path, strict=True)
     x = torch.rand(1, 3, 96, 128, generator=torch.Generator().manual_seed(2))
     for net in (plain, model):
@@ -118,18 +120,41 @@ def test_a_merged_detector_loads_its_own_checkpoint(
     assert "fresh" not in lines[0][1]
 
 
-def test_merging_of_other_slots_is_named(lines: list[tuple[int, str]]) -> None:
-    saved = randomize(LTMSwin(slots=SLOTS, **TINY))
-    plain = LTMSwin(slots=None, **TINY)
-    load_backbone(plain, saved.state_dict())
-    count = sum(".merge." in key for key in saved.state_dict())
-    assert (
-        f"{count} merging parameters of the checkpoint are for other slots and not used"
-        in lines[0][1]
-    )
-    other = LTMSwin(slots=(None, (4, 2), None), **TINY)
+def test_merging_of_another_plan_is_named(lines: list[tuple[int, str]]) -> None:
+    saved = randomize(LTMSwin(keep=KEEP, mask="soft", **TINY))
+    merging = [key for key in saved.state_dict() if ".merge." in key]
+    assert len(merging) == 6
+    for options in (dict(keep=None), dict(keep=KEEP, mask="match")):
+        report = load_backbone(LTMSwin(**options, **TINY), saved.state_dict())
+        assert report.fresh == []
+        _, line = lines.pop()
+        assert line.endswith(
+            "6 merging parameters of the checkpoint are of another plan or mask and not used"
+        )
+    other = LTMSwin(keep=(None, (None, 5), None), mask="soft", **TINY)
     report = load_backbone(other, saved.state_dict())
-    assert report.fresh == ["stages.1.blocks.1.merge.mask.prior_offset"]
+    assert report.fresh == ["stages.1.blocks.1.merge.prior_offset"]
+    assert "stages.1.blocks.1.merge.log_scale" in report.loaded
+    assert "5 merging parameters of the checkpoint are of another plan" in lines[-1][1]
+
+
+def test_masks_of_the_first_design_are_left_out_in_one_line(lines: list[tuple[int, str]]) -> None:
+    """Its mask modules had other names; all else of its checkpoints is as ever."""
+    plain = randomize(LTMSwin(keep=None, **TINY))
+    old = {
+        f"stages.1.blocks.1.merge.mask.{name}": torch.ones(shape)
+        for name, shape in (("prior_offset", (16, 9)), ("log_sharpness", ()))
+    }
+    weights = plain.state_dict()
+    for mask, fresh in (("match", 0), ("soft", 6)):
+        merged = LTMSwin(keep=KEEP, mask=mask, **TINY)
+        report = load_backbone(merged, {**weights, **old})
+        assert len(report.fresh) == fresh
+        after = merged.state_dict()
+        assert_close({key: after[key] for key in weights}, dict(weights))
+        ((_, line),) = lines
+        assert "2 merging parameters of the checkpoint are of another plan or mask" in line
+        lines.clear()
 
 
 def test_a_head_for_other_classes_starts_fresh(
@@ -203,7 +228,7 @@ def test_the_authors_own_detector_loads(
 def test_weights_of_another_size_are_refused(
     official_weights: dict[str, Tensor], change: dict, line: str
 ) -> None:
-    backbone = randomize(LTMSwin(slots=None, **TINY | change))
+    backbone = randomize(LTMSwin(keep=None, **TINY | change))
     before = deepcopy(backbone.state_dict())
     with pytest.raises(ValueError, match=line) as caught:
         load_backbone(backbone, official_weights)
@@ -224,16 +249,16 @@ def test_weights_of_another_size_are_refused(
 )  # fmt: skip
 def test_weights_of_another_architecture_are_refused(weights: dict[str, Tensor], line: str) -> None:
     with pytest.raises(ValueError, match=line):
-        to_backbone(weights, LTMSwin(slots=None, **TINY))
+        to_backbone(weights, LTMSwin(keep=None, **TINY))
 
 
 def test_wrong_prefix(official_weights: dict[str, Tensor]) -> None:
     with pytest.raises(ValueError, match=r"no key of the checkpoint starts with .*'neck\.'"):
-        to_backbone(official_weights, LTMSwin(slots=None, **TINY), prefix="neck.")
+        to_backbone(official_weights, LTMSwin(keep=None, **TINY), prefix="neck.")
 
 
 def test_a_detector_of_another_size_leaves_the_model_alone(trained: tuple[nn.Module, str]) -> None:
-    model = mask_rcnn(LTM | {"depths": (2, 2, 4), "slots": None})
+    model = mask_rcnn(LTM | {"depths": (2, 2, 4), "keep": None})
     before = deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=r"epoch_1\.pth: the checkpoint .* does not fit LTMSwin"):
         load_into(model, trained[1])
@@ -242,12 +267,12 @@ def test_a_detector_of_another_size_leaves_the_model_alone(trained: tuple[nn.Mod
 
 def test_a_shortened_backbone_takes_the_first_stages(official_weights: dict[str, Tensor]) -> None:
     short = {"depths": (2, 2), "num_heads": (1, 2), "strides": (4, 2), "out_indices": (0, 1)}
-    report = load_backbone(LTMSwin(slots=None, **TINY | short), official_weights)
+    report = load_backbone(LTMSwin(keep=None, **TINY | short), official_weights)
     assert all(re.match(r"norm\d", key) for key in report.fresh)
 
 
 def test_output_norms_of_other_indices_are_no_error(trained: tuple[nn.Module, str]) -> None:
-    backbone = LTMSwin(slots=None, **TINY | {"out_indices": (1,)})
+    backbone = LTMSwin(keep=None, **TINY | {"out_indices": (1,)})
     report = load_backbone(backbone, trained[1])
     assert report.fresh == []
     assert_close(backbone.norm1.weight.data, trained[0].backbone.norm1.weight.data)
@@ -275,7 +300,7 @@ def test_heads_see_the_version_they_were_saved_by() -> None:
             seen.append(meta.get("version"))
             super()._load_from_state_dict(state, prefix, meta, *rest)
 
-    saved = nn.ModuleDict({"backbone": LTMSwin(slots=None, **TINY), "head": Head(2, 2)})
-    model = nn.ModuleDict({"backbone": LTMSwin(slots=SLOTS, **TINY), "head": Head(2, 2)})
+    saved = nn.ModuleDict({"backbone": LTMSwin(keep=None, **TINY), "head": Head(2, 2)})
+    model = nn.ModuleDict({"backbone": LTMSwin(keep=KEEP, mask="soft", **TINY), "head": Head(2, 2)})
     load_into(model, {"state_dict": saved.state_dict()}, strict=True)
     assert seen == [3]

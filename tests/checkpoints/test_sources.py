@@ -32,7 +32,7 @@ def as_features_only(weights: Weights) -> Weights:
     return {re.sub(r"^layers\.", "layers_", k): v for k, v in weights.items() if "head" not in k}
 
 
-@pytest.mark.parametrize("build", [SwinTransformer, lambda **kw: LTMSwin(slots=None, **kw)])
+@pytest.mark.parametrize("build", [SwinTransformer, lambda **kw: LTMSwin(keep=None, **kw)])
 @pytest.mark.parametrize("source", ["official", "timm", "timm features_only", "OpenMMLab"])
 def test_swin_outputs_are_timms(
     timm_model: nn.Module, official_weights: Weights, source: str, build: Callable
@@ -78,7 +78,7 @@ def test_init_cfg_of_an_official_file_gives_mmdets_backbone(
     path = str(tmp_path / "swin.pth")
     torch.save({"model": official_weights}, path)
     init = {"init_cfg": ConfigDict(type="Pretrained", checkpoint=path), "convert_weights": True}
-    theirs, ours = SwinTransformer(**TINY, **init), LTMSwin(slots=None, **TINY, **init)
+    theirs, ours = SwinTransformer(**TINY, **init), LTMSwin(keep=None, **TINY, **init)
     for backbone in (theirs, ours):
         backbone.init_weights()
     assert_close(dict(ours.state_dict()), dict(theirs.state_dict()), rtol=0, atol=0)
@@ -90,14 +90,14 @@ def test_table_for_another_window_is_resized_as_mmdet_does(tmp_path: Path) -> No
     torch.save({f"backbone.{k}": v for k, v in saved.state_dict().items()
                 if "relative_position_index" not in k}, path)  # fmt: skip
     init = {"init_cfg": ConfigDict(type="Pretrained", checkpoint=path)}
-    theirs, ours = SwinTransformer(**TINY, **init), LTMSwin(slots=None, **TINY, **init)
+    theirs, ours = SwinTransformer(**TINY, **init), LTMSwin(keep=None, **TINY, **init)
     for backbone in (theirs, ours):
         backbone.init_weights()
     assert_close(dict(ours.state_dict()), dict(theirs.state_dict()))
 
 
 def test_absolute_embedding_is_resized() -> None:
-    build = dict(slots=None, use_abs_pos_embed=True, **TINY)
+    build = dict(keep=None, use_abs_pos_embed=True, **TINY)
     saved = randomize(LTMSwin(pretrain_img_size=32, **build))
     grown = LTMSwin(pretrain_img_size=(48, 64), **build)
     load_backbone(grown, saved.state_dict())
@@ -125,14 +125,14 @@ def test_wrappers_and_prefixes_make_no_difference(
     weights = official_weights
     if source == "OpenMMLab":
         weights = strip_prefixes(swin_converter(weights))
-    backbone = LTMSwin(slots=None, **TINY)
+    backbone = LTMSwin(keep=None, **TINY)
     assert_close(to_backbone(wrap(weights), backbone), to_backbone(weights, backbone))
 
 
 def test_prefix_chooses_among_several_backbones(official_weights: Weights) -> None:
     both = {f"teacher.{k}": v for k, v in official_weights.items()}
     both |= {f"student.{k}": v + 1 for k, v in official_weights.items()}
-    backbone = LTMSwin(slots=None, **TINY)
+    backbone = LTMSwin(keep=None, **TINY)
     chosen = to_backbone(both, backbone, prefix="teacher")
     assert_close(chosen, to_backbone(official_weights, backbone))
 
@@ -200,7 +200,7 @@ def test_efficientvit_outputs_are_timms(arch: str, source: str) -> None:
         "timm features_only": flat,
         "mit-han-lab": {"state_dict": as_mit_han_lab(body, arch == "l1")},
     }[source]
-    backbone = LTMEfficientViT(arch, slots=None).eval()
+    backbone = LTMEfficientViT(arch, keep=None).eval()
     backbone.load_state_dict(to_backbone(weights, backbone), strict=True)
     x = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
@@ -209,11 +209,11 @@ def test_efficientvit_outputs_are_timms(arch: str, source: str) -> None:
 
 def test_efficientvit_loads_merged_or_shortened() -> None:
     weights = timm.create_model("efficientvit_b0").state_dict()
-    merged = LTMEfficientViT("b0", slots=(None, None, 4, 4))
+    merged = LTMEfficientViT("b0", keep=(None, None, 16, 16))
     report = load_backbone(merged, weights)
     assert all(".merge." in key for key in report.fresh)
     assert len(report.fresh) == sum(".merge." in key for key in merged.state_dict())
-    short = LTMEfficientViT("b0", slots=None, out_indices=(1, 2))
+    short = LTMEfficientViT("b0", keep=None, out_indices=(1, 2))
     assert load_backbone(short, weights).fresh == []
     assert_close(short.stages[0].state_dict(), merged.stages[0].state_dict())
 
@@ -248,7 +248,7 @@ def test_vit_loads_merged_shortened_and_for_another_image_size() -> None:
     names = dict(embed_dims=24, num_heads=2, num_layers=4)
     merged = LTMViT("tiny", "balanced", simple_pyramid=True, **names)
     report = load_backbone(merged, weights)
-    assert all(".merge." in key or key.startswith("pyramid.") for key in report.fresh)
+    assert all(key.startswith("pyramid.") for key in report.fresh)
     short = LTMViT("tiny", None, out_indices=(1,), img_size=128, **names)
     assert load_backbone(short, weights).fresh == []
     same = timm.create_model("vit_tiny_patch16_224", img_size=224, **VIT)
@@ -264,15 +264,15 @@ def test_mobilevit_outputs_are_timms(source: str) -> None:
     body = {k: v for k, v in whole.state_dict().items() if not k.startswith("head.")}
     flat = dict(zip(features.state_dict(), body.values(), strict=True))
     features.load_state_dict(flat)
-    backbone = LTMMobileViT("xxs", slots=None, out_indices=(0, 1, 2, 3, 4)).eval()
+    backbone = LTMMobileViT("xxs", keep=None, out_indices=(0, 1, 2, 3, 4)).eval()
     given = whole.state_dict() if source == "timm" else flat
     assert load_backbone(backbone, given).fresh == []
     x = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
         for a, b in zip(backbone(x), features(x), strict=True):
             assert (a - b).norm() <= 1e-5 * b.norm()
-    short = LTMMobileViT("xxs", out_indices=(2, 3))
-    assert all(".merge." in key for key in load_backbone(short, given).fresh)
+    short = LTMMobileViT("xxs", keep="balanced", out_indices=(2, 3))
+    assert load_backbone(short, given).fresh == []
 
 
 @pytest.mark.parametrize("family", ["swin", "efficientvit", "mobilevit", "vit"])
@@ -282,16 +282,18 @@ def test_a_classifier_trained_merging_in_timm_loads_masks_and_all(family: str) -
     classes = dict(swin=LTMSwin, efficientvit=LTMEfficientViT, mobilevit=LTMMobileViT, vit=LTMViT)
     name = f"ltm_{family}_{arch or 'tiny'}"
     options = {"vit": VIT, "swin": TIMM_TINY[0]}.get(family, {})
-    weights = randomize(timm.create_model(name, slots="fast", **options)).state_dict()
-    backbone = classes[family](arch=arch, slots="fast", **size.get(family, {}))
+    masks = dict(mask="soft") if family == "swin" else {}
+    weights = randomize(timm.create_model(name, keep="fast", **masks, **options)).state_dict()
+    backbone = classes[family](arch=arch, keep="fast", **masks, **size.get(family, {}))
     report = load_backbone(backbone, weights)
     assert all(re.search(r"^norm\d", key) for key in report.fresh)
     assert not [key for key in report.unused if not key.startswith(("head.", "norm."))]
-    (mask,) = [k for k in weights if k.endswith("merge.mask.prior_offset")][:1]
-    loaded = next(
-        v for k, v in backbone.state_dict().items() if k.endswith("merge.mask.prior_offset")
-    )
-    assert_close(loaded, weights[mask], rtol=0, atol=0)
+    learned = [key for key in weights if ".merge." in key]
+    loaded = [key for key in backbone.state_dict() if ".merge." in key]
+    assert len(loaded) == len(learned)
+    assert bool(learned) == (family in ("swin", "efficientvit"))
+    for own, theirs in zip(loaded, learned, strict=True):
+        assert_close(backbone.state_dict()[own], weights[theirs], rtol=0, atol=0)
 
 
 # The same small Swin for timm and here.

@@ -57,7 +57,7 @@ def test_every_config_of_ours_loads(path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("model.backbone.slots", "fast"),
+        ("model.backbone.keep", "fast"),
         ("model.backbone.init_cfg", None),
         ("model.backbone.init_cfg.checkpoint", "swin.pth"),
         ("train_dataloader.dataset.pipeline.2.scale", (64, 64)),
@@ -79,8 +79,8 @@ def test_option_is_set(key: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("key", "line"),
     [
-        ("modle.backbone.slots", "no 'modle' in the config; did you mean model?"),
-        ("model.backbon.slots", "no 'backbon' in model; did you mean backbone?"),
+        ("modle.backbone.keep", "no 'modle' in the config; did you mean model?"),
+        ("model.backbon.keep", "no 'backbon' in model; did you mean backbone?"),
         ("model.backbone.depths.7", "model.backbone.depths is a list of 4"),
         ("model.backbone.depths.two", "continue with an index from 0 to 3"),
         ("model.backbone.embed_dims.x", "model.backbone.embed_dims is 96, which has nothing below"),

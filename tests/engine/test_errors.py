@@ -34,12 +34,16 @@ def line_of(capsys: pytest.CaptureFixture, call: Callable[[], object]) -> str:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"model__backbone__slots": (8, 5, 5, 5)}, "LTMSwin: slots of stage 0: 8 is not an int"),
-        ({"model__backbone__slots": (5, 5, 5)}, "one entry for each of the 4 stages"),
-        ({"model__backbone__slots": (5, 5, 5.5, 5)}, "slots of stage 2: give None, one int"),
-        ({"model__backbone__slots": "quick"}, "choose from light, balanced, fast"),
+        (
+            {"model__backbone__keep": (50, 25, 25, 25)},
+            "LTMSwin: keep of stage 0: 50 is neither a number of tokens from 1 to 49 nor a share",
+        ),
+        ({"model__backbone__keep": (25, 25, 25)}, "one entry for each of the 4 stages"),
+        ({"model__backbone__keep": (25, 25, (25,), 25)}, "keep of stage 2: give None, a number"),
+        ({"model__backbone__keep": "quick"}, "choose from light, balanced, fast"),
+        ({"model__backbone__mask": "hard"}, "LTMSwin: mask must be one of match, "),
         ({"model__backbone__arch": "XXL"}, "unknown arch 'XXL'"),
-        ({"model__backbone__slot": 5}, "LTMSwin takes no 'slot': did you mean slots"),
+        ({"model__backbone__kep": 5}, "LTMSwin takes no 'kep': did you mean keep"),
         ({"model__backbone__quux": 5}, "LTMSwin takes no 'quux': it takes pretrain_img_size"),
         ({"model__backbone__type": "ltm_mm.LTMSwim"}, "did you mean ltm_mm.LTMSwin"),
         ({"model__type": "MaskRCN"}, "did you mean MaskRCNN"),
@@ -47,7 +51,7 @@ def line_of(capsys: pytest.CaptureFixture, call: Callable[[], object]) -> str:
         ({"train_dataloader__dataset__typo": 3}, "ShapesInstances takes no 'typo'"),
         ({"optim_wrapper__optimizer__type": "AdamX"}, "did you mean Adam"),
         ({"model__backbone__frozen_stages": 9}, "frozen_stages"),
-        ({"model__backbone__slots__x": 9}, "--cfg-options model.backbone.slots.x"),
+        ({"model__backbone__keep__x": 9}, "--cfg-options model.backbone.keep.x"),
     ],
 )
 def test_config_values(
@@ -64,7 +68,10 @@ def test_config_values(
     [
         ({"config": "configs/none.py"}, "config configs/none.py does not exist"),
         ({"ltm": "turbo"}, "--ltm turbo: give none, light, balanced, fast"),
-        ({"ltm": "(9, 9, 9, 9)"}, "slots of stage 0: 9 is not an int from 1 to the window size 7"),
+        (
+            {"ltm": "(99, 9, 9, 9)"},
+            "keep of stage 0: 99 is neither a number of tokens from 1 to 49",
+        ),
         ({"launcher": "pytorch"}, "use tools/dist_train.sh"),
         ({"resume": "gone.pth"}, "gone.pth does not exist"),
         ({"checkpoint": "gone.pth"}, "gone.pth does not exist"),

@@ -9,8 +9,7 @@ import torch
 
 from ltm_mm.checkpoints import load_backbone
 from ltm_mm.engine import InformationBottleneck, MergeStatistics, evaluate, train
-from ltm_mm.engine.capture import Caught
-from ltm_mm.layers import TokenMerger
+from ltm_mm.merging import ChainMerge, Groups, match, rounds
 from ltm_mm.models import LTMSwin
 from tests.conftest import ROOT
 
@@ -37,6 +36,7 @@ def test_classifier_trains_resumes_and_hands_its_weights_on(shapes: Path, tmp_pa
     pytest.importorskip("mmpretrain", reason="pip install -r requirements/optional.txt")
     config, work = str(CONFIGS / "ltm_swin_classifier_shapes.py"), str(tmp_path / "work")
     narrow = {"model.backbone.embed_dims": 8, "model.head.in_channels": 64}
+    narrow["model.backbone.mask"] = "soft"
     options = in_process(train_dataloader__batch_size=4) | narrow
     for part in ("train", "val", "test"):
         options[f"{part}_dataloader.dataset.data_root"] = str(shapes)
@@ -46,11 +46,12 @@ def test_classifier_trains_resumes_and_hands_its_weights_on(shapes: Path, tmp_pa
     metrics = evaluate(config, f"{work}/epoch_1.pth", work, cfg_options=options)
     assert 0 <= metrics["accuracy/top1"] <= 100
 
-    backbone = LTMSwin(embed_dims=8, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8))
+    backbone = LTMSwin(embed_dims=8, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), mask="soft")
     report = load_backbone(backbone, f"{work}/epoch_1.pth")
     assert all(re.match(r"norm[0-2]\.", key) for key in report.fresh)
-    prior = runner.model.backbone.stages[0].blocks[1].merge.mask.prior_offset
-    assert torch.equal(backbone.stages[0].blocks[1].merge.mask.prior_offset, prior)
+    trained = runner.model.backbone.stages[2].blocks[1].merge.prior_offset
+    assert trained.abs().max() > 0
+    assert torch.equal(backbone.stages[2].blocks[1].merge.prior_offset, trained)
 
 
 @pytest.mark.slow
@@ -148,7 +149,7 @@ def test_hooks_see_every_grid_of_mobilevit(shapes: Path, tmp_path: Path) -> None
         file = str(shapes / "annotations" / "instances_val.json")
         options[f"{part}_evaluator.ann_file"] = file
     options["custom_hooks"] = [
-        dict(type="ltm_mm.MergeStatistics", tokens_per_image=30),
+        dict(type="ltm_mm.MergeStatistics", tokens_per_image=20),
         dict(type="ltm_mm.InformationBottleneck", warmup=0.0),
     ]
     runner = train(config, work, cfg_options=options)
@@ -156,7 +157,7 @@ def test_hooks_see_every_grid_of_mobilevit(shapes: Path, tmp_path: Path) -> None
     assert scalars["train/loss_ib"].current() > 0
     assert 0 < scalars["val/ltm/0/asa"].current() < 1
     hook = next(h for h in runner.hooks if isinstance(h, MergeStatistics))
-    assert all(len(t) == 30 for tokens in hook.tokens.values() for t, _ in tokens)
+    assert all(len(t) == 20 for tokens in hook.tokens.values() for t, _ in tokens)
 
 
 @pytest.mark.parametrize("grids", [1, 4])
@@ -165,14 +166,15 @@ def test_labels_of_grids(grids: int) -> None:
     hook = InformationBottleneck(num_classes=4)
     given = {}
     hook._loss_of = lambda *_: (
-        lambda slots, labels, inputs: given.update(slots=slots, labels=labels, inputs=inputs)
+        lambda merged, labels, inputs: (
+            given.update(merged=merged, labels=labels, inputs=inputs) or merged.sum()
+        )
     )
     images = torch.arange(3).view(3, 1, 1)
-    tokens = images.repeat_interleave(grids, 0).float().expand(-1, 4, 4).unsqueeze(-1)
-    merged = TokenMerger(4, 2)(tokens)
-    caught = Caught("m", "", merged, (32, 32))
-    with torch.no_grad():
-        hook._bound(caught, images.expand(3, 32, 32))
-    assert given["labels"].tolist() == given["slots"][:, 0].round().int().tolist()
+    tokens = images.repeat_interleave(grids, 0).float().expand(-1, 16, 1)
+    mask = Groups.of(match(tokens, rounds(16, 4)), None, tokens.dtype)
+    merge = ChainMerge(tokens, mask.merge(tokens), mask, (4, 4))
+    hook._bounds([("m", merge)], images.expand(3, 32, 32))
+    assert given["labels"].tolist() == given["merged"][:, 0].round().int().tolist()
     assert given["inputs"][:, 0].int().tolist() == given["labels"].tolist()
     assert len(given["labels"]) == 3 * grids * 4

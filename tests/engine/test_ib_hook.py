@@ -18,10 +18,16 @@ from torch.testing import assert_close
 import ltm_mm
 from ltm_mm.datasets import SHAPES
 from ltm_mm.engine import InformationBottleneck, UserError, evaluate, load_config, train, use_ib
-from ltm_mm.engine.capture import catch_merges, choose_stages, merging_stages
-from ltm_mm.engine.ib_hook import KEY
-from ltm_mm.models import LTMEfficientViT, LTMSwin
-from ltm_mm.models.losses.token_labels import token_counts
+from ltm_mm.engine.ib_hook import KEY, place_tokens
+from ltm_mm.engine.merging_blocks import block_of, choose_stages, mask_modules, merging_stages
+from ltm_mm.merging import ChainMerge, Groups, Merge, record_merges
+from ltm_mm.models import LTMEfficientViT, LTMMobileViT, LTMSwin, LTMViT
+from ltm_mm.models.losses.token_labels import (
+    grid_counts,
+    merged_labels,
+    token_counts,
+    token_stride,
+)
 from ltm_mm.registry import HOOKS, MODELS
 from tests.conftest import ROOT
 from tests.engine.conftest import SHAPES_CONFIG
@@ -37,67 +43,131 @@ def tiny_swin(**changes: object) -> LTMSwin:
     return LTMSwin(**{**TINY, "out_indices": (0, 1, 2), **changes})
 
 
-def test_stages_and_what_their_slots_stand_for() -> None:
-    model = nn.Sequential(tiny_swin(slots=((7, 5), None, (5, 3))))
-    assert {k: [n for n, _ in v] for k, v in merging_stages(model).items()} == {
+FAMILIES: dict[str, Callable[[], nn.Module]] = {
+    "swin": lambda: tiny_swin(keep=(25, None, (16, 9))),
+    "soft": lambda: tiny_swin(keep=(25, None, (16, 9)), mask="soft"),
+    "vit": lambda: LTMViT("tiny", keep=([150, 150, 60],), num_layers=3, out_indices=(2,)),
+    "mobilevit": lambda: LTMMobileViT("xxs", keep=0.5),
+    "efficientvit": lambda: LTMEfficientViT("b0", keep="fast"),
+}
+
+
+def merges_of(family: str, size: tuple[int, int]) -> list[Merge]:
+    """The merges of two images; B is a multiple of two."""
+    model = FAMILIES[family]().eval()
+    with torch.no_grad(), record_merges(model) as merges:
+        model(torch.rand(2, 3, *size))
+    assert [name for name, _ in merges] == mask_modules(model)
+    return [merge for _, merge in merges]
+
+
+def test_stages_and_blocks() -> None:
+    assert merging_stages(nn.Sequential(tiny_swin(keep=((None, 25), None, (25, 9))))) == {
         "0.stages.0.blocks": ["0.stages.0.blocks.1.merge"],
         "0.stages.2.blocks": ["0.stages.2.blocks.0.merge", "0.stages.2.blocks.1.merge"],
     }
-    with catch_merges(model, (150, 170)) as caught, torch.no_grad():
-        model(torch.rand(2, 3, 150, 170))
-    assert not any(m._forward_hooks for m in model.modules())
-    # Stage 0: 38 x 43 tokens of 4 pixels; stage 2: 10 x 11 of 16.
-    assert [tuple(c.merge.tokens.shape[1:3]) for c in caught] == [(38, 43), (10, 11), (8, 8)]
-    assert [tuple(c.merge.slots.shape[1:3]) for c in caught] == [(28, 31), (8, 8), (5, 5)]
-
-    # Two slots of a merge share a token's pixels as its row of U says, and none gets lost.
-    pixels = torch.randint(-1, 3, (2, 150, 170))
-    everything = torch.stack([(pixels == k).flatten(1).sum(1) for k in (0, 1, 2, -1)], 1)
-    first, second, third = caught
-    assert_close(second.token_counts(pixels, 3), token_counts(pixels, (10, 11), 16, 3))
-    assert_close(third.token_counts(pixels, 3), second.slot_counts(pixels, 3))
-    for c in caught:
-        assert_close(c.slot_counts(pixels, 3).sum((1, 2)), everything.float())
-    row, col, slot = 9, 16, 7  # a token of the window (1, 2) of stage 0; 7 windows per row
-    only = torch.full((2, 150, 170), -1)
-    only[1, 4 * row : 4 * row + 4, 4 * col : 4 * col + 4] = 0
-    share = first.merge.back[1, 1 * 7 + 2, (row - 7) * 7 + (col - 14), slot]
-    found = first.slot_counts(only, 1)[..., 0]
-    assert_close(found[1, 1 * 5 + slot // 5, 2 * 5 + slot % 5], 16 * share)
-    assert not found[0].any()
-
-
-def efficientvit() -> nn.Module:
-    return LTMEfficientViT(arch="b0", slots="balanced")
-
-
-def merged_timm() -> nn.Module:
-    name = "swin_tiny_patch4_window7_224"
-    return ltm_mm.apply(
-        timm.create_model(name, embed_dim=24, depths=(2, 2, 2, 2)), slots=(5, 5, 5, 5)
-    )
-
-
-@pytest.mark.parametrize(("build", "strides"), [(efficientvit, [16, 32]), (merged_timm, None)])
-def test_other_models(build: Callable, strides: list[int] | None) -> None:
-    model = build().eval()
-    with catch_merges(model, (224, 224)) as caught:
-        model(torch.rand(1, 3, 224, 224))
-    by_stage = {}
-    for c in caught:
-        by_stage.setdefault(c.stage, int(c.token_counts(torch.zeros(1, 224, 224).long(), 1).max()))
-    assert list(by_stage.values()) == [s * s for s in strides or [4, 8, 16, 32]]
+    assert merging_stages(FAMILIES["vit"]()) == {"blocks": ["blocks.0.merge", "blocks.2.merge"]}
+    mobilevit = merging_stages(FAMILIES["mobilevit"]())
+    assert list(mobilevit) == [f"stages.{i}.1.transformer" for i in (2, 3, 4)]
+    efficientvit = mask_modules(FAMILIES["efficientvit"]())
+    assert {block_of(name) for name in efficientvit} >= {"stages.2.blocks.1", "stages.3.blocks.1"}
+    timm_model = timm.create_model("swin_tiny_patch4_window7_224", embed_dim=24)
+    names = mask_modules(ltm_mm.apply(timm_model, keep=(None, 25, None, None)))
+    assert [block_of(name) for name in names] == ["layers.1.blocks.0", "layers.1.blocks.1"]
 
 
 def test_choice_of_stages() -> None:
-    model = tiny_swin(slots="balanced")
-    names = [f"stages.{i}.blocks.1.merge" for i in range(3)]
-    assert list(choose_stages(model, "all")) == names
-    assert list(choose_stages(model, (0, -1))) == [names[0], names[2]]
-    with pytest.raises(ValueError, match="positions from 0 to 2"):
-        choose_stages(model, (3,))
-    with pytest.raises(ValueError, match="merges no tokens"):
-        choose_stages(tiny_swin(slots=None), "all")
+    model = tiny_swin(keep=25)
+    names = [[f"stages.{i}.blocks.{k}.merge" for k in (0, 1)] for i in range(3)]
+    assert choose_stages(model, "all") == [*names[0], *names[1], *names[2]]
+    assert choose_stages(model, (0, -1)) == [*names[0], *names[2]]
+    for wrong in (3, -4):
+        with pytest.raises(ValueError, match="positions from 0 to 2"):
+            choose_stages(model, (wrong,))
+    with pytest.raises(ValueError, match="merges no tokens: use an LTM backbone with `keep`"):
+        choose_stages(tiny_swin(keep=None), "all")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_labels_by_counting(family: str) -> None:
+    """Two groups share a token's pixels as its row of U says, and none gets lost."""
+    size = (150, 170)
+    pixels = torch.randint(-1, 3, (2, *size))
+    everything = torch.stack([(pixels == k).flatten(1).sum(1) for k in (0, 1, 2, -1)], 1)
+    merges = merges_of(family, size)
+    for merge in merges:
+        counts = grid_counts(merge, pixels, 3)
+        grids = len(merge.merged) // 2
+        stride = token_stride(size, merge.grid)
+        own = token_counts(pixels, merge.grid, stride, 3)
+        assert_close(counts, own.repeat_interleave(grids, 0))
+        every = everything.repeat_interleave(grids, 0).float()
+        assert_close(counts.sum((1, 2)), every)
+        assert_close(merge.share(counts).sum(1), every)
+        labels = merged_labels(merge, counts)
+        assert labels.shape == merge.merged.shape[:2]
+        if family not in ("soft", "efficientvit"):
+            slow = torch.full_like(labels, -1)  # of a group that has padding alone
+            for b, groups in enumerate(merge.groups()):
+                for m in groups.unique().tolist():
+                    best = counts[b][groups == m].sum(0).argmax()
+                    slow[b, m] = best if best < 3 else -1
+            assert_close(labels, slow)
+
+
+def test_strides() -> None:
+    """A token of one class covers stride x stride pixels."""
+    strides = {}
+    for family in FAMILIES:
+        pixels = torch.zeros(2, 256, 256, dtype=torch.long)
+        found = [int(grid_counts(m, pixels, 1).max()) for m in merges_of(family, (256, 256))]
+        strides[family] = sorted({round(area**0.5) for area in found})
+    assert strides == {
+        "swin": [4, 16],
+        "soft": [4, 16],
+        "vit": [16],
+        "mobilevit": [16, 32, 64],
+        "efficientvit": [16, 32],
+    }
+
+
+@pytest.mark.parametrize("family", ["swin", "vit", "mobilevit"])
+def test_place_tokens_are_members_of_their_groups(family: str) -> None:
+    for merge in merges_of(family, (150, 170)):
+        found = place_tokens(merge)
+        assert found.shape == merge.merged.shape
+        tokens, groups = merge.tokens.flatten(1, -2), merge.groups()
+        if merge.tokens.dim() == 3:  # merged tokens of the merge before
+            groups = merge.mask.owner
+        for b, m in ((b, m) for b, own in enumerate(groups) for m in own.unique().tolist()):
+            members = tokens[b][groups[b].flatten() == m]
+            assert (members == found[b, m]).all(-1).any()
+
+
+def test_place_tokens_of_soft_masks_and_grids() -> None:
+    """They lie where the merged tokens do, window by window."""
+    torch.manual_seed(0)
+    merge = merges_of("soft", (56, 56))[0]  # 14 x 14 tokens, 2 x 2 windows
+    window = merge.tokens[1, 7:, :7].flatten(0, 1)
+    assert_close(place_tokens(merge)[1, 50:75], window[merge.mask.roots[1, 2]])
+    merge = merges_of("efficientvit", (256, 256))[0]  # 16 x 16 tokens
+    side = merge.slots.shape[1]
+    at = ((torch.arange(side) + 0.5) * 16 / side).long()
+    assert_close(place_tokens(merge), merge.tokens[:, at][:, :, at].flatten(1, 2))
+
+
+@pytest.mark.parametrize("grids", [1, 4])
+def test_labels_of_several_grids(grids: int) -> None:
+    """MobileViT merges four grids of an image: all have this image's ground truth."""
+    images = torch.arange(3)
+    tokens = images.repeat_interleave(grids).float().view(-1, 1, 1).expand(-1, 16, 1)
+    owner = (torch.arange(16) // 4).expand(3 * grids, -1)
+    mask = Groups(owner, torch.arange(0, 16, 4).expand(3 * grids, -1), torch.full((1, 4), 4.0))
+    merge = ChainMerge(tokens, mask.merge(tokens), mask, (4, 4))
+    pixels = images.view(3, 1, 1).expand(3, 32, 32)
+    labels = merged_labels(merge, grid_counts(merge, pixels, 4))
+    assert_close(labels, merge.merged[..., 0].long())
+    assert_close(place_tokens(merge), merge.merged)
 
 
 class Bench:
@@ -139,17 +209,21 @@ class Bench:
 
 
 @pytest.mark.parametrize("bound", ["paper", "variational"])
-def test_adds_one_loss_that_reaches_the_masks(bound: str) -> None:
-    bench = Bench(bound=bound)
-    plain = Bench(weight=0.0).gradients()
+@pytest.mark.parametrize("mask", ["match", "soft"])
+def test_adds_one_loss_that_reaches_what_merges(bound: str, mask: str) -> None:
+    backbone = {"keep": (25, 25, 25, 9), "mask": mask}
+    bench = Bench(backbone, bound=bound)
+    plain = Bench(backbone, weight=0.0).gradients()
     gradients = bench.gradients()
     assert all(g is not None and g.isfinite().all() for g in gradients.values())
     same = {n for n, g in gradients.items() if torch.allclose(g, plain[n], rtol=1e-4, atol=1e-8)}
     heads = {n for n in gradients if n.startswith(("decode_head", "auxiliary_head"))}
     masks = {n for n in gradients if ".merge." in n}
-    assert heads <= same, "what comes after the merged tokens knows nothing of the loss"
-    assert len(masks) == 4 * 2
-    assert not masks & same
+    last = {n for n in gradients if n.startswith("backbone.stages.3.blocks.1") and n not in masks}
+    assert heads | last <= same, "what comes after the merged tokens knows nothing of the loss"
+    assert len(masks) == (2 * 8 if mask == "soft" else 0)
+    before = {n for n in gradients if n.startswith(("backbone.patch_embed", "backbone.stages.0"))}
+    assert not (masks | before) & same
     total, logged = bench.model.parse_losses(bench.losses())
     parts = sum(v for k, v in logged.items() if "loss_" in k)
     assert_close(total, parts)
@@ -172,26 +246,46 @@ def test_warmup_weight_and_the_models_own_losses() -> None:
 
 
 def test_stages_and_options_reach_the_losses() -> None:
-    bench = Bench(stages=(1,), temperature=0.5)
+    bench = Bench({"keep": 25}, stages=(1,), temperature=0.5)
     bench.losses()
-    assert list(bench.hook.losses) == ["backbone.stages.1.blocks.1.merge"]
-    assert bench.hook.losses["backbone.stages.1.blocks.1.merge"].temperature == 0.5
+    assert list(bench.hook.losses) == [f"backbone.stages.1.blocks.{k}.merge" for k in (0, 1)]
+    assert {loss.temperature for loss in bench.hook.losses.values()} == {0.5}
+
+
+def test_what_the_losses_are_given() -> None:
+    """Merged tokens, their classes, and a token of the input for each."""
+    bench = Bench({"keep": 25})
+    given = {}
+
+    def note(name: str, *_: object) -> Callable:
+        return lambda *args: given.update({name: args}) or args[0].sum()
+
+    bench.hook._loss_of = note
+    with record_merges(bench.model) as merges:
+        bench.losses()
+    pixels = torch.cat([sample.gt_sem_seg.data for sample in bench.samples()])
+    assert list(given) == [name for name, _ in merges]
+    for name, merge in merges:
+        labels = merged_labels(merge, grid_counts(merge, pixels, 8))
+        expected = (merge.merged, labels, place_tokens(merge))
+        assert_close(given[name], tuple(part.flatten(0, 1) for part in expected))
+        assert len(labels.unique()) > 2
 
 
 def test_frozen_stages_have_no_loss() -> None:
-    bench = Bench(backbone={"frozen_stages": 2})
+    bench = Bench(backbone={"keep": 25, "frozen_stages": 2})
     bench.gradients()
-    assert [n.split(".")[2] for n in bench.hook.losses] == ["2", "3"]
-    with pytest.raises(UserError, match="all its stages are frozen"):
-        Bench(backbone={"frozen_stages": 4})
-    with pytest.raises(UserError, match="merges no tokens: use an LTM backbone with slots"):
-        Bench(backbone={"slots": None})
+    assert {n.split(".")[2] for n in bench.hook.losses} == {"2", "3"}
+    with pytest.raises(UserError, match="carries a gradient: they are all frozen"):
+        Bench(backbone={"keep": 25, "frozen_stages": 4}).losses()
+    with pytest.raises(UserError, match="merges no tokens: use an LTM backbone with `keep`"):
+        Bench(backbone={"keep": None})
 
 
-@pytest.mark.parametrize("family", ["swin", "efficientvit"])
-def test_activation_checkpointing_changes_nothing(family: str) -> None:
+@pytest.mark.parametrize(("family", "keep"), [("swin", 25), ("efficientvit", (None, None, 36, 25))])
+def test_activation_checkpointing_changes_nothing(family: str, keep: object) -> None:
     config = CONFIGS / f"ltm_{family}_upernet_shapes.py"
-    plain, saving = (Bench({"with_cp": with_cp}, config) for with_cp in (False, True))
+    plain, saving = (Bench({"keep": keep, "with_cp": cp}, config) for cp in (False, True))
     assert_close(saving.gradients(), plain.gradients())
     steps = {k: v.steps for k, v in saving.hook.losses.items()}
     assert steps == dict.fromkeys(plain.hook.losses, 1)
@@ -267,7 +361,7 @@ def test_train_resume_evaluate(
 
     saved = torch.load(f"{work}/epoch_1.pth", weights_only=False)
     states = {n: loss.state_dict() for n, loss in hook_of(runner).losses.items()}
-    assert len(states) == 4
+    assert list(states) == mask_modules(runner.model)
     assert_close(saved[KEY], states, rtol=0, atol=0)
     assert not [k for k in saved["state_dict"] if "centroids" in k or "ib" in k.split(".")]
 

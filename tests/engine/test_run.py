@@ -84,12 +84,12 @@ def test_start_from_a_plain_detector(
 
     changes = {**options(own), **FAST, "model.backbone.init_cfg": {"type": "Pretrained"}}
     changes["model.backbone.init_cfg"]["checkpoint"] = "http://127.0.0.1:9/none.pth"
-    plain = MODELS.build(load_config(SHAPES_CONFIG, {"model.backbone.slots": None}).model)
+    plain = MODELS.build(load_config(SHAPES_CONFIG, {"model.backbone.keep": None}).model)
     torch.save({"state_dict": plain.state_dict()}, tmp_path / "plain.pth")
 
     monkeypatch.setattr(Runner, "save_checkpoint", lambda *args, **kwargs: None)
     changes |= {"optim_wrapper.optimizer.lr": 0.0, "param_scheduler": None, "val_dataloader": None}
-    changes |= {"val_cfg": None, "val_evaluator": None}
+    changes |= {"val_cfg": None, "val_evaluator": None, "model.backbone.mask": "soft"}
     runner = train(
         SHAPES_CONFIG,
         str(tmp_path),

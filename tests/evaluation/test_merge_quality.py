@@ -1,72 +1,100 @@
-"""Statistics of masks on masks whose values are known."""
+"""Statistics of merging on groups whose values are known."""
 
 import math
 
 import pytest
 import torch
-from torch.testing import assert_close
+from torch import nn
 
 from ltm_mm.evaluation.held_out import held_out_information
-from ltm_mm.evaluation.merge_quality import (
-    achievable_accuracy,
-    prior_shift,
-    real_rows,
-    row_entropy,
-    untrained,
-)
-from ltm_mm.layers import TokenMerger
+from ltm_mm.evaluation.merge_quality import achievable_accuracy, count_groups, pooling_groups
+from ltm_mm.merging import Merge, record_merges
+from ltm_mm.models import LTMEfficientViT, LTMSwin, LTMViT
 
 
-def test_entropy() -> None:
-    assert_close(row_entropy(torch.full((2, 3, 5), 0.2)), torch.full((2, 3), math.log(5)))
-    assert_close(row_entropy(torch.eye(4)), torch.zeros(4))
-
-
-def test_an_untrained_mask_has_not_moved() -> None:
-    merged = TokenMerger(7, 5, steps=0)(torch.randn(2, 14, 7, 8))
-    assert_close(prior_shift(merged.back, 7), torch.zeros(2, 2, 49), atol=1e-6, rtol=0)
-    moved = torch.roll(torch.eye(4), 1, 0)  # w = 2, s = 2: the prior is nearly the identity
-    assert_close(prior_shift(moved, 2), torch.ones(4), atol=0.05, rtol=0)
-
-
-def test_rows_of_padding_do_not_count() -> None:
-    merged = TokenMerger(7, 5, steps=0)(torch.randn(2, 9, 7, 8))
-    rows = real_rows(merged)
-    assert rows.shape == (1, 2, 49)
-    assert rows.sum((0, 2)).tolist() == [49, 14]
-
-
-def slow_accuracy(counts: torch.Tensor, group: torch.Tensor) -> float:
-    kept = sum(counts[group == g].sum(0).max().item() for g in group.unique())
-    return kept / counts.sum().item()
+def slow_accuracy(counts: torch.Tensor, groups: torch.Tensor) -> tuple[float, float]:
+    """One image and one group at a time."""
+    kept = 0.0
+    for image, own in zip(counts, groups, strict=True):
+        kept += sum(image[own == g].sum(0).max().item() for g in own.unique())
+    return kept, counts.sum().item()
 
 
 def test_achievable_accuracy() -> None:
-    torch.manual_seed(0)
-    counts = torch.randint(0, 5, (1, 4, 4, 3))
-    back = torch.randn(1, 1, 16, 4).softmax(-1)
-    kept, total = achievable_accuracy(counts, back, 4)
-    expected = slow_accuracy(counts.view(16, 3), back[0, 0].argmax(-1))
-    assert float(kept / total) == pytest.approx(expected)
+    counts = torch.randint(0, 5, (2, 9, 10, 3))
+    groups = torch.randint(0, 12, (2, 9, 10))
+    assert achievable_accuracy(counts, groups) == slow_accuracy(counts, groups)
 
 
 def test_achievable_accuracy_by_hand() -> None:
-    """A 2 x 2 window into one slot: the left half of it is one segment, the right another."""
+    """A grid of 2 x 2: the left half of it is one segment, the right another."""
     counts = torch.tensor([[[[9, 0], [1, 8]], [[9, 0], [0, 9]]]])
-    kept, total = achievable_accuracy(counts, torch.ones(1, 1, 4, 1), 2)
-    assert (kept, total) == (19, 36)
-    own = torch.eye(4)[None, None]  # each token its own slot: only the mixed one loses
-    assert achievable_accuracy(counts, own, 2) == (35, 36)
-    halves = torch.eye(2)[[0, 1, 0, 1]][None, None]
-    assert achievable_accuracy(counts, halves, 2) == (35, 36)
+    assert achievable_accuracy(counts, torch.zeros(1, 2, 2, dtype=torch.long)) == (19, 36)
+    # Each token its own group, or the halves: only the mixed token loses.
+    assert achievable_accuracy(counts, torch.arange(4).view(1, 2, 2)) == (35, 36)
+    assert achievable_accuracy(counts, torch.tensor([[[0, 1], [0, 1]]])) == (35, 36)
 
 
-def test_achievable_accuracy_with_padded_windows() -> None:
-    counts = torch.randint(0, 5, (2, 9, 10, 3))
-    back = untrained(torch.empty(49, 25), 7).expand(2, 4, 49, 25)
-    kept, total = achievable_accuracy(counts, back, 7)
-    assert total == counts.sum()
-    assert 0 < kept <= total
+def test_count_groups() -> None:
+    groups = torch.tensor([[[0, 0, 5]], [[0, 2, 3]]])
+    assert count_groups(groups) == 2 + 3
+
+
+def merges_of(model: nn.Module, size: tuple[int, int]) -> list[Merge]:
+    with torch.no_grad(), record_merges(model.eval()) as merges:
+        model(torch.rand(1, 3, *size))
+    return [merge for _, merge in merges]
+
+
+def swin(keep: int, window: int) -> LTMSwin:
+    return LTMSwin(
+        embed_dims=8, depths=(2,), num_heads=(1,), strides=(4,), out_indices=(0,),
+        window_size=window, keep=keep,
+    )  # fmt: skip
+
+
+def test_pooling_is_a_regular_grid() -> None:
+    """4 x 4 windows with 4 groups each: squares of 2 x 2 tokens, shifted windows' too."""
+    plain, shifted = merges_of(swin(4, 4), (32, 48))
+    rows, cols = torch.meshgrid(torch.arange(8) // 2, torch.arange(12) // 2, indexing="ij")
+    squares = rows * 6 + cols
+    for merge in (plain, shifted):
+        found = pooling_groups(merge)
+        assert found.shape == (1, 8, 12)
+        pairs = torch.stack([found[0], squares]).flatten(1).unique(dim=1)
+        assert pairs.shape[1] == 24 == len(squares.unique()), "one group per square and back"
+    windows = pooling_groups(plain)[0] // 4
+    assert windows[:4, :4].unique().tolist() == [0]
+    assert windows[4:, 8:].unique().tolist() == [5]
+
+
+@pytest.mark.parametrize("keep", [9, 14])
+def test_pooling_keeps_to_windows_and_their_parts(keep: int) -> None:
+    """As many groups as the mask has, none across a window's or a shifted window's part."""
+    for merge in merges_of(swin(keep, 7), (56, 84)):  # 14 x 21 tokens
+        found, owner = pooling_groups(merge)[0], merge.groups()[0]
+        assert len(found.unique()) == len(owner.unique()) == keep * 6
+        windows = merge.windows.cut(torch.arange(14 * 21).view(1, 14, 21, 1))[0, ..., 0]  # (n, N)
+        for group in found.unique():
+            members = found == group
+            inside = torch.isin(windows, members.flatten().nonzero())
+            assert inside.any(1).sum() == 1
+            rows, cols = members.nonzero().T
+            shift = merge.windows.shift
+            assert len(((rows - shift) // 7).unique()) == len(((cols - shift) // 7).unique()) == 1
+            if shift:  # a part: what lies in one window of the unshifted grid, too
+                assert len((rows // 7).unique()) == len((cols // 7).unique()) == 1
+
+
+def test_pooling_of_grids_and_of_whole_images() -> None:
+    merge = merges_of(LTMEfficientViT("b0", keep=(None, None, 16, None)), (256, 256))[0]
+    rows, cols = torch.meshgrid(torch.arange(16) // 2, torch.arange(16) // 2, indexing="ij")
+    pairs = torch.stack([pooling_groups(merge)[0], rows * 8 + cols]).flatten(1).unique(dim=1)
+    assert pairs.shape[1] == 64
+    first, second = merges_of(LTMEfficientViT("b0", keep=(None, None, (16, 4), None)), (256, 256))
+    assert second.earlier is first
+    assert pooling_groups(second) is None
+    assert pooling_groups(merges_of(LTMViT("tiny", keep=0.5, num_layers=1), (64, 64))[0]) is None
 
 
 @pytest.mark.parametrize("groups", [1, 4])

@@ -1,11 +1,12 @@
 """``torch.compile``: no graph break, and no new graph for a new image size.
 
 The first size is compiled as it is, the second one makes the graph dynamic: that is
-PyTorch's default. Batches of one image, and grids of a single window, have graphs of their
-own there.
+PyTorch's default. Batches of one image, grids of a single window, and rounds of matching that
+merge a single pair have graphs of their own there.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torch.testing import assert_close
 
-from ltm_mm.models import LTMEfficientViT, LTMSwin
+from ltm_mm.merging import MASKS, rounds
+from ltm_mm.models import LTMEfficientViT, LTMMobileViT, LTMSwin, LTMViT
+from ltm_mm.models.backbones.global_blocks import GlobalMatch
 from tests.models.contract import randomise
 
 STAGES = dict(embed_dims=8, depths=(2, 2), num_heads=(1, 2), strides=(4, 2), out_indices=(0, 1))
@@ -42,32 +45,59 @@ def in_two_graphs(model: nn.Module, sizes: list[tuple[int, int]], batch: int = 2
         assert counter.frame_count == min(k + 1, 2), size
 
 
-def test_swin_has_one_graph_for_all_sizes():
+@pytest.mark.parametrize("mask", MASKS)
+def test_swin_has_one_graph_for_all_sizes(mask):
     one = dict(embed_dims=8, depths=(2,), num_heads=(1,), strides=(4,), out_indices=(0,))
-    model = randomise(LTMSwin(**one, slots=((7, 5),))).eval()
+    model = randomise(LTMSwin(**one, keep=25, mask=mask)).eval()
     # Whole windows or not, in the one direction, the other, or both.
     in_two_graphs(model, [(96, 160), (112, 224), (130, 131), (75, 118), (224, 117), (257, 336)])
 
 
+def test_vit_has_one_graph_for_all_sizes():
+    vit = dict(arch="tiny", embed_dims=24, num_heads=2, num_layers=3)
+    model = randomise(LTMViT(**vit, keep=((196, 100, 70),))).eval()
+    in_two_graphs(model, [(96, 160), (112, 224), (130, 131), (75, 118)])
+
+
+def test_rounds_of_a_plan_can_be_done_on_every_grid():
+    """At most half of the groups merge in a round, as each A may once."""
+    for tokens, before, keep in ((196, 196, 1), (196, 100, 99), (196, 7, 3), (64, 38, 13)):
+        steps = (before, *GlobalMatch(keep, before, tokens).steps)
+        assert steps[-1] == keep
+        assert [a - b for a, b in pairwise(steps)] == [*rounds(before, keep)]
+        for whole in (*range(1, 300), 1024, 3800):
+            left = [(whole * step + tokens - 1) // tokens for step in steps]
+            for a, b in pairwise(left):
+                assert 0 <= a - b <= a // 2
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("slots", [None, "light", "balanced", "fast"])
-def test_whole_swin_has_one_graph_for_all_sizes(slots):
+def test_mobilevit_has_one_graph_for_all_sizes():
+    model = randomise(LTMMobileViT("xxs", keep="fast")).eval()
+    # Patches that fit the maps or not.
+    in_two_graphs(model, [(160, 192), (224, 288), (200, 331), (256, 319)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep", [None, "light", "balanced", "fast"])
+def test_whole_swin_has_one_graph_for_all_sizes(keep):
     small = dict(embed_dims=8, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8))
-    model = randomise(LTMSwin(**small, slots=slots)).eval()
+    model = randomise(LTMSwin(**small, keep=keep)).eval()
     in_two_graphs(model, [(256, 320), (448, 480), (290, 331), (300, 672)])
     torch._dynamo.reset()
     in_two_graphs(model, [(256, 320), (448, 480), (290, 331), (300, 672)], batch=1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("slots", [None, "light", "balanced", "fast"])
-def test_efficientvit_has_one_graph_for_all_sizes(slots):
-    model = randomise(LTMEfficientViT("b0", slots=slots)).eval()
+@pytest.mark.parametrize("keep", [None, "light", "balanced", "fast"])
+def test_efficientvit_has_one_graph_for_all_sizes(keep):
+    model = randomise(LTMEfficientViT("b0", keep=keep)).eval()
     in_two_graphs(model, [(288, 320), (320, 384), (300, 331), (417, 290)])
 
 
-def test_training_compiles_without_a_break():
-    model = randomise(LTMSwin(**STAGES, slots="fast", drop_path_rate=0.0)).train()
+@pytest.mark.parametrize("mask", MASKS)
+def test_training_compiles_without_a_break(mask):
+    model = randomise(LTMSwin(**STAGES, keep=25, mask=mask, drop_path_rate=0.0)).train()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     x, gradients = torch.randn(2, 3, 96, 117), []
     for run in (model, compiled):
@@ -79,13 +109,16 @@ def test_training_compiles_without_a_break():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["swin", "efficientvit"])
+@pytest.mark.parametrize("family", ["swin", "efficientvit", "vit", "mobilevit"])
 def test_compiled_equals_eager(family):
     """The real compiler, on three sizes and two batches."""
-    if family == "swin":
-        model = randomise(LTMSwin(**STAGES, slots="fast")).eval()
-    else:
-        model = randomise(LTMEfficientViT("b0", slots="fast")).eval()
+    model = {
+        "swin": lambda: LTMSwin(**STAGES, keep="fast"),
+        "efficientvit": lambda: LTMEfficientViT("b0", keep="fast"),
+        "vit": lambda: LTMViT("tiny", "fast", embed_dims=24, num_heads=2, num_layers=3),
+        "mobilevit": lambda: LTMMobileViT("xxs", keep="fast"),
+    }[family]()
+    randomise(model).eval()
     compiled = torch.compile(model, fullgraph=True)
     for batch in (1, 2):
         for size in [(288, 320), (320, 384), (301, 331)]:

@@ -9,13 +9,14 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from ltm_mm.analysis.rivals import build_models
+from ltm_mm.analysis.baselines import build_models
 from ltm_mm.engine import UserError
 from ltm_mm.export import Logits, compare, export_program, save_onnx
 from ltm_mm.export.onnx import run_onnx
 from ltm_mm.export.pooling import DynamicAdaptivePooling
 from ltm_mm.export.run import export
-from ltm_mm.models import LTMEfficientViT, LTMSwin
+from ltm_mm.merging import MASKS
+from ltm_mm.models import LTMEfficientViT, LTMMobileViT, LTMSwin, LTMViT
 from tests.models.contract import randomise
 
 ROOT = Path(__file__).parent.parent.parent
@@ -23,6 +24,7 @@ TRACED = (75, 117)
 # Whole windows; none of them whole; one window; upright.
 OTHERS = [(112, 224), (57, 131), (33, 34), (150, 61)]
 SMALL = dict(embed_dims=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8))
+SMALL_VIT = dict(arch="tiny", embed_dims=24, num_heads=2)
 
 
 def one_stage(**kwargs: object) -> LTMSwin:
@@ -44,15 +46,22 @@ def onnx_of(model: nn.Module, path: Path) -> object:
 
 
 def test_onnx_of_a_merged_stage_is_the_model_at_all_sizes(tmp_path):
-    """Shifted windows on tokens and on slots, a merge and the way back."""
+    """Windows that are shifted or not, padded or not."""
     pytest.importorskip("onnxscript")
-    model = one_stage(slots=((7, 5),))
+    model = one_stage(keep=25)
     check(model, onnx_of(model, tmp_path / "stage.onnx"))
+
+
+@pytest.mark.parametrize("keep", [(196, 120), (100, 100)])
+def test_program_of_a_vit_is_the_model_at_all_sizes(keep):
+    """A merge in one round, or in two (of 196 to 100), among numbers of tokens of any size."""
+    model = randomise(LTMViT(**SMALL_VIT, num_layers=2, keep=(keep,))).eval()
+    check(model, export_program(model, TRACED).module())
 
 
 def test_comparison_sees_what_tracing_fixed():
     """A network that looks at its first image's size only."""
-    model = one_stage(slots=None)
+    model = one_stage(keep=None)
     seen = []
 
     def fixed(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -130,15 +139,23 @@ def test_a_missing_package_is_one_line_that_installs_it(monkeypatch, tmp_path, m
         ask()
 
 
+BACKBONES = {
+    "swin": lambda keep: LTMSwin(**SMALL, keep=keep),
+    "efficientvit": lambda keep: LTMEfficientViT("b0", keep=keep),
+    "vit": lambda keep: LTMViT(**SMALL_VIT, num_layers=4, keep=keep),
+    "vit-pyramid": lambda keep: LTMViT(
+        **SMALL_VIT, num_layers=4, keep=keep, patch_size=8, simple_pyramid=True, final_norm=True
+    ),
+    "mobilevit": lambda keep: LTMMobileViT("xxs", keep=keep),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("slots", [None, "light", "balanced", "fast"])
-@pytest.mark.parametrize("family", ["swin", "efficientvit"])
-def test_backbones_in_both_formats(family, slots, tmp_path):
+@pytest.mark.parametrize("keep", [None, "light", "balanced", "fast"])
+@pytest.mark.parametrize("family", BACKBONES)
+def test_backbones_in_both_formats(family, keep, tmp_path):
     pytest.importorskip("onnxscript")
-    if family == "swin":
-        model = randomise(LTMSwin(**SMALL, slots=slots)).eval()
-    else:
-        model = randomise(LTMEfficientViT("b0", slots=slots)).eval()
+    model = randomise(BACKBONES[family](keep)).eval()
     program = export_program(model, TRACED)
     torch.export.save(program, tmp_path / "a.pt2")
     check(model, torch.export.load(tmp_path / "a.pt2").module())
@@ -147,11 +164,12 @@ def test_backbones_in_both_formats(family, slots, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", [0, 2])
-def test_other_mask_modules(steps, tmp_path):
+@pytest.mark.parametrize("mask", MASKS)
+def test_other_masks(mask, tmp_path):
     pytest.importorskip("onnxscript")
-    model = one_stage(slots=((6, 5),), steps=steps)
-    check(model, onnx_of(model, tmp_path / "stage.onnx"))
+    model = one_stage(keep=25, mask=mask)
+    # Soft masks are sharp, which carries rounding further.
+    check(model, onnx_of(model, tmp_path / "stage.onnx"), 1e-3 if mask == "soft" else 1e-4)
 
 
 @pytest.mark.slow

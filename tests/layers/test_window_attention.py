@@ -1,25 +1,79 @@
-"""Window attention of Swin on tokens and on slots."""
-
-import importlib
+"""Window attention of Swin on tokens and on merged tokens."""
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from ltm_mm.layers import ShiftedWindowAttention
+from ltm_mm.layers import ShiftedWindowAttention, WindowAttention
+from ltm_mm.merging import Groups, Match, Soft
+from ltm_mm.ops import ShiftedWindows
+from tests.models.contract import randomise
+
+SIZES = [(23, 31), (14, 21), (3, 2), (1, 40), (29, 7)]
 
 
-@pytest.mark.parametrize("size", [(23, 31), (14, 21), (3, 2), (1, 40), (29, 7)])
+def windows_of(size: tuple[int, int], shift: int) -> tuple:
+    """Windows of a random grid, their kinds, and their mass."""
+    cut, x = ShiftedWindows(7, shift), torch.randn(2, *size, 16)
+    return cut.cut(x), cut.kinds(*size, x.device), cut.mass(*size, x)
+
+
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("shifted", [False, True])
-@pytest.mark.parametrize("slots", [7, 5])
-def test_windows_in_bands_are_windows_at_once(slots, shifted, size, monkeypatch):
-    module = ShiftedWindowAttention(16, 2, 7, slots, shifted).eval()
+def test_windows_in_bands_are_windows_at_once(shifted, size, monkeypatch):
+    module = randomise(ShiftedWindowAttention(16, 2, 7, shifted)).eval()
     x, norm = torch.randn(2, *size, 16), torch.nn.LayerNorm(16)
     torch.nn.init.ones_(norm.bias)  # padding is zero after it all the same
     expected = module(x, norm)  # with gradients: at once
-    with torch.no_grad():
-        assert_close(module(x, norm), expected, rtol=1e-5, atol=1e-6)
-        for values in (1, 20000):  # a row of windows at a time; some
-            layer = importlib.import_module("ltm_mm.layers.window_attention")
-            monkeypatch.setattr(layer, "BAND", values)
+    for values in (1, 20000, 2**20):  # a row of windows at a time; some; all
+        windows = ShiftedWindows.map.__defaults__
+        monkeypatch.setattr(ShiftedWindows.map, "__defaults__", (windows[0], values))
+        with torch.no_grad():
             assert_close(module(x, norm), expected, rtol=1e-5, atol=1e-6)
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("shift", [0, 3])
+def test_tokens_that_are_alone_attend_as_tokens(shift, size):
+    module = randomise(WindowAttention(16, 2, 7, shift)).eval()
+    x, kinds, mass = windows_of(size, shift)
+    alone = torch.arange(49).expand(x.shape[:3])
+    mask = Groups(alone, alone, torch.ones(x.shape[:3]), mass)
+    assert_close(module(x, kinds, mask), module(x, kinds), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [Match, Soft])
+@pytest.mark.parametrize("shift", [0, 3])
+def test_bias_of_groups_is_that_of_their_roots_and_sizes(shift, kind):
+    module = randomise(WindowAttention(16, 2, 7, shift)).eval()
+    x, kinds, mass = windows_of((17, 23), shift)
+    mask = kind(7, 20, shift)(x, mass, kinds)
+    found = module.group_bias(mask, kinds).unflatten(0, x.shape[:2])
+    of_tokens = module.position_bias(kinds).expand(x.shape[1], -1, -1, -1)  # (n, h, N, N)
+    for b in range(2):
+        for n in range(x.shape[1]):
+            roots = mask.roots[b, n]
+            expected = of_tokens[n][:, roots][:, :, roots] + mask.sizes[b, n].log()
+            blocked = of_tokens[n][:, roots][:, :, roots] < -50
+            assert_close(found[b, n][~blocked], expected[~blocked], rtol=1e-5, atol=1e-5)
+            assert (found[b, n][blocked] < -50).all()  # enough, whatever the bias
+
+
+def test_a_shifted_window_attends_within_its_parts():
+    """In the last window, what a merged token gets comes from its own part alone."""
+    module = randomise(WindowAttention(16, 2, 7, 3)).eval()
+    x, kinds, mass = windows_of((14, 14), 3)
+    mask = Match(7, 20, 3)(x, mass, kinds)
+    merged = mask.merge(x)
+    part = ((mask.roots // 7 >= 4) * 2 + (mask.roots % 7 >= 4))[:, -1]  # (B, P)
+    before = module(merged, kinds, mask)[:, -1]
+    merged[:, -1][part == 0] += torch.randn(16)
+    after = module(merged, kinds, mask)[:, -1]
+    assert_close(after[part != 0], before[part != 0], rtol=0, atol=0)
+    assert ((after[part == 0] - before[part == 0]).abs().amax(-1) > 1e-4).all()
+
+
+def test_attention_has_whole_heads():
+    with pytest.raises(ValueError, match="dim must be a multiple of num_heads, got 16 and 3"):
+        WindowAttention(16, 3, 7)

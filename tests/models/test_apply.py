@@ -11,22 +11,24 @@ from torch import nn
 from torch.testing import assert_close
 
 import ltm_mm
-from ltm_mm.models import LTMSwin, LTMViT
+from ltm_mm.checkpoints.timm import convert_swin
+from ltm_mm.merging import MASKS
+from ltm_mm.models import LTMEfficientViT, LTMMobileViT, LTMSwin, LTMViT
 from ltm_mm.models.apply import apply, remove
 
-from .contract import randomise
+from .contract import settled
 
 TINY = dict(embed_dims=16, depths=(2, 2, 4, 2), num_heads=(1, 2, 4, 8))
 
 TINY_VIT = dict(embed_dim=24, num_heads=2, depth=4, reg_tokens=2)
 
 
-def swin_of(scope: str) -> nn.Module:
+def swin_of(scope: str, **options: object) -> nn.Module:
     if scope == "mmdet":
         from mmdet.models.backbones import SwinTransformer
     else:
         from mmseg.models.backbones import SwinTransformer
-    return SwinTransformer(**TINY)
+    return SwinTransformer(**TINY | options)
 
 
 def timm_swin() -> nn.Module:
@@ -85,18 +87,29 @@ def outputs(model: nn.Module) -> list[torch.Tensor]:
     return list(out) if isinstance(out, list | tuple) else [out]
 
 
+# How names of parameters change while merging is on: timm's Swin gets mmdet's.
+RENAMED = {"timm swin"}
+LEARNED = {"timm efficientvit", "timm efficientvit features"}  # masks have parameters
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_removed_is_bit_identical_to_before(name):
-    model = randomise(MODELS[name]())
+    model = settled(MODELS[name]())
     before, state = outputs(model), copy.deepcopy(model.state_dict())
     parameters = {id(p) for p in model.parameters()}
 
-    assert apply(model, slots="fast") is model
+    assert apply(model, keep=0.4) is model
     merged = outputs(model)
     assert [m.shape for m in merged] == [b.shape for b in before]
     assert (merged[-1] - before[-1]).abs().max() > 1e-5
-    assert parameters <= {id(p) for p in model.parameters()}
-    assert any(".merge." in key for key in model.state_dict())
+    new = [key for key in model.state_dict() if key not in state]
+    if name in LEARNED:
+        assert parameters < {id(p) for p in model.parameters()}
+        assert all(".merge." in key for key in new)
+    else:
+        assert parameters == {id(p) for p in model.parameters()}
+    if name not in LEARNED | RENAMED:
+        assert list(model.state_dict()) == list(state)
 
     assert remove(model) is model
     assert list(model.state_dict()) == list(state)
@@ -106,40 +119,85 @@ def test_removed_is_bit_identical_to_before(name):
         assert torch.equal(a, b)
 
 
-def test_applied_equals_the_backbone_of_the_same_plan():
-    reference = randomise(swin_of("mmdet"))
-    plan = ("fast", (None, 5, (7, 6, 5, 4), 3))
-    for slots in plan:
-        mine = randomise(LTMSwin(**TINY, slots=slots))
-        mine.load_state_dict(reference.state_dict(), strict=False)
-        model = apply(copy.deepcopy(reference), slots=slots)
-        assert set(model.state_dict()) == set(mine.state_dict())
-        model.load_state_dict(mine.state_dict())
-        for a, b in zip(outputs(model), outputs(mine), strict=True):
-            # Sharp masks amplify the rounding of single precision.
-            assert_close(a, b, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("scope", ["mmdet", "mmseg"])
+@pytest.mark.parametrize("keep", ["fast", (None, 25, (None, 36, 25, 9), 1)])
+def test_applied_equals_the_backbone_of_the_same_plan(keep, scope, mask):
+    reference = settled(swin_of(scope))
+    mine = settled(LTMSwin(**TINY, keep=keep, mask=mask))
+    mine.load_state_dict(reference.state_dict(), strict=False)
+    mine.train(False)
+    model = apply(copy.deepcopy(reference), keep=keep, mask=mask)
+    model.train(False)
+    assert set(model.state_dict()) == set(mine.state_dict())
+    assert (set(model.state_dict()) == set(reference.state_dict())) is (mask == "match")
+    model.load_state_dict(mine.state_dict())
+    for size in ((224, 224), (75, 117)):
+        x = torch.randn(1, 3, *size).double()
+        with torch.no_grad():
+            for a, b in zip(model.double()(x), mine.double()(x), strict=True):
+                assert_close(a, b, rtol=1e-6, atol=1e-6)
+    assert list(remove(model).state_dict()) == list(reference.state_dict())
 
 
-def test_timm_swin_with_silent_merges_is_as_before():
-    """Blocks that share timm's layers compute what timm's compute."""
-    model = randomise(timm_swin())
-    for layer in model.layers:
-        for block in layer.blocks:
-            nn.init.zeros_(block.mlp.fc2.weight)
-            nn.init.zeros_(block.mlp.fc2.bias)
-    before = outputs(model)
-    applied = outputs(apply(model, slots="balanced"))  # merges after the last attention
-    for a, b in zip(applied, before, strict=True):
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(qk_scale=0.3, qkv_bias=False, mlp_ratio=2),
+        dict(window_size=5, act_cfg=dict(type="ReLU")),
+        dict(use_abs_pos_embed=True, pretrain_img_size=224),
+    ],
+)
+def test_a_models_own_options_stay(options):
+    model = settled(swin_of("mmdet", **options))
+    mine = LTMSwin(**TINY | options, keep=0.4)
+    mine.load_state_dict(model.state_dict())
+    apply(model, keep=0.4)
+    for a, b in zip(outputs(model), outputs(mine), strict=True):
         assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("slots", ["fast", ((7, 6, 6, 3),)])
-def test_applied_to_timms_vit_equals_the_backbone_of_the_same_plan(slots):
+@pytest.mark.parametrize("keep", [0.4, (None, 25, 9, (25, 4))])
+def test_applied_to_timms_swin_equals_the_backbone_of_the_same_plan(keep):
+    """While merging is on, timm's parameters have mmdet's names."""
+    model = settled(timm_swin())
+    mine = LTMSwin(**TINY | dict(depths=(2, 2, 2, 2)), keep=keep).eval()
+    state = convert_swin(model.state_dict())
+    left = mine.load_state_dict(state, strict=False)
+    assert all(k.startswith("norm") or k.endswith("_index") for k in left.missing_keys)
+    apply(model, keep=keep).eval()
+    for layer, stage, plan in zip(model.layers, mine.stages, mine.plan, strict=True):
+        if min(plan) < 49:
+            assert list(layer.blocks.state_dict()) == list(stage.blocks.state_dict())
+    maps, x = [], torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    mine.norm0 = mine.norm1 = mine.norm2 = mine.norm3 = nn.Identity()
+    for layer in model.layers:
+        layer.register_forward_hook(lambda _m, _x, y: maps.append(y.permute(0, 3, 1, 2)))
+    with torch.no_grad():
+        model(x)
+        for a, b in zip(maps, mine(x), strict=True):
+            assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_blocks_that_share_timms_layers_compute_what_timms_compute():
+    """With the merging put aside, what is left is timm's."""
+    model = settled(timm_swin())
+    before = outputs(model)
+    apply(model, keep=(None, None, (48, None), None))
+    merged = outputs(model)
+    model.layers[2].blocks[0].merge = None
+    for a, b, c in zip(outputs(model), before, merged, strict=True):
+        assert_close(a, b, rtol=1e-5, atol=1e-5)
+        assert (c - b).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("keep", ["fast", ((None, 150, 150, 40),)])
+def test_applied_to_timms_vit_equals_the_backbone_of_the_same_plan(keep):
     options = dict(dynamic_img_size=True, dynamic_img_pad=True, **TINY_VIT | dict(reg_tokens=0))
-    model = randomise(timm.create_model("vit_tiny_patch16_224", num_classes=0, **options)).eval()
+    model = settled(timm.create_model("vit_tiny_patch16_224", num_classes=0, **options)).eval()
     small = dict(embed_dims=24, num_heads=2, num_layers=4, out_indices=(1, 3))
-    mine = randomise(LTMViT("tiny", slots, **small)).eval()
-    apply(model, slots=slots)
+    mine = settled(LTMViT("tiny", keep, **small)).eval()
+    apply(model, keep=keep)
     model.load_state_dict(mine.state_dict(), strict=False)
     x = torch.randn(2, 3, 150, 233, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -157,7 +215,7 @@ def test_applied_to_timms_vit_equals_the_backbone_of_the_same_plan(slots):
 
 
 def test_timms_checkpointing_changes_nothing_in_a_merged_vit():
-    model = apply(randomise(timm.create_model("vit_tiny_patch16_224", **TINY_VIT)), slots="fast")
+    model = apply(settled(timm.create_model("vit_tiny_patch16_224", **TINY_VIT)), keep=0.4)
     x, grads = torch.randn(1, 3, 224, 224), []
     for enable in (False, True):
         model.set_grad_checkpointing(enable)
@@ -167,14 +225,29 @@ def test_timms_checkpointing_changes_nothing_in_a_merged_vit():
     assert_close(*grads, rtol=1e-4, atol=1e-6)
 
 
-def test_window_size_matters_where_it_may_be_chosen():
-    for name in ("timm efficientvit", "timm mobilevit", "timm vit"):
-        seen = []
-        for window in (None, 4):
-            model = randomise(MODELS[name]())
-            apply(model, slots="fast", window_size=window)
-            seen.append({k: v.shape for k, v in model.state_dict().items() if "prior" in k})
-        assert seen[0] != seen[1]
+def test_applied_to_timms_mobilevit_equals_the_backbone_of_the_same_plan():
+    model = settled(timm.create_model("mobilevit_xxs", num_classes=0)).eval()
+    plan = (None, None, 0.7, (None, 9, 9, 4), 16)
+    mine = LTMMobileViT("xxs", plan, out_indices=(4,)).eval()
+    mine.load_state_dict(model.state_dict())
+    apply(model, keep=plan)
+    x = torch.randn(1, 3, 96, 150)
+    with torch.no_grad():
+        assert_close(model.forward_features(x), mine(x)[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("window_size", [None, 4])
+def test_applied_to_timms_efficientvit_equals_the_backbone_of_the_same_plan(window_size):
+    model = settled(timm.create_model("efficientvit_b0", num_classes=0)).eval()
+    options = {} if window_size is None else dict(window_size=window_size)
+    mine = settled(LTMEfficientViT("b0", 0.3, out_indices=(3,), **options)).eval()
+    apply(model, keep=0.3, window_size=window_size)
+    left = model.load_state_dict(mine.state_dict(), strict=False)
+    assert not left.unexpected_keys
+    assert all(key.startswith("head.") for key in left.missing_keys)
+    x = torch.randn(1, 3, 160, 224)
+    with torch.no_grad():
+        assert_close(model.forward_features(x), mine(x)[0], rtol=1e-4, atol=1e-4)
 
 
 def test_training_goes_on_through_apply_and_remove():
@@ -182,7 +255,7 @@ def test_training_goes_on_through_apply_and_remove():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     weight = model.stages[2].blocks[1].ffn.layers[1].weight
     before = weight.detach().clone()
-    apply(model, slots="balanced").train()
+    apply(model, keep=0.4).train()
     sum(m.mean() for m in model(torch.randn(2, 3, 64, 64))).backward()
     optimizer.step()
     remove(model)
@@ -192,7 +265,7 @@ def test_training_goes_on_through_apply_and_remove():
 
 
 def test_a_copy_is_independent():
-    model = apply(randomise(swin_of("mmdet")), slots="fast")
+    model = apply(settled(swin_of("mmdet")), keep=0.4)
     before, twin = outputs(model), copy.deepcopy(model)
     for parameter in twin.parameters():
         nn.init.zeros_(parameter)
@@ -205,42 +278,64 @@ def test_a_copy_is_independent():
 def test_unmerged_stages_are_left_alone():
     model = swin_of("mmdet")
     stages = list(model.stages)
-    apply(model, slots=(None, None, 5, None))
+    apply(model, keep=(None, None, 25, None))
     assert [model.stages[i] is stages[i] for i in range(4)] == [True, True, False, True]
 
 
 @pytest.mark.parametrize(
-    ("model", "slots", "message"),
+    ("model", "options", "message"),
     [
-        (lambda: nn.Linear(2, 2), "fast", "Linear has no stages to merge in: use mmdet's"),
-        (lambda: "swin_tiny", "fast", "model must be a built model .*, got 'swin_tiny'"),
+        (lambda: nn.Linear(2, 2), {}, "Linear has no stages to merge in: use mmdet's"),
+        (lambda: "swin_tiny", {}, "model must be a built model .*, got 'swin_tiny'"),
         # MSRA's EfficientViT, whose stages have the same name.
-        (lambda: timm.create_model("efficientvit_m0"), "fast", "EfficientVitMsra has no stages"),
-        (lambda: LTMSwin(**TINY), "fast", "merges tokens already"),
-        (lambda: apply(swin_of("mmdet")), "fast", "merges tokens already"),
-        (lambda: swin_of("mmdet"), "quick", "unknown slots preset 'quick'"),
-        (lambda: apply(MODELS["timm vit"]()), "fast", "merges tokens already"),
+        (lambda: timm.create_model("efficientvit_m0"), {}, "EfficientVitMsra has no stages"),
+        (lambda: LTMSwin(**TINY), {}, "merges tokens already"),
+        (lambda: apply(swin_of("mmdet"), keep=9), {}, "merges tokens already"),
+        (lambda: apply(MODELS["timm vit"](), keep=9), {}, "merges tokens already"),
+        (lambda: swin_of("mmdet"), dict(keep="quick"), "unknown preset keep='quick'"),
+        (lambda: swin_of("mmdet"), dict(keep=(5,)), "one entry for each of the 4 stages"),
+        (lambda: swin_of("mmdet"), dict(keep=50), "50 is neither a number .* from 1 to 49"),
+        (lambda: swin_of("mmdet"), dict(mask="hard"), "mask must be one of match, .*, got 'hard'"),
+        (lambda: swin_of("mmdet"), dict(mask="hard", keep=None), "mask must be one of match"),
+        (
+            lambda: swin_of("mmdet"),
+            dict(window_size=7),
+            "window_size is for an EfficientViT; this is a swin",
+        ),
+        (MODELS["timm vit"], dict(window_size=7), "an EfficientViT; this is a vit"),
+        (MODELS["timm vit"], dict(mask="soft"), "mask='soft' is for a Swin; this is a vit"),
+        (MODELS["timm mobilevit"], dict(window_size=8), "an EfficientViT; this is a mobilevit"),
+        (MODELS["timm mobilevit"], dict(mask="soft"), "for a Swin; this is a mobilevit"),
+        (MODELS["timm efficientvit"], dict(mask="soft"), "for a Swin; this is a efficientvit"),
+        (MODELS["timm efficientvit"], dict(keep=30), "30 is no square number; near are 16, 25"),
+        (
+            MODELS["timm efficientvit"],
+            dict(keep=9, window_size=0),
+            "window_size must be an int >= 1, got 0",
+        ),
         (
             lambda: timm.create_model("vit_tiny_patch16_224", patch_drop_rate=0.5, **TINY_VIT),
-            "fast",
-            "patch_drop_rate has no grid to merge on",
+            {},
+            "patch_drop_rate has no grid to lead back to",
         ),
         (
             lambda: timm.create_model("vit_base_patch16_rpn_224", depth=1),
-            "fast",
+            {},
             "ResPostBlock cannot merge tokens",
         ),
-        (lambda: swin_of("mmdet"), (5,), "one entry for each of the 4 stages"),
         (
             lambda: timm.models.swin_transformer.SwinTransformer(
                 img_size=64, embed_dim=16, num_heads=(1, 1, 1, 1)
             ),
-            "fast",
+            dict(keep=0.5),
             "always_partition=True",
         ),
     ],
 )
-def test_what_cannot_be_merged_gets_one_clear_line(model, slots, message):
+def test_what_cannot_be_merged_gets_one_clear_line(model, options, message):
+    model = model()
+    before = [type(m) for m in model.modules()] if isinstance(model, nn.Module) else []
     with pytest.raises(ValueError, match=message) as error:
-        ltm_mm.apply(model(), slots=slots)
+        ltm_mm.apply(model, **options)
     assert "\n" not in str(error.value)
+    assert before == ([type(m) for m in model.modules()] if before else [])

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from ltm_mm.merging import record_merges
+from ltm_mm.merging.grid import GridMerge
 from ltm_mm.models import LTMEfficientViT
 from ltm_mm.models.backbones.efficientvit import EfficientVitLTMStage
 
@@ -29,7 +31,15 @@ class FeaturesOfWhole(nn.Module):
 
 
 class TestEfficientViTContract(BackboneContract):
-    plans = ["light", "balanced", "fast", (None, None, 5, (8, 3))]
+    tokens = 64
+    masks_learn = True
+    mask_name = ".merge.mask"
+    atol = 1e-4  # another memory format sums in another order; in fp64 see below
+    merging_stages = 2
+    cell = 8
+    side = 512
+    like = 0.98  # convolutions see places
+    plans = ["light", "balanced", "fast", 0.2, (None, None, 25, (None, 9))]
 
     def build(self, **kwargs):
         return LTMEfficientViT(**{"arch": "b0", **kwargs})
@@ -45,6 +55,11 @@ class TestEfficientViTContract(BackboneContract):
             for end in (b.context_module.main.proj, b.local_module.main.point_conv)
         ]
 
+    def merge_by_place(self, model, monkeypatch):
+        for name, parameter in model.named_parameters():
+            if name.endswith(".log_scale"):
+                nn.init.constant_(parameter, -torch.inf)
+
     def is_stem(self, name):
         return name.startswith("stem.")
 
@@ -54,7 +69,7 @@ class TestEfficientViTContract(BackboneContract):
 
 def same_as_timm(arch: str, *size: int) -> None:
     """The weights of ours in timm's ``features_only`` model give the same maps."""
-    model = LTMEfficientViT(arch, slots=None).train()
+    model = LTMEfficientViT(arch, keep=None).train()
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d):
             nn.init.uniform_(norm.weight, 0.5, 1.5)
@@ -101,8 +116,8 @@ def test_larger_archs_equal_timms(arch, size):
 def test_has_timms_names_and_merges_in_attention_stages_only(arch):
     with torch.device("meta"):
         whole = timm.create_model(f"efficientvit_{arch}").state_dict()
-        plain = LTMEfficientViT(arch, slots=None)
-        merged = LTMEfficientViT(arch, slots="fast")
+        plain = LTMEfficientViT(arch, keep=None)
+        merged = LTMEfficientViT(arch, keep=0.4)
     names = [key for key in whole if not key.startswith("head.")]
     assert list(plain.state_dict()) == names
     new = [key for key in merged.state_dict() if key not in set(names)]
@@ -112,8 +127,8 @@ def test_has_timms_names_and_merges_in_attention_stages_only(arch):
     assert [bool(plan) for plan in merged.plan] == [str(i) in last for i in range(4)]
 
 
-def test_a_plan_says_which_local_modules_run_on_slots():
-    model = LTMEfficientViT("b1", slots=(None, None, (8, 6, 5), 4)).eval()
+def test_a_plan_says_how_many_tokens_each_module_works_on():
+    model = LTMEfficientViT("b1", keep=(None, None, (None, 36, 25), 0.25)).eval()
     sizes = []
     for stage in model.stages[2:]:
         for block in list(stage.blocks)[1:]:
@@ -126,19 +141,25 @@ def test_a_plan_says_which_local_modules_run_on_slots():
     assert sizes == stage2 + stage3
 
 
-def test_slots_beyond_the_edge_are_left_out():
-    """A grid of 9 x 11 tokens at 8 -> 6 needs 7 x 9 slots, not two windows' 12 x 12."""
-    model = LTMEfficientViT("b0", slots=(None, None, (6, 5), None)).eval()
-    grids, masses = [], []
+def test_merging_does_not_pay_by_default():
+    with torch.device("meta"):
+        assert all(count == 64 for stage in LTMEfficientViT("b0").plan for count in stage)
+
+
+def test_merged_tokens_beyond_the_edge_are_left_out():
+    """A grid of 9 x 11 tokens at 8 -> 6 needs 7 x 9 of them, not two windows' 12 x 12."""
+    model = LTMEfficientViT("b0", keep=(None, None, (36, 25), None)).eval()
+    grids, earlier = [], []
     for block in list(model.stages[2].blocks)[1:]:
         block.local_module.register_forward_hook(lambda _m, x, _y: grids.append(x[0].shape[2:]))
-        block.merge.register_forward_pre_hook(lambda _m, args: masses.append(args[1]))
+        block.merge.register_forward_pre_hook(lambda _m, args: earlier.append(args[1]))
     with torch.no_grad():
         maps = model(torch.randn(1, 3, 144, 176))
     assert grids == [(7, 9), (6, 8)]
-    assert masses[0] is None
-    assert masses[1].shape == (1, 7, 9, 1)
-    assert masses[1][0, 1, 1] > masses[1][0, -1, -1] > 0  # a corner slot stands for less
+    assert earlier[0] is None
+    mass = earlier[1].slot_mass()
+    assert mass.shape == (1, 7, 9, 1)
+    assert mass[0, 1, 1] > mass[0, -1, -1] > 0  # one in a corner stands for less
     assert maps[2].shape[2:] == (9, 11)
 
 
@@ -148,7 +169,7 @@ def test_a_stage_shares_timms_blocks_and_leaves_it_as_it_was():
     with torch.no_grad():
         before = stage(x)
     names = list(stage.state_dict())
-    mine = EfficientVitLTMStage(stage, (6, 4), window=8).double()
+    mine = EfficientVitLTMStage(stage, (36, 16), window=8).double()
     assert {id(p) for p in stage.parameters()} <= {id(p) for p in mine.parameters()}
     mine.float()
     with torch.no_grad():
@@ -169,9 +190,9 @@ def test_norm_eval_keeps_running_statistics():
 
 def test_checkpointing_runs_a_block_twice_and_counts_its_batch_once():
     x, states = torch.randn(2, 3, 64, 64), []
-    start = LTMEfficientViT("b0").state_dict()
+    start = LTMEfficientViT("b0", keep=0.4).state_dict()
     for with_cp in (False, True):
-        model, runs = LTMEfficientViT("b0", with_cp=with_cp).train(), []
+        model, runs = LTMEfficientViT("b0", keep=0.4, with_cp=with_cp).train(), []
         model.load_state_dict(start)
         for stage in model.stages:
             stage.blocks[1].register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
@@ -183,21 +204,33 @@ def test_checkpointing_runs_a_block_twice_and_counts_its_batch_once():
     assert states[1]["stages.2.blocks.0.main.point_conv.norm.num_batches_tracked"] == 1
 
 
-def test_steps_and_window_size_and_in_channels_matter():
-    x = torch.randn(1, 4, 128, 160)
+def test_window_size_says_what_numbers_are_of():
+    x, seen = torch.randn(1, 4, 128, 160), []
     start = randomise(LTMEfficientViT("b0", in_channels=4)).state_dict()
-    seen = []
-    for options in (dict(steps=0), dict(steps=1), dict(steps=2), dict(window_size=4)):
-        model = LTMEfficientViT("b0", in_channels=4, **options).eval()
-        state = {
-            k: v for k, v in start.items() if ".merge." not in k or "window_size" not in options
-        }
-        model.load_state_dict(state, strict=False)
+    for window, count in ((8, 16), (4, 4), (5, 9)):
+        model = LTMEfficientViT("b0", keep=0.3, in_channels=4, window_size=window).eval()
+        assert model.plan == ((), (), (count, count), (count, count))
+        model.load_state_dict(start, strict=False)
         with torch.no_grad():
             seen.append(model(x)[-1])
     for i, a in enumerate(seen):
         for b in seen[i + 1 :]:
-            assert (a - b).abs().max() > 1e-7
+            assert (a - b).abs().max() > 1e-6
+
+
+def test_merges_are_recorded_with_their_grids():
+    model = LTMEfficientViT("b0", keep=(None, None, (36, 25), 0.25)).eval()
+    with record_merges(model) as merges, torch.no_grad():
+        maps = model(torch.randn(2, 3, 144, 176))
+    names = [f"stages.{stage}.blocks.{k}.merge.mask" for stage, k in ((2, 1), (2, 2), (3, 1))]
+    assert [name for name, _ in merges] == names
+    grids = [(9, 11), (9, 11), (5, 6)]
+    for (_, merge), size, count in zip(merges, grids, [7 * 9, 6 * 8, 3 * 3], strict=True):
+        assert isinstance(merge, GridMerge)
+        assert merge.grid == size
+        assert merge.merged.shape[:2] == (2, count)
+        assert merge.groups().shape == (2, *size)
+    assert [m.shape[2:] for m in maps[2:]] == [(9, 11), (5, 6)]
 
 
 def test_stages_behind_the_last_map_are_not_built():
@@ -208,33 +241,32 @@ def test_stages_behind_the_last_map_are_not_built():
 
 
 def test_fresh_weights_leave_masks_at_their_start():
-    model = LTMEfficientViT("b0")
+    model = LTMEfficientViT("b0", keep=0.4)
     norm = model.stages[2].blocks[0].main.point_conv.norm
     nn.init.constant_(norm.weight, 5.0)
     before = model.stages[0].blocks[0].main.point_conv.conv.weight.clone()
-    mask = model.stages[2].blocks[2].merge.mask
+    mask = model.stages[2].blocks[1].merge.mask
     prior = mask.prior.clone()
     model.init_weights()
     assert (norm.weight == 1).all()
     assert not torch.equal(model.stages[0].blocks[0].main.point_conv.conv.weight, before)
     assert_close(mask.prior, prior, rtol=0, atol=0)
-    assert mask.log_sharpness == 0
+    assert mask.log_scale == 0
 
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
         (dict(arch="m0"), "unknown arch 'm0': choose from b0, b1"),
-        (dict(slots=(None, 6, 6, 6)), "slots of stage 1: the stage has no attention"),
-        (dict(arch="l1", slots=(None, None, 6, 6)), "slots of stage 2: the stage has no attention"),
-        (
-            dict(slots=(None, None, (8, 6), 6)),
-            "stage 2: give None, one int, or one int for each of ",
-        ),
-        (dict(slots=(None, None, (6, 6, 7), 6)), "stage 2: .* rises"),
+        (dict(keep=(None, 36, 36, 36)), "keep of stage 1: the stage has no attention"),
+        (dict(arch="l1", keep=(None, None, 9, 9)), "keep of stage 2: the stage has no attention"),
+        (dict(keep=(None, None, (36, 25), 4)), "stage 2: give None, a number, .* its 3 blocks"),
+        (dict(keep=(None, None, (25, 25, 36), 4)), r"stage 2: \(25, 25, 36\) rises"),
+        (dict(keep=30), "30 is no square number; near are 16, 25, 36"),
+        (dict(keep=63), "63 is no square number; near are 49, 64"),
         (dict(window_size=0), "window_size must be an int >= 1, got 0"),
         (dict(window_size=(8, 4)), r"window_size must be an int >= 1, got \(8, 4\)"),
-        (dict(window_size=4, slots=(None, None, 6, None)), "6 is not an int from 1 to the window"),
+        (dict(window_size=4, keep=25), "25 is neither a number of tokens from 1 to 16"),
     ],
 )
 def test_bad_arguments_get_one_clear_line(kwargs, message):

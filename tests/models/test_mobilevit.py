@@ -8,6 +8,7 @@ from timm.models.mobilevit import model_cfgs
 from torch import nn
 from torch.testing import assert_close
 
+from ltm_mm.merging import record_merges
 from ltm_mm.models import LTMMobileViT
 from ltm_mm.models.backbones.mobilevit import MobileVitLTMBlock
 
@@ -31,8 +32,11 @@ class FeaturesOfWhole(ByobNet):
 class TestMobileViTContract(BackboneContract):
     stages = 5
     planned = 5
-    one_plan_per_map = False
-    plans = ["light", "balanced", "fast", (None, None, 5, (8, 3, 3, 2), (6, 6, 1))]
+    merging_stages = 3
+    tokens = 64
+    cell = 16
+    side = 512
+    plans = ["light", "balanced", "fast", 0.2, (None, None, 25, (None, 9, 9, 4), (36, 36, 1))]
 
     def build(self, **kwargs):
         return LTMMobileViT(**{"arch": "xxs", "out_indices": ALL, **kwargs})
@@ -58,7 +62,7 @@ class TestMobileViTContract(BackboneContract):
 @pytest.mark.parametrize("size", [(256, 256), (231, 317)])
 @pytest.mark.parametrize("arch", ["xxs", "xs", "s"])
 def test_equals_timms_features_only_model(arch, size):
-    model = LTMMobileViT(arch, slots=None, out_indices=ALL).eval()
+    model = LTMMobileViT(arch, keep=None, out_indices=ALL).eval()
     reference = timm.create_model(f"mobilevit_{arch}", features_only=True).eval()
     flat = {k.replace("stages.", "stages_", 1): v for k, v in model.state_dict().items()}
     reference.load_state_dict(flat)
@@ -73,7 +77,7 @@ def test_equals_timms_features_only_model(arch, size):
 
 def test_unfolding_and_folding_are_timms_and_exact():
     block = timm.create_model("mobilevit_xxs").stages[2][1].eval()
-    mine = MobileVitLTMBlock(block, (8, 8), window=8)
+    mine = MobileVitLTMBlock(block, (64, 64))
     x = torch.randn(2, 48, 12, 20)
     with torch.no_grad():
         assert_close(mine(x), block(x), rtol=1e-5, atol=1e-5)
@@ -87,41 +91,63 @@ class Passed(nn.Module):
 
     def forward(self, x, size, take):
         assert x.shape[1] == size[0] * size[1]
-        return [(x, size)]
+        return [x]
 
     def __len__(self):
         return 1
 
 
-def test_a_plan_says_which_mlps_run_on_slots():
-    plan = (None, None, (8, 6), 4, (8, 8, 2))
-    model, seen = LTMMobileViT("xxs", slots=plan).eval(), []
+def test_a_plan_says_how_many_tokens_each_layer_works_on():
+    plan = (None, None, (None, 36), 16, (64, 0.9, 4))
+    model, seen = LTMMobileViT("xxs", keep=plan).eval(), []
+    assert model.plan == ((), (), (64, 36), (16,) * 4, (64, 58, 4))
     for stage in model.stages[2:]:
         for block in stage[1].transformer:
             for module in (block.attn, block.mlp):
                 module.register_forward_hook(lambda _m, _x, y: seen.append(tuple(y.shape[:2])))
     with torch.no_grad():
         model(torch.randn(1, 3, 512, 256))
+        model(torch.randn(2, 3, 33, 64))
     # Four grids per image: 32 x 16, 16 x 8 and 8 x 4 tokens each.
     stage2 = [512, 512, 512, 288]
     stage3 = [128, 32, 32, 32, 32, 32, 32, 32]
-    stage4 = [32, 32, 32, 32, 32, 2]
-    assert seen == [(4, n) for n in stage2 + stage3 + stage4]
+    stage4 = [32, 32, 32, 29, 29, 2]
+    # 3 x 4, 2 x 2 and 1 x 1: the same shares, rounded up.
+    small = [12, 12, 12, 7, 4, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]
+    assert seen == [(4, n) for n in stage2 + stage3 + stage4] + [(8, n) for n in small]
 
 
-def test_options_change_the_maps():
-    x, seen = torch.randn(1, 4, 128, 160), []
-    start = randomise(LTMMobileViT("xxs", in_channels=4)).state_dict()
-    for options in ({}, dict(steps=0), dict(steps=1), dict(window_size=4)):
-        model = LTMMobileViT("xxs", in_channels=4, **options).eval()
-        own = model.state_dict()
-        fitting = {k: v for k, v in start.items() if k in own and own[k].shape == v.shape}
-        model.load_state_dict(fitting, strict=False)
-        with torch.no_grad():
-            seen.append(model(x)[-1])
-    for i, a in enumerate(seen):
-        for b in seen[i + 1 :]:
-            assert (a - b).abs().max() > 1e-6
+def test_merging_does_not_pay_by_default():
+    with torch.device("meta"):
+        assert all(count == 64 for stage in LTMMobileViT("xxs").plan for count in stage)
+
+
+def test_the_four_grids_of_an_image_are_merged_each_by_itself():
+    """Pixels of one place in their patches do not meet those of another."""
+    block = randomise(timm.create_model("mobilevit_xxs").stages[2][1]).eval()
+    mine = MobileVitLTMBlock(block, (32, 8))
+    x = torch.randn(1, 64, 12, 20)
+    other = x.clone()
+    other[:, :, 4, 7] += torch.randn(64)
+    with torch.no_grad():
+        changed = (mine._attend(other) != mine._attend(x)).any(1)[0]
+    expected = torch.zeros(12, 20, dtype=torch.bool)
+    expected[0::2, 1::2] = True
+    assert_close(changed, expected, rtol=0, atol=0)
+
+
+def test_merges_are_recorded_with_their_grids():
+    model = LTMMobileViT("xxs", keep=(None, None, (None, 36), 16, None)).eval()
+    with record_merges(model) as merges, torch.no_grad():
+        model(torch.randn(2, 3, 64, 96))
+    assert [name for name, _ in merges] == [
+        "stages.2.1.transformer.1.merge",
+        "stages.3.1.transformer.0.merge",
+    ]
+    for (_, merge), size, count in zip(merges, [(4, 6), (2, 3)], [14, 2], strict=True):
+        assert merge.grid == size
+        assert merge.merged.shape[:2] == (8, count)  # four grids per image
+        assert merge.groups().shape == (8, *size)
 
 
 def test_random_depth_reaches_the_blocks():
@@ -157,26 +183,24 @@ def test_the_final_convolution_is_frozen_with_the_last_stage():
     assert all(p.requires_grad for p in model.final_conv.parameters())
 
 
-def test_fresh_weights_leave_masks_at_their_start():
-    model = LTMMobileViT("xxs", slots=(None, None, 5, 5, 5))
-    mask = model.stages[2][1].transformer[0].merge.mask
-    prior, norm = mask.prior.clone(), model.stages[2][1].norm
+def test_fresh_weights_are_timms():
+    model = LTMMobileViT("xxs")
+    norm = model.stages[2][1].norm
     nn.init.constant_(norm.weight, 5.0)
     before = model.stages[0][0].conv2_kxk.conv.weight.clone()
     model.init_weights()
     assert (norm.weight == 1).all()
     assert not torch.equal(model.stages[0][0].conv2_kxk.conv.weight, before)
-    assert_close(mask.prior, prior, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
         (dict(arch="v2"), "unknown arch 'v2': choose from xxs, xs, s"),
-        (dict(slots=(None, 6, 6, 6, 6)), "slots of stage 1: the stage has no attention"),
-        (dict(slots=(None, None, (8, 6, 6), 6, 6)), "one int for each of its 2 blocks"),
-        (dict(arch="xxs", slots="paper"), "'paper' exists only for .*mobilevit \\(width 96"),
-        (dict(window_size=0), "window_size must be an int >= 1, got 0"),
+        (dict(keep=(None, 6, 6, 6, 6)), "keep of stage 1: the stage has no attention"),
+        (dict(keep=(None, None, (8, 6, 6), 6, 6)), "give None, a number, .* its 2 blocks"),
+        (dict(keep=(None, None, (6, 8), 6, 6)), r"stage 2: \(6, 8\) rises"),
+        (dict(keep=65), "65 is neither a number of tokens from 1 to 64"),
     ],
 )
 def test_bad_arguments_get_one_clear_line(kwargs, message):

@@ -3,18 +3,21 @@
 import pytest
 import torch
 from mmdet.models.backbones import SwinTransformer
-from torch import nn
+from torch import Tensor, nn
 from torch.testing import assert_close
 
+from ltm_mm.merging import MASKS, record_merges
 from ltm_mm.models import LTMSwin
 
 from .contract import BackboneContract, randomise
 
 TINY = dict(embed_dims=16, depths=(2, 2, 4, 2), num_heads=(1, 2, 4, 8))
+# One stage of two blocks, on tokens of 4 pixels.
+ONE = dict(embed_dims=8, depths=(2,), num_heads=(2,), strides=(4,), out_indices=(0,))
 
 
 class TestSwinContract(BackboneContract):
-    plans = ["light", "balanced", "fast", (None, 5, (7, 6, 5, 4), 1)]
+    plans = ["light", "balanced", "fast", 0.2, (None, 25, (None, 36, 16, 9), 1)]
 
     def build(self, **kwargs):
         return LTMSwin(**TINY, **kwargs)
@@ -34,6 +37,27 @@ class TestSwinContract(BackboneContract):
 
     def in_stage(self, name, stage):
         return name.startswith((f"stages.{stage}.", f"norm{stage}."))
+
+
+class TestSoftSwinContract(TestSwinContract):
+    masks_learn = True
+    sharpness = 20
+    like = 0.8
+
+    def build(self, **kwargs):
+        return LTMSwin(**TINY, **{"mask": "soft", **kwargs})
+
+    def merge_by_place(self, model, monkeypatch):
+        for name, parameter in model.named_parameters():
+            if name.endswith(".merge.log_scale"):
+                nn.init.constant_(parameter, -torch.inf)
+
+
+class TestWeightedSwinContract(TestSwinContract):
+    masks_learn = True
+
+    def build(self, **kwargs):
+        return LTMSwin(**TINY, **{"mask": "weighted", **kwargs})
 
 
 def same_maps(model: nn.Module, reference: nn.Module, *size: int) -> None:
@@ -58,7 +82,7 @@ def same_maps(model: nn.Module, reference: nn.Module, *size: int) -> None:
 def test_options_mean_what_they_mean_in_mmdet(options):
     options = TINY | options
     reference = randomise(SwinTransformer(**options))
-    model = LTMSwin(**options, slots=None)
+    model = LTMSwin(**options, keep=None)
     model.load_state_dict(reference.state_dict())
     same_maps(model, reference, 1, options.get("in_channels", 3), 64, 96)
 
@@ -66,7 +90,7 @@ def test_options_mean_what_they_mean_in_mmdet(options):
 @pytest.mark.parametrize("size", [(1, 224, 224), (1, 320, 256), (2, 231, 317)])
 def test_swin_tiny_equals_mmdets(size):
     reference = randomise(SwinTransformer())
-    model = LTMSwin(arch="tiny", slots=None)
+    model = LTMSwin(arch="tiny", keep=None)
     model.load_state_dict(reference.state_dict())
     same_maps(model, reference, size[0], 3, *size[1:])
 
@@ -82,11 +106,133 @@ def test_archs_have_the_published_widths(arch, dims):
     assert len(model.stages[2].blocks) == (6 if arch == "tiny" else 18)
 
 
-def test_masks_add_less_than_two_percent_parameters():
+def test_matching_adds_no_parameters_and_soft_masks_few():
     with torch.device("meta"):
-        plain, merged = LTMSwin(slots=None), LTMSwin(slots="balanced")
-    ratio = sum(p.numel() for p in merged.parameters()) / sum(p.numel() for p in plain.parameters())
-    assert 1 < ratio < 1.02
+        plain, merged = LTMSwin(keep=None), LTMSwin()
+        soft = LTMSwin(mask="soft")
+    assert list(merged.state_dict()) == list(plain.state_dict())
+    new = set(soft.state_dict()) - set(plain.state_dict())
+    assert {key.rpartition(".merge.")[2] for key in new} == {"prior_offset", "log_scale"}
+    plain, soft = (sum(p.numel() for p in m.parameters()) for m in (plain, soft))
+    assert plain < soft < 1.002 * plain
+
+
+def test_a_plan_is_what_every_block_keeps():
+    def plan(keep, **options):
+        with torch.device("meta"):
+            return LTMSwin(**TINY | options, keep=keep).plan
+
+    assert plan(None) == ((49,) * 2, (49,) * 2, (49,) * 4, (49,) * 2)
+    assert (
+        plan(25) == plan(25 / 49) == plan((25,) * 4) == ((25,) * 2, (25,) * 2, (25,) * 4, (25,) * 2)
+    )
+    assert plan(0.5, window_size=8)[0] == (32, 32)
+    # A shifted window has four parts that never mix.
+    assert plan(1) == plan(0.001) == ((1, 4), (1, 4), (1, 4, 1, 4), (1, 4))
+    assert plan((None, 3, (30, None, 9, 2), (0.9, 5)))[1:] == ((3, 4), (30, 49, 9, 4), (44, 5))
+
+
+def test_a_plan_says_how_many_tokens_each_block_works_on():
+    model, seen = LTMSwin(**TINY, keep=(None, 9, (None, 36, 25, 1), 1)).eval(), []
+    for stage in model.stages:
+        for block in stage.blocks:
+            block.attn.w_msa.register_forward_hook(lambda _m, _x, y: seen.append(y.shape[2]))
+    with torch.no_grad():
+        model(torch.randn(1, 3, 64, 96))
+    assert seen == [49, 49, 9, 9, 49, 36, 25, 4, 1, 4]
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_any_number_of_tokens_can_be_kept(mask):
+    x, seen = torch.randn(1, 3, 40, 60), []
+    plain = randomise(LTMSwin(**ONE, keep=None, drop_path_rate=0.0)).eval()
+    with torch.no_grad():
+        for keep in range(1, 50):
+            model = LTMSwin(**ONE, keep=keep, mask=mask, drop_path_rate=0.0).eval()
+            model.load_state_dict(plain.state_dict(), strict=False)
+            seen.append(model(x)[0])
+        expected = plain(x)[0]
+    errors = torch.stack([(y - expected).norm() for y in seen])
+    assert errors[-1] == 0
+    assert (errors[:-1] > 0).all()
+    assert errors[:16].mean() > errors[16:32].mean() > errors[32:48].mean()
+
+
+def slow_block(block: nn.Module, x: Tensor) -> Tensor:
+    """``Y = Z + U (f(X~) - X~)`` of one image ``(H, W, C)``, one window after the other."""
+    cut, attn, (height, width, dim) = block.attn.windows, block.attn.w_msa, x.shape
+    w, y, heads = cut.size, x.clone(), attn.num_heads
+    rows, cols = cut.counts(height, width)
+    kinds = cut.kinds(height, width, x.device)
+    for n in range(rows * cols):
+        # Place of each token in the padded grid, and which side of the seam it is from.
+        i, k = (torch.arange(w) + start * w + cut.shift for start in divmod(n, cols))
+        part = ((i >= rows * w)[:, None] * 2 + (k >= cols * w)[None, :]).flatten()
+        i, k = (i % (rows * w))[:, None], (k % (cols * w))[None, :]
+        real = ((i < height) & (k < width)).flatten()
+        places = (i.clamp(max=height - 1) * width + k.clamp(max=width - 1)).flatten()
+        z = x.flatten(0, 1)[places] * real[:, None]
+        kind = None if kinds is None else kinds[n : n + 1]
+        mask = block.merge(z[None, None], real.float()[None, None], kind)
+        owner, roots = mask.owner[0, 0], mask.roots[0, 0]
+        u = nn.functional.one_hot(owner, len(roots)).float()
+        merged = (u * real[:, None]).T @ z / (u.T @ real.float()).clamp(min=1)[:, None]
+        normed = block.norm1(merged) * (u.T @ real.float() > 0)[:, None]
+        q, k, v = attn.qkv(normed).view(len(roots), 3, heads, -1).permute(1, 2, 0, 3)
+        index = attn.relative_position_index[roots][:, roots]
+        bias = attn.relative_position_bias_table[index].permute(2, 0, 1)
+        logits = attn.scale * q @ k.mT + bias + u.sum(0).log()
+        logits = logits.masked_fill(part[roots][:, None] != part[roots][None, :], -torch.inf)
+        after = merged + attn.proj((logits.softmax(-1) @ v).transpose(0, 1).reshape(-1, dim))
+        after = after + block.ffn(block.norm2(after))
+        back = (after - merged)[owner][real]
+        y.view(-1, dim)[places[real]] += back
+    return y
+
+
+@pytest.mark.parametrize("size", [(14, 21), (17, 23), (3, 5)])
+@pytest.mark.parametrize("window", [4, 5, 7, 8, 12])
+def test_a_merged_block_is_its_formula_window_by_window(window, size):
+    model = randomise(LTMSwin(**ONE, window_size=window, keep=0.5, drop_path_rate=0.0)).eval()
+    x = torch.randn(2, *size, 8)
+    with torch.no_grad():
+        for block in model.stages[0].blocks:
+            expected = torch.stack([slow_block(block, image) for image in x])
+            assert_close(block(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("keep", [25, 9, None])
+@pytest.mark.parametrize("token", [(2, 3), (8, 9), (12, 12)])
+def test_a_token_is_seen_in_its_own_window(token, keep, mask):
+    """By all of its tokens; in a shifted one by those of its part."""
+    model = randomise(LTMSwin(**ONE, keep=keep, mask=mask, drop_path_rate=0.0)).eval()
+    x = torch.randn(1, 14, 16, 8)
+    other = x.clone()
+    other[0, token[0], token[1]] += torch.randn(8)
+    for block in model.stages[0].blocks:
+        with torch.no_grad():
+            changed = (block(other) != block(x)).any(-1)[0]
+        windows = block.attn.windows
+        ids = torch.arange(6).view(1, 6, 1, 1).expand(-1, -1, 49, -1)  # of windows
+        near = windows.join(ids, 14, 16)[0, :, :, 0]
+        near = near == near[token]
+        side = (torch.arange(16) >= windows.shift) == (
+            torch.tensor(token)[:, None] >= windows.shift
+        )
+        own = near & side[0, :14, None] & side[1, None, :]
+        assert changed[own].all()
+        # A window's parts never mix, but have a number of groups in common.
+        assert not changed[~(own if keep is None else near)].any()
+
+
+def test_a_recorded_merge_is_a_whole_grids(monkeypatch):
+    """Even where the block would otherwise work on some rows of windows at a time."""
+    monkeypatch.setattr("ltm_mm.models.backbones.swin.MERGED_BAND", 1)
+    model = randomise(LTMSwin(**ONE, keep=9)).eval()
+    with record_merges(model) as merges, torch.no_grad():
+        model(torch.randn(2, 3, 100, 120))
+    assert [merge.merged.shape[:2] for _, merge in merges] == [(2, 4 * 5 * 9)] * 2
 
 
 def test_absolute_position_embedding_is_resampled():
@@ -105,39 +251,26 @@ def test_dropout_and_stochastic_depth_act_in_training_only():
             assert_close(model.eval()(x)[-1], model(x)[-1], rtol=0, atol=0)
 
 
-def test_steps_choose_what_decides_the_mask():
-    x, states = torch.randn(1, 3, 64, 64), []
-    start = randomise(LTMSwin(**TINY)).state_dict()
-    for steps in (0, 1, 2):
-        model = LTMSwin(**TINY, steps=steps).eval()
+def test_masks_are_of_the_kind_asked_for():
+    x, seen = torch.randn(1, 3, 64, 64), []
+    start = randomise(LTMSwin(**TINY, keep=None)).state_dict()
+    for mask in ("match", "soft"):
+        model = LTMSwin(**TINY, keep=9, mask=mask).eval()
         model.load_state_dict(start, strict=False)
         with torch.no_grad():
-            states.append(model(x)[-1])
-    assert (states[0] - states[1]).abs().max() > 1e-5
-    assert (states[1] - states[2]).abs().max() > 1e-5
+            seen.append(model(x)[-1])
+    assert (seen[0] - seen[1]).abs().max() > 1e-4
 
 
 def test_fresh_weights_leave_masks_at_their_start():
-    model = LTMSwin(**TINY)
+    model = LTMSwin(**TINY, keep=9, mask="soft")
     model.init_weights()
-    mask = model.stages[2].blocks[1].merge.mask
-    assert mask.log_sharpness == 0
-    assert mask.prior.abs().max() > 1
+    merge = model.stages[2].blocks[1].merge
+    assert merge.log_scale == 0
+    assert not merge.prior_offset.any()
+    assert merge.prior.abs().max() > 1
     assert model.stages[0].blocks[0].attn.w_msa.relative_position_bias_table.std() > 0.01
     assert (model.stages[0].blocks[0].attn.w_msa.qkv.bias == 0).all()
-
-
-def test_slots_cover_their_windows_pixels():
-    """A merged block's attention on a map that merging keeps equals attention on tokens."""
-    options = TINY | dict(drop_path_rate=0.0)
-    plain = LTMSwin(**options, slots=None)
-    for block in plain.stages[0].blocks:
-        nn.init.zeros_(block.attn.w_msa.relative_position_bias_table)
-    merged = LTMSwin(**options, slots=(5, None, None, None))
-    merged.load_state_dict(plain.state_dict(), strict=False)
-    x = torch.randn(1, 3, 1, 1).expand(1, 3, 56, 56)  # a constant image
-    with torch.no_grad():
-        assert_close(merged.eval()(x)[0], plain.eval()(x)[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -150,22 +283,17 @@ def test_slots_cover_their_windows_pixels():
             dict(pretrained="a.pth", init_cfg=dict(type="Pretrained", checkpoint="b.pth")),
             "not both",
         ),
-        (dict(slots=((7, 5, 6), None, None, None)), "one int for each of its 2 blocks"),
-        (dict(slots=((5, 6), None, None, None)), "stage 0: .* rises"),
+        (dict(keep=((7, 5, 6), None, None, None)), "stage 0: give None, .* each of its 2 blocks"),
+        (
+            dict(keep=(None, 50, None, None)),
+            "stage 1: 50 is neither a number of tokens from 1 to 49",
+        ),
+        (dict(window_size=4, keep=17), "17 is neither a number of tokens from 1 to 16"),
+        (dict(mask="hard"), f"mask must be one of {', '.join(MASKS)}, got 'hard'"),
+        (dict(mask="hard", keep=None), "mask must be one of .*, got 'hard'"),
     ],
 )
 def test_bad_arguments_get_one_clear_line(kwargs, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         LTMSwin(**kwargs)
-
-
-def test_returned_slots_are_what_the_stage_left():
-    plan = (None, None, (5, 4, 4, 4), None)
-    model = randomise(LTMSwin(**TINY, slots=plan, unmerge="none")).eval()
-    seen = {}
-    model.stages[2].register_forward_hook(lambda _m, _x, y: seen.update(full=y[0], slots=y[1]))
-    with torch.no_grad():
-        maps = model(torch.randn(1, 3, 96, 160))
-    assert seen["full"].shape[1:3] == (6, 10)
-    assert seen["slots"].shape[1:3] == (4, 7)  # 7 -> 5 -> 4: ceil(ceil(6 * 5 / 7) * 4 / 5)
-    assert_close(maps[2], model.norm2(seen["slots"]).permute(0, 3, 1, 2))
+    assert "\n" not in str(error.value)

@@ -4,12 +4,12 @@ import pytest
 import timm
 import torch
 from timm.models import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 from torch.testing import assert_close
 
-from ltm_mm.layers import TokenMerger
+from ltm_mm.merging import ChainMerge, match, record_merges, rounds
 from ltm_mm.models import LTMViT
-from ltm_mm.models.backbones.global_blocks import GlobalBlock
+from ltm_mm.models.backbones.global_blocks import GlobalBlock, GlobalBlocks
 
 from .contract import BackboneContract, randomise
 
@@ -19,14 +19,15 @@ TINY = dict(arch="tiny", embed_dims=24, num_layers=4, num_heads=2, img_size=96)
 class FeaturesOfWhole(VisionTransformer):
     """timm's ViT as a backbone: its own parameter names, the maps after its blocks."""
 
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+    def forward(self, x: Tensor) -> list[Tensor]:
         return self.forward_intermediates(x, intermediates_only=True)
 
 
 class TestViTContract(BackboneContract):
     planned = 1
-    one_plan_per_map = False
-    plans = ["light", "balanced", "fast", ((7, 5, 3, 3),)]
+    tokens = 196
+    cell = 16
+    plans = ["light", "balanced", "fast", 0.2, ((196, 150, 60, 60),)]
 
     def build(self, **kwargs):
         return LTMViT(**{**TINY, "out_indices": (0, 1, 2, 3), **kwargs})
@@ -75,7 +76,7 @@ def test_equals_timms_intermediates(arch, options, size):
         name, num_classes=0, dynamic_img_size=True, dynamic_img_pad=True, depth=depth, **same
     )
     randomise(reference).eval()
-    model = LTMViT(arch, slots=None, out_indices=take, final_norm=True, **options).eval()
+    model = LTMViT(arch, keep=None, out_indices=take, final_norm=True, **options).eval()
     left = model.load_state_dict(reference.state_dict(), strict=False)
     assert not left.missing_keys
     assert all("attn_pool" in key for key in left.unexpected_keys)
@@ -114,9 +115,9 @@ def test_simple_pyramid_is_made_from_the_last_map():
 
 def test_pyramid_trains_and_checkpointing_changes_nothing():
     x, grads = torch.randn(2, 3, 96, 117), []
-    state = randomise(LTMViT(**TINY, slots="fast", simple_pyramid=True)).state_dict()
+    state = randomise(LTMViT(**TINY, keep=0.4, simple_pyramid=True)).state_dict()
     for with_cp in (False, True):
-        model = LTMViT(**TINY, slots="fast", simple_pyramid=True, with_cp=with_cp).train()
+        model = LTMViT(**TINY, keep=0.4, simple_pyramid=True, with_cp=with_cp).train()
         model.load_state_dict(state)
         sum(m.square().mean() for m in model(x)).backward()
         grads.append({name: p.grad for name, p in model.named_parameters()})
@@ -124,100 +125,176 @@ def test_pyramid_trains_and_checkpointing_changes_nothing():
     assert_close(grads[1], grads[0], rtol=1e-4, atol=1e-6)
 
 
-def test_a_presets_first_blocks_are_a_third():
-    with torch.device("meta"):
-        assert LTMViT("tiny").plan == ((7,) * 4 + (5,) * 8,)
-        assert LTMViT("tiny", slots="fast").plan == ((5,) * 12,)
-        assert LTMViT("tiny", slots=(5,)).plan == ((5,) * 12,)
+def test_a_plan_is_what_is_left_after_every_block():
+    def plan(*keep):
+        with torch.device("meta"):
+            return LTMViT(**TINY, **({"keep": keep[0]} if keep else {})).plan
+
+    assert plan(None) == ((196,) * 4,)
+    assert plan(49) == plan((49,)) == plan(0.25) == ((49,) * 4,)
+    assert plan(((None, 0.5, 98, 1),)) == ((196, 98, 98, 1),)
+    assert plan() == plan("balanced")
+    assert sum(plan("light")[0]) > sum(plan("balanced")[0]) > sum(plan("fast")[0])
 
 
-def test_a_plan_says_which_mlps_run_on_slots():
-    model, seen = LTMViT(**TINY, slots=((7, 6, 5, 5),), out_indices=(3,)).eval(), []
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((224, 224), [(196, 196), (196, 150), (150, 60), (60, 60)]),
+        # 6 x 10, 2 x 3 and 1 x 1 patches: the same shares, rounded up.
+        ((96, 160), [(60, 60), (60, 46), (46, 19), (19, 19)]),
+        ((20, 33), [(6, 6), (6, 5), (5, 2), (2, 2)]),
+        ((16, 1), [(1, 1), (1, 1), (1, 1), (1, 1)]),
+    ],
+)
+def test_a_plan_says_how_many_tokens_each_layer_works_on(size, expected):
+    model, seen = LTMViT(**TINY, keep=((196, 150, 60, 60),), out_indices=(3,)).eval(), []
     for block in model.blocks:
         for module in (block.attn, block.mlp):
             module.register_forward_hook(lambda _m, _x, y: seen.append(y.shape[1] - 1))
     with torch.no_grad():
-        model(torch.randn(1, 3, 224, 224))
-    assert seen == [196, 196, 196, 144, 144, 100, 100, 100]
+        model(torch.randn(1, 3, *size))
+    assert list(zip(seen[::2], seen[1::2], strict=True)) == expected
+
+
+def test_one_token_is_left_at_least():
+    model, seen = LTMViT(**TINY, keep=1).eval(), []
+    model.blocks[0].mlp.register_forward_pre_hook(lambda _m, x: seen.append(x[0].shape[1]))
+    with torch.no_grad():
+        for size in ((16, 16), (20, 33), (224, 224), (224, 240)):
+            assert all(m.isfinite().all() for m in model(torch.randn(1, 3, *size)))
+    assert seen == [2, 2, 2, 3]  # with the class token; the last image has 210 patches
 
 
 def test_a_map_taken_on_the_way_does_not_change_what_follows():
-    model = randomise(LTMViT(**TINY, slots="fast", out_indices=(0, 1, 3))).eval()
-    last = LTMViT(**TINY, slots="fast", out_indices=(3,)).eval()
+    model = randomise(LTMViT(**TINY, keep=0.4, out_indices=(0, 1, 3))).eval()
+    last = LTMViT(**TINY, keep=0.4, out_indices=(3,)).eval()
     last.load_state_dict(model.state_dict())
     x = torch.randn(1, 3, 96, 160)
     with torch.no_grad():
         assert_close(model(x)[-1], last(x)[0], rtol=0, atol=0)
 
 
-def test_slots_are_returned_where_nothing_is_unmerged():
-    plan = ((7, 7, 5, 3),)
-    full, slots = (
-        LTMViT(**TINY, slots=plan, unmerge=u, out_indices=(1, 2, 3)).eval()
-        for u in ("residual", "none")
-    )
-    slots.load_state_dict(randomise(full).state_dict())
-    assert full.strides == (16, 16, 16)
-    assert slots.strides == (16, 16 * 7 / 5, 16 * 7 / 3)
-    x = torch.randn(1, 3, 224, 112)
-    with torch.no_grad():
-        found, whole = slots(x), full(x)
-    assert [m.shape[2:] for m in found] == [(14, 7), (10, 5), (6, 3)]
-    assert_close(found[0], whole[0], rtol=0, atol=0)
-    with pytest.raises(ValueError, match="unmerge must be one of residual, plain, none, got 'all'"):
-        LTMViT(**TINY, unmerge="all")
-    with pytest.raises(ValueError, match="simple_pyramid needs maps of whole strides"):
-        LTMViT(**TINY, unmerge="none", simple_pyramid=True)
-
-
 def test_prefix_tokens_are_carried_along_and_never_merged():
     options = dict(img_size=224, num_layers=3, out_indices=(2,))
-    model = LTMViT("vit_small_patch14_reg4_dinov2", slots=(5,), **options).eval()
+    model = LTMViT("vit_small_patch14_reg4_dinov2", keep=(98,), **options).eval()
     seen = []
     model.blocks[0].merge.register_forward_pre_hook(lambda _m, x: seen.append(x[0].shape))
     model.blocks[0].mlp.register_forward_pre_hook(lambda _m, x: seen.append(x[0].shape))
     with torch.no_grad():
         (maps,) = model(torch.randn(1, 3, 196, 392))
-    assert seen == [(1, 14, 28, 384), (1, 5 + 10 * 20, 384)]
+    assert seen == [(1, 14 * 28, 384), (1, 5 + 14 * 14, 384)]
     assert maps.shape == (1, 384, 14, 28)
 
 
-def test_mass_attention_weighs_a_slot_as_its_tokens():
-    """A class token sees slots of equal tokens as it would see the tokens."""
-    block = randomise(timm.create_model("vit_tiny_patch16_224", depth=1)).blocks[0]
-    prefix, token = torch.randn(1, 1, 192), torch.randn(192)
-    grid = token.expand(1, 6, 6, 192)
-    merged = randomise(TokenMerger(6, 3))(grid)
-    outs = {}
-    for name, mass_attention in (("weighted", True), ("plain", False)):
-        mine = GlobalBlock(block, 3, 3, prefix=1, mass_attention=mass_attention).eval()
-        x = torch.cat((prefix, merged.slots.flatten(1, 2)), 1)
-        outs[name] = mine(x, (3, 3), merged)[0][:, 0]
-    expected = block.eval()(torch.cat((prefix, grid.flatten(1, 2)), 1))[:, 0]
-    assert_close(outs["weighted"], expected, rtol=1e-5, atol=1e-5)
-    assert (outs["plain"] - expected).abs().max() > 1e-3
+def timm_blocks(depth: int = 4) -> nn.ModuleList:
+    return randomise(VisionTransformer(embed_dim=24, depth=depth, num_heads=2)).eval().blocks
 
 
-def test_options_change_the_maps():
-    x, seen = torch.randn(1, 3, 96, 160), []
-    start = randomise(LTMViT(**TINY, slots="fast")).state_dict()
-    for options in (
-        {},
-        dict(mass_attention=True),
-        dict(steps=0),
-        dict(steps=1),
-        dict(window_size=5),
-        dict(final_norm=True),
-    ):
-        model = LTMViT(**{**TINY, "slots": "fast", **options}).eval()
-        own = model.state_dict()
-        fitting = {k: v for k, v in start.items() if k in own and own[k].shape == v.shape}
-        model.load_state_dict(fitting, strict=False)
-        with torch.no_grad():
-            seen.append(model(x)[-1])
-    for i, a in enumerate(seen):
-        for b in seen[i + 1 :]:
-            assert (a - b).abs().max() > 1e-6
+@pytest.mark.parametrize("weighted", [True, False])
+def test_merging_identical_copies_changes_nothing(weighted, monkeypatch):
+    """Class and merged tokens see merged copies as they would see the tokens.
+
+    It would not hold with keys of the same weight.
+    """
+    if not weighted:
+        plain = GlobalBlock._attention_bias
+        monkeypatch.setattr(GlobalBlock, "_attention_bias", lambda *args: 0 * plain(*args))
+    blocks, prefix = timm_blocks(), torch.randn(2, 3, 24)
+    kinds = torch.randn(2, 6, 24)
+    copies = kinds[:, torch.randperm(96) % 6]  # sixteen of each kind
+    merged = GlobalBlocks(blocks, (96, 48, 24, 24), 96, prefix=3)
+    expected = [torch.cat((prefix, copies), 1)]
+    with torch.no_grad():
+        for block in blocks:
+            expected.append(block(expected[-1]))
+        found = merged(expected[0], (6, 16), range(4))
+    if weighted:
+        assert_close(found, expected[1:], rtol=1e-5, atol=1e-5)
+    else:
+        assert_close(found[1], expected[2], rtol=1e-5, atol=1e-5)  # attention comes first
+        assert (found[2] - expected[3]).abs().max() > 1e-3
+
+
+def slow_blocks(blocks: nn.ModuleList, x: Tensor, counts: list[int], prefix: int) -> list[Tensor]:
+    """timm's blocks on one image ``(T + N, C)``: merge, run, and unmerge step by step."""
+    sizes, merges, maps = x.new_ones(len(x) - prefix), [], []
+    for block, count in zip(blocks, counts, strict=True):
+        attn, normed = block.attn, block.norm1(x)
+        q, k, v = attn.qkv(normed).view(len(x), 3, attn.num_heads, -1).permute(1, 2, 0, 3)
+        weight = torch.cat((x.new_ones(prefix), sizes))  # of keys
+        logits = (q @ k.mT * attn.scale).exp() * weight
+        out = logits / logits.sum(-1, keepdim=True) @ v
+        x = x + attn.proj(out.transpose(0, 1).flatten(1))
+        if count < len(sizes):
+            tokens = x[prefix:]
+            owner = match(tokens[None], rounds(len(sizes), count), sizes[None]).owner[0]
+            member = nn.functional.one_hot(owner, count).to(x)  # (M, P)
+            total = member.T @ sizes
+            merged = member.T @ (tokens * sizes[:, None]) / total[:, None]
+            merges.append((tokens, merged, owner))
+            x, sizes = torch.cat((x[:prefix], merged)), total
+        x = x + block.mlp(block.norm2(x))
+        grid = x[prefix:]
+        for tokens, merged, owner in reversed(merges):
+            grid = tokens + (grid - merged)[owner]
+        maps.append(torch.cat((x[:prefix], grid)))
+    return maps
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 5])
+@pytest.mark.parametrize("counts", [(60, 40, 25, 9), (30, 30, 30, 30), (60, 59, 1, 1), (7,) * 4])
+def test_a_chain_of_merges_is_undone_step_by_step(counts, prefix):
+    blocks = timm_blocks().double()
+    x = torch.randn(2, prefix + 60, 24, dtype=torch.float64, requires_grad=True)
+    merged = GlobalBlocks(blocks, counts, 60, prefix)
+    expected = [slow_blocks(blocks, image, counts, prefix) for image in x]
+    expected = [torch.stack(maps) for maps in zip(*expected, strict=True)]
+    found = merged(x, (6, 10), range(4))
+    assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    with torch.no_grad():  # where the groups' sums are known already
+        assert_close(merged(x, (6, 10), range(4)), expected, rtol=1e-6, atol=1e-6)
+    weights = [torch.randn_like(m) for m in found]
+    grads = [
+        torch.autograd.grad(
+            sum((m * w).sum() for m, w in zip(maps, weights, strict=True)),
+            [x, *blocks.parameters()],
+        )
+        for maps in (found, expected)
+    ]
+    assert_close(*grads, rtol=1e-5, atol=1e-5)
+
+
+def test_merges_of_a_chain_speak_of_the_patches():
+    model = randomise(LTMViT(**TINY, keep=((98, 98, 40, 9),))).eval()
+    with record_merges(model) as merges, torch.no_grad():
+        model(torch.randn(2, 3, 96, 160))
+    assert [name for name, _ in merges] == [f"blocks.{k}.merge" for k in (0, 2, 3)]
+    amounts = torch.rand(2, 6, 10, 3)
+    for (_, merge), count in zip(merges, (30, 13, 3), strict=True):
+        assert isinstance(merge, ChainMerge)
+        assert merge.grid == (6, 10)
+        assert merge.merged.shape == (2, count, 24)
+        groups = merge.groups()
+        assert groups.shape == (2, 6, 10)
+        member = nn.functional.one_hot(groups.flatten(1), count).float()  # (B, N, M)
+        assert_close(merge.share(amounts), member.mT @ amounts.flatten(1, 2))
+        assert_close(merge.mask.sizes, member.sum(1))
+    # A merged token is the mean of its tokens, each of which stands for some patches.
+    first, second = merges[0][1], merges[1][1]
+    sizes = first.mask.sizes.unsqueeze(-1)
+    assert_close(second.merged, second.mask.share(second.tokens * sizes) / second.mask.share(sizes))
+
+
+def test_the_last_norm_is_applied_where_asked_for():
+    model = randomise(LTMViT(**TINY, keep=0.4, final_norm=True)).eval()
+    plain = LTMViT(**TINY, keep=0.4).eval()
+    left = plain.load_state_dict(model.state_dict(), strict=False)
+    assert left.unexpected_keys == ["norm.weight", "norm.bias"]
+    x = torch.randn(1, 3, 96, 160)
+    with torch.no_grad():
+        for a, b in zip(model(x), plain(x), strict=True):
+            assert_close(a, model.norm(b.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
 
 def test_random_depth_and_channels_reach_the_blocks():
@@ -238,17 +315,15 @@ def test_blocks_behind_the_last_map_are_not_built():
         assert LTMViT("tiny", simple_pyramid=True).out_indices == (11,)
 
 
-def test_fresh_weights_leave_masks_at_their_start():
-    model = LTMViT(**TINY, simple_pyramid=True, slots=(5,))
-    mask = model.blocks[0].merge.mask
-    prior, weight = mask.prior.clone(), model.blocks[0].attn.qkv.weight.clone()
+def test_fresh_weights_are_timms():
+    model = LTMViT(**TINY, simple_pyramid=True)
+    weight = model.blocks[0].attn.qkv.weight.clone()
     up = model.pyramid.up2.weight.clone()
     nn.init.constant_(model.blocks[0].norm1.weight, 5.0)
     model.init_weights()
     assert (model.blocks[0].norm1.weight == 1).all()
     assert not torch.equal(model.blocks[0].attn.qkv.weight, weight)
     assert not torch.equal(model.pyramid.up2.weight, up)
-    assert_close(mask.prior, prior, rtol=0, atol=0)
     assert 0.01 < model.pos_embed.std() < 0.03  # timm's, not a layer's default
 
 
@@ -260,11 +335,11 @@ def test_fresh_weights_leave_masks_at_their_start():
         (dict(arch="vit_relpos_small_patch16_224"), "unknown arch .* choose from"),
         (dict(arch="vit_small_resnet26d_224"), "unknown arch"),
         (dict(arch="vit_base_patch16_rpn_224", num_layers=1), "ResPostBlock cannot merge tokens"),
-        (dict(slots="paper", **TINY), "'paper' exists only for .*vit \\(width 384"),
-        (dict(slots=(6, 6), **TINY), "one entry for each of the 1 stages"),
-        (dict(slots=((6, 7, 7, 7),), **TINY), "rises"),
+        (dict(keep=(6, 6), **TINY), "one entry for each of the 1 stages"),
+        (dict(keep=((60, 70, 70, 70),), **TINY), r"stage 0: \(60, 70, 70, 70\) rises"),
+        (dict(keep=((0.5, None, 0.5, 0.5),), **TINY), r"\(98, 196, 98, 98\) rises"),
+        (dict(keep=197, **TINY), "197 is neither a number of tokens from 1 to 196"),
         (dict(out_indices=5, **TINY), r"stages from 0 to 3, got \(-1, 0, 1, 2, 3\)"),
-        (dict(window_size=0, **TINY), "window_size must be an int >= 1, got 0"),
         (
             dict(simple_pyramid=True, out_indices=(1, 3), **TINY),
             r"one block's map, got out_indices \(1, 3\)",

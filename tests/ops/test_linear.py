@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from ltm_mm.layers import run_linear, run_mlp
-from ltm_mm.ops import linear, mlp, served, window_attention
+from ltm_mm.ops import add_by_rows, fused_attention, linear, mlp, served, window_attention
 
+linear_module = importlib.import_module("ltm_mm.ops.linear")
 mlp_module = importlib.import_module("ltm_mm.ops.mlp")
 SHAPES = [(7, 5, 3), (6, 8, 16), (130, 24, 8)]  # rows, C_in, C_out
 
@@ -59,6 +60,21 @@ def test_linear_is_differentiable_twice():
 
 
 @pytest.mark.parametrize("chunk", [2**22, 64, 1])
+def test_rows_are_added_to_in_any_number_of_chunks(chunk, monkeypatch):
+    monkeypatch.setattr(linear_module, "CHUNK", chunk)
+    x, calls = torch.randn(2, 7, 5), []
+
+    def update(rows):
+        calls.append(rows.shape[:-1].numel())
+        return rows.sin()
+
+    with torch.no_grad():
+        assert_close(add_by_rows(x, update, 16), x + x.sin())
+    step = max(chunk // 16, 1)
+    assert calls == [min(step, 14 - first) for first in range(0, 14, step)]
+
+
+@pytest.mark.parametrize("chunk", [2**22, 64, 1])
 def test_mlp_equals_pytorchs_in_any_number_of_chunks(chunk, monkeypatch):
     monkeypatch.setattr(mlp_module, "CHUNK", chunk)
     x, w1, b1, w2, b2 = given = tensors((2, 7, 5), (16, 5), (16,), (5, 16), (5,))
@@ -87,6 +103,15 @@ def test_attention_equals_the_fused_kernel(windows_of_bias):
     same_gradients(window_attention(qkv, bias, 0.3), expected, given)
     with torch.backends.mkldnn.flags(enabled=False):  # the fused kernel itself
         same_gradients(window_attention(qkv, bias, 0.3), expected, given)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_attention_written_out_for_exports_is_the_fused_kernel(biased, monkeypatch):
+    q, k, v = torch.randn(3, 6, 2, 9, 4).unbind(0)
+    bias = torch.randn(1, 2, 9, 9) if biased else None
+    expected = fused_attention(q, k, v, bias, 0.3)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    assert_close(fused_attention(q, k, v, bias, 0.3), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_attention_drops_weights():

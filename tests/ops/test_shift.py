@@ -1,22 +1,42 @@
-"""Shift masks against the reference's way: label regions, compare labels."""
+"""Shift masks and regions against the reference's way: label regions, compare labels."""
 
 import pytest
 import torch
+from torch import Tensor
 from torch.testing import assert_close
 
-from ltm_mm.ops import shift_masks, to_windows, window_kinds
+from ltm_mm.ops import shift_masks, to_windows, window_kinds, window_regions
+
+grids = pytest.mark.parametrize(("rows", "cols"), [(1, 1), (1, 3), (2, 1), (3, 4)])
+windows = pytest.mark.parametrize(("window", "shift"), [(7, 3), (5, 2), (4, 2), (2, 1)])
 
 
-@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (1, 3), (2, 1), (3, 4)])
-@pytest.mark.parametrize(("window", "shift"), [(7, 3), (5, 2), (4, 2), (2, 1)])
-def test_four_masks_give_every_grids_mask(rows, cols, window, shift):
+def labels(rows: int, cols: int, window: int, shift: int) -> Tensor:
+    """Which part of the grid each token of each window comes from ``(n, N)``."""
+
     def regions(count):
         position = torch.arange(count * window)
         size = count * window
         return (position >= size - window).int() + (position >= size - shift).int()
 
     label = regions(rows)[:, None] * 3 + regions(cols)[None, :]
-    windows = to_windows(label[None, :, :, None], window)[0, :, :, 0]  # (n, N)
-    expected = (windows[:, :, None] != windows[:, None, :]).float() * -100
+    return to_windows(label[None, :, :, None], window)[0, :, :, 0]
+
+
+@grids
+@windows
+def test_four_masks_give_every_grids_mask(rows, cols, window, shift):
+    own = labels(rows, cols, window, shift)
+    expected = (own[:, :, None] != own[:, None, :]).float() * -100
     masks = shift_masks(window, shift)[window_kinds(rows, cols, torch.device("cpu"))]
     assert_close(masks, expected, rtol=0, atol=0)
+
+
+@grids
+@windows
+def test_regions_tell_the_same_parts_apart(rows, cols, window, shift):
+    own = labels(rows, cols, window, shift)
+    found = window_regions(window, shift)[window_kinds(rows, cols, torch.device("cpu"))]
+    assert_close(
+        found[:, :, None] == found[:, None, :], own[:, :, None] == own[:, None, :], rtol=0, atol=0
+    )

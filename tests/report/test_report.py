@@ -14,7 +14,7 @@ from ltm_mm.analysis.report import Row
 from ltm_mm.engine import UserError, clean_errors
 from ltm_mm.engine.commands import note_command, read_commands
 from ltm_mm.report import read_run, write_report
-from ltm_mm.report.glance import glance, metric_label
+from ltm_mm.report.summary import metric_label, summary
 
 Copy = Callable[..., Path]
 
@@ -45,12 +45,12 @@ def test_reads_what_the_run_left(work_dir: Path) -> None:
     assert run.by_epoch
     assert run.median("time") > 0
     assert run.notes == []
-    look = glance(run)
-    assert look["model"] == "MaskRCNN (FPN, StandardRoIHead)"
-    assert look["merging"] == "slots balanced"
-    assert look["schedule"] == "3 epochs"
-    assert look["optimiser"] == "AdamW, learning rate 0.002, weight decay 0.05"
-    assert (look["batch"], look["seed"], look["image size"]) == ("2", "0", "96 × 96")
+    found = summary(run)
+    assert found["model"] == "MaskRCNN (FPN, StandardRoIHead)"
+    assert found["merging"] == "keep balanced, mask match"
+    assert found["schedule"] == "3 epochs"
+    assert found["optimiser"] == "AdamW, learning rate 0.002, weight decay 0.05"
+    assert (found["batch"], found["seed"], found["image size"]) == ("2", "0", "96 × 96")
 
 
 def test_a_start_from_scratch_replaces_what_was_there(copy: Copy) -> None:
@@ -226,10 +226,27 @@ def test_a_work_dir_that_was_moved(copy: Copy, work_dir: Path) -> None:
 def test_a_run_without_merging(copy: Copy) -> None:
     folder = copy()
     config = folder / "ltm_swin_maskrcnn_shapes.py"
-    config.write_text(config.read_text().replace("slots='balanced'", "slots=None"))
+    config.write_text(config.read_text().replace("keep='balanced'", "keep=None"))
     page = write_report([str(folder)], num_images=1).read_text()
     assert "No pictures: the model of" in page
     assert "merges no tokens" in page
+
+
+@pytest.mark.parametrize(
+    ("backbone", "expected"),
+    [
+        (dict(type="ltm_mm.LTMSwin"), "keep balanced, mask match"),
+        (dict(type="ltm_mm.LTMSwin", keep=25, mask="soft"), "keep 25, mask soft"),
+        (dict(type="ltm_mm.LTMSwin", keep=None), "none"),
+        (dict(type="ltm_mm.LTMViT", keep=0.5), "keep 0.5"),
+        (dict(type="ltm_mm.LTMEfficientViT"), "none"),
+        (dict(type="SwinTransformer"), "none"),
+    ],
+)
+def test_what_merges_in_a_few_words(work_dir: Path, backbone: dict, expected: str) -> None:
+    run = read_run(work_dir)
+    run.cfg.model.backbone = backbone
+    assert summary(run)["merging"] == expected
 
 
 @pytest.mark.parametrize(

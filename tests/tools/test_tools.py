@@ -195,10 +195,10 @@ def test_killed_run_goes_on(tool: Tool, shapes: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_error_and_evaluation_in_two_ranks(tool: Tool, shapes: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
-    wrong = options(shapes, model__backbone__slots=9)
+    wrong = options(shapes, model__backbone__keep=99)
     done = tool("dist_train.sh", SHAPES_CONFIG, 2, "--work-dir", work, *wrong, ok=False)
     assert done.returncode == 1
-    assert "error: LTMSwin: slots must be None" in done.stderr
+    assert "error: LTMSwin: keep of stage 0: 99 is neither" in done.stderr
     assert "Traceback" not in done.stderr
 
     tool("train.py", SHAPES_CONFIG, "--work-dir", work, *options(shapes, train_cfg__max_epochs=1))

@@ -73,16 +73,17 @@ def test_tensorboard(run: Run, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     backends = [dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")]
-    file = str(ROOT / "docs" / "figures" / "merge_map.png")
+    file = tmp_path / "photo.png"
+    Image.fromarray(np.tile(np.arange(96, dtype=np.uint8)[:, None, None], (1, 80, 3))).save(file)
     run(
         "work",
-        {**HOOK, "images": [file], "interval": 1},
+        {**HOOK, "images": [str(file)], "interval": 1},
         visualizer__vis_backends=backends,
         train_cfg__max_epochs=1,
     )
     events = EventAccumulator(str(next(tmp_path.glob("work/*/vis_data/events*")))).Reload()
     tags = events.Tags()["images"]
-    assert tags == ["merge_map_merge_map", "predictions_merge_map"]
+    assert tags == ["merge_map_photo", "predictions_photo"]
     assert [image.step for image in events.Images(tags[0])] == [1]
 
 
@@ -93,6 +94,7 @@ def test_segmentor(shapes: Path, tmp_path: Path) -> None:
         options[f"{part}_dataloader.num_workers"] = 0
         options[f"{part}_dataloader.persistent_workers"] = False
     options |= {"train_dataloader.batch_size": 2, "custom_hooks": [{**HOOK, "images": 1}]}
+    options["model.backbone.keep"] = (None, None, 36, None)
     train(SEGMENTOR, str(tmp_path), cfg_options=options)
     folder = next(tmp_path.glob("*/vis_data/vis_image"))
     names = sorted(p.name for p in folder.iterdir())
@@ -100,16 +102,16 @@ def test_segmentor(shapes: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("hook", "slots", "expected"),
+    ("hook", "keep", "expected"),
     [
         (HOOK, None, "the model merges no tokens"),
         ({**HOOK, "images": ["none.jpg"]}, "balanced", "none.jpg"),
     ],
 )
 def test_what_cannot_be_drawn_ends_no_training(
-    run: Run, tmp_path: Path, hook: dict, slots: str | None, expected: str
+    run: Run, tmp_path: Path, hook: dict, keep: str | None, expected: str
 ) -> None:
-    runner = run("work", hook, model__backbone__slots=slots, train_cfg__max_epochs=2)
+    runner = run("work", hook, model__backbone__keep=keep, train_cfg__max_epochs=2)
     assert runner.iter == 2
     log = next(tmp_path.glob("work/*/*.log")).read_text()
     assert log.count("MergePicturesHook draws nothing") == 1

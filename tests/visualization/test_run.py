@@ -43,24 +43,38 @@ def photo(height: int = 67, width: int = 90) -> Image.Image:
 @pytest.fixture(scope="module")
 def artist() -> Iterator[Artist]:
     """Draws with a tiny detector."""
-    cfg = load_config(DETECTOR, SIZES)
+    cfg = load_config(DETECTOR, {**SIZES, "model.backbone.keep": 25})
     pair = build_pair(cfg, None, False, "cpu", 0)
     with DefaultScope.overwrite_default_scope("mmdet"):
         yield Artist(pair.merged, pair.plain, pipeline_of(cfg), pair.classes, pair.caption)
 
 
 @pytest.mark.parametrize(
-    ("config", "stages"), [(DETECTOR, (0, 1, 2, 3)), (SEGMENTOR, (2, 3))], ids=["mmdet", "mmseg"]
+    ("config", "keep", "blocks", "names"),
+    [
+        (DETECTOR, 25, None, ("0_blocks_0", "2_blocks_0", "3_blocks_1")),
+        (DETECTOR, 25, [1, -1], ("0_blocks_1", "3_blocks_1")),
+        (SEGMENTOR, (None, None, 36, 36), None, ("2_blocks_1", "3_blocks_1")),
+    ],
+    ids=["mmdet", "chosen", "mmseg"],
 )
 def test_end_to_end(
-    tmp_path: Path, capsys: pytest.CaptureFixture, config: str, stages: tuple[int, ...]
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    config: str,
+    keep: object,
+    blocks: list[int] | None,
+    names: tuple[str, ...],
 ) -> None:
     photo().save(tmp_path / "photo.png")
     written = visualize(
-        config, str(tmp_path / "photo.png"), out_dir=str(tmp_path / "out"), cfg_options=SIZES
+        config,
+        str(tmp_path / "photo.png"),
+        out_dir=str(tmp_path / "out"),
+        blocks=blocks,
+        cfg_options={**SIZES, "model.backbone.keep": keep},
     )
-    names = ["merge_map", "weights", "departure", "predictions"]
-    names += [f"merge_map_stages_{k}" for k in stages]
+    names = ["merge_map", "shared", "predictions", *(f"merge_map_stages_{n}" for n in names)]
     assert written == [tmp_path / "out" / "photo" / f"{name}.png" for name in names]
     said = capsys.readouterr().out
     for file in written:
@@ -78,8 +92,8 @@ def test_merge_map_of_a_photo_follows_it(artist: Artist, tmp_path: Path) -> None
     assert scene.view.image == (133, 207)
     from ltm_mm.visualization import draw_merge_map
 
-    for stage in scene.stages:
-        drawn = draw_merge_map(image, stage, scene.view, 1, borders=False)
+    for block in scene.blocks:
+        drawn = draw_merge_map(image, block, scene.view, 1, borders=False)
         assert drawn.shape == image.shape
         np.testing.assert_allclose(drawn.mean((0, 1)), image.mean((0, 1)), atol=0.6)
 
@@ -103,7 +117,7 @@ def test_kinds_of_images(artist: Artist, tmp_path: Path, kind: str) -> None:
     picture.save(tmp_path / "photo.png")
     image, data = artist.read(tmp_path / "photo.png")
     np.testing.assert_array_equal(image, expected)
-    assert len(artist.scene(image, data).stages) == 4
+    assert len(artist.scene(image, data).blocks) == 3
 
 
 def test_photo_turned_by_its_exif_tag(artist: Artist, tmp_path: Path) -> None:
@@ -140,19 +154,28 @@ def test_point_outside_the_image(artist: Artist, tmp_path: Path) -> None:
         artist.draw(tmp_path / "photo.png", tmp_path / "out", points=[(90, 5)])
 
 
+def test_an_image_with_too_few_tokens(
+    artist: Artist, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ltm_mm.visualization.artist.merge_groups_of", lambda *_: [])
+    photo(7, 9).save(tmp_path / "photo.png")
+    with pytest.raises(UserError, match=r"an image of \(7, 9\) pixels has too few tokens"):
+        artist.scene(*artist.read(tmp_path / "photo.png"))
+
+
 def test_folder_goes_on_after_a_bad_image(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     photo().save(tmp_path / "a.png")
     photo().save(tmp_path / "a.jpg")
     (tmp_path / "b.jpg").write_bytes(b"no image")
     (tmp_path / "notes.txt").write_text("not looked at")
     out = tmp_path / "out"
-    options = {**SIZES, "model.backbone.slots": (None, None, None, 5)}
+    options = {**SIZES, "model.backbone.keep": (None, None, None, (None, 9))}
     with pytest.raises(SystemExit) as ended, clean_errors():
         visualize(DETECTOR, str(tmp_path), out_dir=str(out), cfg_options=options)
     assert ended.value.code == 1
     assert sorted(folder.name for folder in out.iterdir()) == ["a.jpg", "a.png"]
     said = capsys.readouterr()
-    assert f"10 pictures of 2 images in {out}" in said.out
+    assert f"8 pictures of 2 images in {out}" in said.out
     assert "left out: " in said.err
     assert "error: 1 of 3 images were left out" in said.err
 
@@ -167,8 +190,9 @@ def test_folder_goes_on_after_a_bad_image(tmp_path: Path, capsys: pytest.Capture
         (dict(checkpoint="{tmp}/photo.png"), "photo.png"),
         (dict(ltm="turbo"), "--ltm turbo: give none"),
         (dict(ltm="none"), "merges no tokens: give --ltm balanced"),
-        (dict(cfg_options={"model.backbone.slots": None}), "merges no tokens"),
-        (dict(cfg_options={"model.backbone.slots": 9}), "slots"),
+        (dict(cfg_options={"model.backbone.keep": None}), "merges no tokens"),
+        (dict(cfg_options={"model.backbone.keep": 50}), "keep"),
+        (dict(blocks=[99]), "blocks must be positions from 0"),
         (dict(config="mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"), "is ResNet (50)"),
         (dict(device="tpu9"), "--device tpu9"),
     ],
@@ -225,6 +249,7 @@ def test_images_of_a_folder_in_order(tmp_path: Path) -> None:
         ["c.py", "none.jpg"],
         ["c.py", "--points", "1,2", "3,4", "--dpi", "90", "--", "w.pth", "none.jpg"],
         ["c.py", "w.pth", "--out-dir", "out", "none.jpg"],
+        ["c.py", "--blocks", "0", "-1", "--", "w.pth", "none.jpg"],
     ],
 )
 def test_options_may_stand_anywhere(

@@ -4,28 +4,23 @@ from collections.abc import Sequence
 
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...checkpoints import load_backbone
-from ...layers import MaskModule, TokenMerger
-from ...ops import Merge, unmerge_grid
+from ...merging import Match, Soft
 from ...presets import Plan
-
-UNMERGE = ("residual", "plain", "none")
 
 
 class LTMBackbone(BaseModule):
     """Base of the backbones: freezing, initial weights, and the declared outputs.
 
-    A subclass sets ``plan`` and ``plan_window`` (slots of every block, tokens per window
-    side), ``out_channels`` and ``strides`` (one number per output map), calls
-    :meth:`complete` at the end of ``__init__``, and returns a tuple of NCHW maps.
+    A subclass sets ``plan`` (tokens that every block keeps), ``out_channels`` and ``strides``
+    (one number per output map), calls :meth:`freeze` at the end of ``__init__``, and returns a
+    tuple of NCHW maps.
 
     Args:
         out_indices: stages whose maps are returned, rising.
-        unmerge: 'residual', 'plain' (for comparison: the slots themselves are led back,
-            ``Y = U Y~``, and detail is lost) or 'none', see :meth:`out_strides`.
         num_stages: how many stages there are.
         frozen_stages: the stem and the stages before this one get no gradient and
             stay in eval mode; -1 freezes nothing.
@@ -34,19 +29,17 @@ class LTMBackbone(BaseModule):
             scratch.
 
     Raises:
-        ValueError: if ``out_indices``, ``unmerge`` or ``frozen_stages`` is out of range.
+        ValueError: if ``out_indices`` or ``frozen_stages`` is out of range.
     """
 
     out_channels: tuple[int, ...]
-    strides: tuple[float, ...]
+    strides: tuple[int, ...]
     plan: Plan
-    plan_window: int
     norm_eval = False  # keep batch normalisation in eval mode while training
 
     def __init__(
         self,
         out_indices: Sequence[int],
-        unmerge: str,
         num_stages: int,
         frozen_stages: int,
         init_cfg: dict | None,
@@ -56,8 +49,6 @@ class LTMBackbone(BaseModule):
             raise ValueError(
                 f"out_indices must name stages from 0 to {num_stages - 1}, got {tuple(out_indices)}"
             )
-        if unmerge not in UNMERGE:
-            raise ValueError(f"unmerge must be one of {', '.join(UNMERGE)}, got {unmerge!r}")
         if not -1 <= frozen_stages <= num_stages:
             raise ValueError(f"frozen_stages must lie in -1..{num_stages}, got {frozen_stages!r}")
         if init_cfg and init_cfg.get("type") != "Pretrained":
@@ -66,31 +57,7 @@ class LTMBackbone(BaseModule):
                 f"got {init_cfg!r}"
             )
         self.out_indices = tuple(out_indices)
-        self.unmerge = unmerge
         self.frozen_stages = frozen_stages
-
-    def out_strides(self, strides: Sequence[int]) -> tuple[float, ...]:
-        """Pixels between neighbours of each output map, as ``unmerge`` and the plan decide.
-
-        Without 'none' they are the plain backbone's. With 'none' a stage that merges
-        returns its slots, ``window / slots`` times as far apart; that is for decoders that
-        resize their inputs anyway. The next stage gets unmerged tokens either way.
-
-        Args:
-            strides: of every stage's tokens.
-        """
-        if self.unmerge != "none":
-            return tuple(strides[i] for i in self.out_indices)
-        window = self.plan_window
-        last = [counts[-1] if counts else window for counts in self.plan]
-        return tuple(strides[i] * window / last[i] for i in self.out_indices)
-
-    def complete(self) -> None:
-        """End the construction: tell the mergers the way back, freeze what is to be frozen."""
-        for module in self.modules():
-            if isinstance(module, TokenMerger):
-                module.residual = self.unmerge != "plain"
-        self.freeze()
 
     def frozen_modules(self) -> list[nn.Module]:
         """Modules (and parameters' owners) that ``frozen_stages`` freezes."""
@@ -134,10 +101,7 @@ class LTMBackbone(BaseModule):
 
     def modules_outside_masks(self) -> list[nn.Module]:
         """All modules but the mask modules and their parts."""
-        inside = {
-            m for mask in self.modules() if isinstance(mask, MaskModule) for m in mask.modules()
-        }
-        return [m for m in self.modules() if m not in inside]
+        return [m for m in self.modules() if not isinstance(m, Match | Soft)]
 
 
 def copy_weights(source: nn.Module, target: nn.Module) -> None:
@@ -145,18 +109,3 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
     own = target.state_dict()
     found = source.state_dict().items()
     target.load_state_dict({k: v for k, v in found if k in own}, strict=False)
-
-
-def unmerge_all(grid: Tensor, merges: Sequence[Merge]) -> Tensor:
-    """Undo a stage's merges, the last one first.
-
-    Args:
-        grid: slots after the stage's last block ``(B, h, w, C)``.
-        merges: the stage's merges in the order they were made; may be empty.
-
-    Returns:
-        Tokens at the stage's full resolution ``(B, H, W, C)``.
-    """
-    for merged in reversed(merges):
-        grid = unmerge_grid(grid, merged)
-    return grid

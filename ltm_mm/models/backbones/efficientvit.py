@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from ...layers import TokenMerger, fold_convs
-from ...ops import Merge
-from ...presets import Plan, Slots, check_window, resolve_plan
+from ...layers import fold_convs
+from ...merging import recording, tell
+from ...merging.grid import GridMerge, GridMerger, unmerge_all
+from ...presets import Keep, Plan, check_window, resolve_plan
 from ...registry import MODELS
-from .base import LTMBackbone, unmerge_all
+from .base import LTMBackbone
 
 ARCHS = ("b0", "b1", "b2", "b3", "l1", "l2", "l3")
 
@@ -36,21 +37,18 @@ class LTMEfficientViT(LTMBackbone):
     An attention stage is a convolution that halves the resolution and then blocks of
     a context module (linear attention) and a local module (inverted bottleneck with a
     depth-wise convolution). In a merged block the context module runs on all tokens,
-    its output is merged, and the local module and the stage's later blocks run on the
-    grid of slots; the stage's end leads the update back to all tokens. With
-    ``slots=None`` it equals timm's ``features_only`` model.
+    its output is merged into a smaller grid (its convolutions need one), and the local module
+    and the stage's later blocks run on that; the stage's end leads the update back to all
+    tokens. With ``keep=None`` it equals timm's ``features_only`` model.
 
     Args:
         arch: 'b0' to 'b3' (the last two of four stages have attention) or 'l1' to 'l3'
             (the last one has).
-        slots: None (no merging), a preset ('light', 'balanced', 'fast', 'paper'), or one
-            entry per stage: None (always for a stage without attention), an int s (merge
-            to s x s slots in the stage's first attention block), or one int per
-            attention block, e.g. ``(None, None, (8, 6, 6), (8, 6, 6, 5))`` for 'b1'.
-        steps: content steps of the mask modules, >= 0: one for the way back, those before it
-            for the merge; 0 leaves the learnable spatial prior alone.
-        unmerge: 'residual' returns maps of the plain backbone's size; 'none' the slots of
-            the stages that merge; 'plain' for comparison, see :class:`LTMSwin`.
+        keep: tokens kept per window of N = ``window_size ** 2``: None (all of them: no
+            merging), a preset ('light', 'balanced', 'fast', 'paper'), a number for all blocks, or
+            one entry per stage: None (always for a stage without attention), a number, or one
+            per attention block, never rising, e.g. ``(None, None, (64, 36, 36), (64, 36, 36,
+            25))`` for 'b1'. A number is a square number up to N, or a share of N (a float 0..1).
         window_size: tokens per window side, >= 1, of the grids at stride 16 and 32.
         in_channels: channels of the image.
         out_indices: stages whose maps are returned; later stages are not built.
@@ -68,8 +66,7 @@ class LTMEfficientViT(LTMBackbone):
     def __init__(
         self,
         arch: str = "b1",
-        slots: Slots = "balanced",
-        steps: int = 2,
+        keep: Keep = None,
         window_size: int = 8,
         in_channels: int = 3,
         out_indices: Sequence[int] = (0, 1, 2, 3),
@@ -77,26 +74,24 @@ class LTMEfficientViT(LTMBackbone):
         norm_eval: bool = False,
         with_cp: bool = False,
         init_cfg: dict | None = None,
-        unmerge: str = "residual",
     ) -> None:
         if arch not in ARCHS:
             raise ValueError(f"unknown arch {arch!r}: choose from {', '.join(ARCHS)}")
         reference = _timm_model(arch, in_channels)
-        super().__init__(out_indices, unmerge, len(reference.stages), frozen_stages, init_cfg)
+        super().__init__(out_indices, len(reference.stages), frozen_stages, init_cfg)
         self.norm_eval = norm_eval
-        self.plan = resolve_stage_plans(slots, reference.stages, window_size)
-        self.plan_window = window_size
+        self.plan = resolve_stage_plans(keep, reference.stages, window_size)
         self.stem = fold_convs(reference.stem)
         self.stages = nn.ModuleList(
-            EfficientVitLTMStage(fold_convs(stage), plan, window_size, steps, with_cp)
+            EfficientVitLTMStage(fold_convs(stage), plan, window_size, with_cp)
             for stage, plan in zip(
                 reference.stages[: max(self.out_indices) + 1], self.plan, strict=False
             )
         )
         info = reference.feature_info
         self.out_channels = tuple(info[i]["num_chs"] for i in self.out_indices)
-        self.strides = self.out_strides([entry["reduction"] for entry in info])
-        self.complete()
+        self.strides = tuple(info[i]["reduction"] for i in self.out_indices)
+        self.freeze()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Feature pyramid of a batch of images.
@@ -111,9 +106,9 @@ class LTMEfficientViT(LTMBackbone):
         x = self.stem(_fast_layout(x))
         outs = []
         for i, stage in enumerate(self.stages):
-            x, slots = stage(x)
+            x = stage(x)
             if i in self.out_indices:
-                outs.append((x if self.unmerge != "none" else slots).contiguous())
+                outs.append(x.contiguous())
         return tuple(outs)
 
     def frozen_modules(self) -> list[nn.Module]:
@@ -135,10 +130,9 @@ class EfficientVitLTMStage(nn.Module):
 
     Args:
         stage: timm's ``EfficientVitStage`` or ``EfficientVitLargeStage``.
-        plan: slots per window side that each attention block's local module runs on,
-            one int per attention block; ``()`` for a stage without attention.
+        plan: tokens per window that each attention block's local module runs on, one square
+            number per attention block; ``()`` for a stage without attention.
         window: tokens per window side.
-        steps: content steps of the mask modules.
         with_cp: recompute each block's activations in the backward pass.
     """
 
@@ -147,38 +141,29 @@ class EfficientVitLTMStage(nn.Module):
         stage: nn.Module,
         plan: Sequence[int],
         window: int,
-        steps: int = 2,
         with_cp: bool = False,
     ) -> None:
         super().__init__()
         self.with_cp = with_cp
         self.blocks = nn.ModuleList()
-        grids, slots = iter((window, *plan)), iter(plan)
+        sides = [round(count**0.5) for count in plan]
+        grids, after = iter((window, *sides)), iter(sides)
         for block in stage.blocks:
             if hasattr(block, "context_module"):
-                block = AttentionBlock(block, next(grids), next(slots), steps)
+                block = AttentionBlock(block, next(grids), next(after))
             self.blocks.append(block)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the blocks.
-
-        Args:
-            x: ``(B, C_in, H, W)``.
-
-        Returns:
-            Tokens ``(B, C, ceil(H/2), ceil(W/2))``, and the slots that the last block left
-            ``(B, C, h, w)``; both are the same where nothing merges.
-        """
-        merges: list[Merge] = []
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C_in, H, W)`` -> ``(B, C, ceil(H/2), ceil(W/2))``."""
+        merge: GridMerge | None = None
         for block in self.blocks:
             x = _fast_layout(x)
             if not isinstance(block, AttentionBlock):
                 x = self._run(block, x)
                 continue
-            x, merged = self._run(block, x, merges[-1] if merges else None)
-            if merged is not None:
-                merges.append(merged)
-        return unmerge_all(x.permute(0, 2, 3, 1), merges).permute(0, 3, 1, 2), x
+            x, merged = self._run(block, x, merge)
+            merge = merge if merged is None else merged
+        return unmerge_all(x.permute(0, 2, 3, 1), merge).permute(0, 3, 1, 2)
 
     def _run(self, block: nn.Module, *args: Any) -> Any:
         if self.with_cp and args[0].requires_grad:
@@ -193,26 +178,25 @@ class AttentionBlock(nn.Module):
 
     Args:
         block: timm's ``EfficientVitBlock``, whose modules it shares.
-        grid: tokens or slots per window side that come in.
-        slots: slots per window side that go out.
-        steps: content steps of the mask module.
+        grid: tokens per window side that come in.
+        after: tokens per window side that go out.
     """
 
-    def __init__(self, block: nn.Module, grid: int, slots: int, steps: int) -> None:
+    def __init__(self, block: nn.Module, grid: int, after: int) -> None:
         super().__init__()
         self.context_module = block.context_module
         self.merge = None
-        if slots < grid:
+        if after < grid:
             norm = block.context_module.main.proj.norm.weight
-            self.merge = TokenMerger(grid, slots, steps, for_convolution=True).to(norm)
+            self.merge = GridMerger(grid, after).to(norm)
         self.local_module = block.local_module
 
-    def forward(self, x: Tensor, earlier: Merge | None) -> tuple[Tensor, Merge | None]:
+    def forward(self, x: Tensor, earlier: GridMerge | None) -> tuple[Tensor, GridMerge | None]:
         """Run the block.
 
         Args:
-            x: tokens or slots ``(B, C, H, W)``.
-            earlier: the merge that made them slots, if any.
+            x: tokens or merged tokens ``(B, C, H, W)``.
+            earlier: the merge that made them, if any.
 
         Returns:
             The grid that goes out ``(B, C, h, w)``, and this block's merge if it makes one.
@@ -220,22 +204,23 @@ class AttentionBlock(nn.Module):
         x = _fast_layout(self.context_module(x))
         merged = None
         if self.merge is not None:
-            mass = earlier.slot_mass() if earlier else None
-            merged = self.merge(x.permute(0, 2, 3, 1), mass)
+            merged = self.merge(x.permute(0, 2, 3, 1), earlier)
+            if recording():
+                tell(self.merge.mask, merged)
             x = merged.slots.permute(0, 3, 1, 2)
         return self.local_module(x), merged
 
 
-def resolve_stage_plans(slots: Slots, stages: Sequence[nn.Module], window: int) -> Plan:
-    """Slots per window side of every attention block of every stage.
+def resolve_stage_plans(keep: Keep, stages: Sequence[nn.Module], window: int) -> Plan:
+    """Tokens per window that every attention block of every stage keeps.
 
     Args:
-        slots: as :class:`LTMEfficientViT`.
+        keep: as :class:`LTMEfficientViT`.
         stages: timm's stages.
         window: tokens per window side.
 
     Returns:
-        One tuple per stage, one int per attention block; ``()`` without attention.
+        One tuple per stage, one square number per attention block; ``()`` without attention.
 
     Raises:
         ValueError: if the plan does not fit; says what is allowed.
@@ -244,7 +229,8 @@ def resolve_stage_plans(slots: Slots, stages: Sequence[nn.Module], window: int) 
     blocks = [[b for b in stage.blocks if hasattr(b, "context_module")] for stage in stages]
     first = next(found[0] for found in blocks if found)
     width = first.context_module.main.proj.norm.weight.numel()
-    return resolve_plan(slots, [len(found) for found in blocks], window, ("efficientvit", width))
+    depths = [len(found) for found in blocks]
+    return resolve_plan(keep, depths, window**2, ("efficientvit", width), True, square=True)
 
 
 def _timm_model(arch: str, in_channels: int) -> nn.Module:

@@ -1,18 +1,21 @@
 """Transformer blocks with global attention that merge tokens: ViT's and MobileViT's.
 
-The blocks are timm's (``timm.models.vision_transformer.Block``, Apache-2.0); merging
-windows of the grid and residual unmerging are ours, as everywhere here.
+The blocks are timm's (``timm.models.vision_transformer.Block``, Apache-2.0). Merging between
+attention and MLP is the paper's place (arXiv 2407.15219, section 3) and ToMe's (Bolya et al., ICLR
+2023), whose proportional attention weighs keys; how tokens are matched and residual unmerging are
+ours, as everywhere here.
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...layers import TokenMerger, fast_attention, fast_mlp
-from ...ops import Merge
-from .base import unmerge_all
+from ...layers import fast_attention, fast_mlp
+from ...merging import ChainMerge, Groups, match, recording, rounds, tell
 
 PARTS = {"norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2"}
 Size = tuple[int, int]
@@ -21,16 +24,15 @@ Size = tuple[int, int]
 class GlobalBlocks(nn.Sequential):
     """Blocks that merge on the way in; their maps are unmerged to all tokens.
 
-    They share the given blocks' layers and have the same parameter names, plus those
-    that contain ``.merge.``. The given blocks are not changed.
+    They share the given blocks' layers and have the same parameter names. The given blocks are
+    not changed.
 
     Args:
         blocks: timm's ``Block`` modules.
-        plan: slots per window side that each block's MLP runs on, one int per block.
-        window: tokens per window side.
+        plan: tokens that are left of every ``tokens`` after each block's attention, never
+            rising; merged tokens live on through the later blocks.
+        tokens: what the plan's numbers are of.
         prefix: class and register tokens before the grid's; never merged.
-        steps: content steps of the mask modules.
-        mass_attention: see :class:`GlobalBlock`.
         with_cp: recompute each block's activations in the backward pass.
 
     Raises:
@@ -41,50 +43,50 @@ class GlobalBlocks(nn.Sequential):
         self,
         blocks: Iterable[nn.Module],
         plan: Sequence[int],
-        window: int,
+        tokens: int,
         prefix: int = 0,
-        steps: int = 2,
-        mass_attention: bool = False,
         with_cp: bool = False,
     ) -> None:
-        grids = (window, *plan[:-1])  # tokens per window side that come into each block
+        before = (tokens, *plan[:-1])  # what comes into each block
         super().__init__(
             *(
-                GlobalBlock(block, grid, slots, prefix, steps, mass_attention, with_cp)
-                for block, grid, slots in zip(blocks, grids, plan, strict=True)
+                GlobalBlock(
+                    block, GlobalMatch(keep, last, tokens) if keep < last else None, prefix, with_cp
+                )
+                for block, last, keep in zip(blocks, before, plan, strict=True)
             )
         )
         self.prefix = prefix
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, size: Size, take: Iterable[int], unmerge: bool = True
-    ) -> list[tuple[Tensor, Size]]:
+        self, x: Tensor, size: Size, take: Iterable[int]
+    ) -> list[Tensor]:
         """Run the blocks.
 
         Args:
             x: prefix and grid tokens, row by row ``(B, T + H * W, C)``.
             size: H and W of the grid.
             take: blocks whose outputs are wanted.
-            unmerge: lead them back to all tokens; otherwise slots stay slots.
 
         Returns:
-            One ``(B, T + H * W, C)`` and its H and W per block of ``take``, in the blocks'
-            order.
+            One ``(B, T + H * W, C)`` per block of ``take``, in the blocks' order.
         """
-        taken, whole, merges, outs = set(take), size, [], []
+        taken, merges, outs = set(take), [], []
         for k, block in enumerate(self):
-            x, size, merged = block(x, size, merges[-1] if merges else None)
+            x, merged = block(x, size, merges[-1] if merges else None)
             if merged is not None:
                 merges.append(merged)
             if k in taken:
-                outs.append((self._unmerged(x, size, merges), whole) if unmerge else (x, size))
+                outs.append(self._unmerged(x, merges))
         return outs
 
-    def _unmerged(self, x: Tensor, size: Size, merges: Sequence[Merge]) -> Tensor:
+    def _unmerged(self, x: Tensor, merges: Sequence[ChainMerge]) -> Tensor:
         if not merges:
             return x
-        grid = unmerge_all(x[:, self.prefix :].unflatten(1, size), merges)
-        return torch.cat((x[:, : self.prefix], grid.flatten(1, 2)), 1)
+        grid = x[:, self.prefix :]
+        for merge in reversed(merges):
+            grid = merge.tokens + merge.mask.unmerge(grid - merge.merged)
+        return torch.cat((x[:, : self.prefix], grid), 1)
 
 
 class GlobalBlock(nn.Module):
@@ -92,13 +94,8 @@ class GlobalBlock(nn.Module):
 
     Args:
         block: timm's ``Block``, whose layers it shares.
-        grid: tokens or slots per window side that come in.
-        slots: slots per window side that go out.
+        merge: groups what is left after the attention; None: nothing is merged.
         prefix: class and register tokens before the grid's.
-        steps: content steps of the mask module.
-        mass_attention: attention to a slot is weighted by how many tokens it stands for
-            (ToMe's proportional attention, Bolya et al., ICLR 2023), to a prefix token
-            by 1. Without, all weigh the same.
         with_cp: recompute the activations in the backward pass.
 
     Raises:
@@ -108,11 +105,8 @@ class GlobalBlock(nn.Module):
     def __init__(
         self,
         block: nn.Module,
-        grid: int,
-        slots: int,
+        merge: "GlobalMatch | None",
         prefix: int,
-        steps: int = 2,
-        mass_attention: bool = False,
         with_cp: bool = False,
     ) -> None:
         super().__init__()
@@ -122,50 +116,91 @@ class GlobalBlock(nn.Module):
                 "Block, of vit_small_patch16_224 and the like, can"
             )
         self.prefix = prefix
-        self.mass_attention = mass_attention
         self.with_cp = with_cp
         self.norm1, self.attn = block.norm1, fast_attention(block.attn)
         self.ls1, self.drop_path1 = block.ls1, block.drop_path1
-        self.merge = None
-        if slots < grid:
-            self.merge = TokenMerger(grid, slots, steps).to(block.norm2.weight)
+        self.merge = merge
         self.norm2, self.mlp = block.norm2, fast_mlp(block.mlp)
         self.ls2, self.drop_path2 = block.ls2, block.drop_path2
 
     def forward(
-        self, x: Tensor, size: Size, earlier: Merge | None
-    ) -> tuple[Tensor, Size, Merge | None]:
+        self, x: Tensor, size: Size, earlier: ChainMerge | None
+    ) -> tuple[Tensor, ChainMerge | None]:
         """Run the block.
 
         Args:
-            x: prefix and grid tokens, or slots ``(B, T + H * W, C)``.
+            x: prefix and grid tokens, or merged tokens ``(B, T + M, C)``.
             size: H and W of the grid.
-            earlier: the merge that made them slots, if any.
+            earlier: the merge that made them, if any.
 
         Returns:
-            What goes out ``(B, T + h * w, C)``, its h and w, and this block's merge if
-            it makes one.
+            What goes out ``(B, T + M', C)``, and this block's merge if it makes one.
         """
         if self.with_cp and x.requires_grad:
             return checkpoint(self._run, x, size, earlier, use_reentrant=False)
         return self._run(x, size, earlier)
 
     def _run(
-        self, x: Tensor, size: Size, earlier: Merge | None
-    ) -> tuple[Tensor, Size, Merge | None]:
-        mass = earlier.slot_mass() if earlier else None
+        self, x: Tensor, size: Size, earlier: ChainMerge | None
+    ) -> tuple[Tensor, ChainMerge | None]:
         options = {}
-        if self.mass_attention and mass is not None:
-            options["attn_mask"] = self._attention_bias(mass).to(x.dtype)
+        if earlier is not None:
+            options["attn_mask"] = self._attention_bias(earlier.mask.sizes).to(x.dtype)
         x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), **options)))
         merged = None
         if self.merge is not None:
-            merged = self.merge(x[:, self.prefix :].unflatten(1, size), mass)
-            x = torch.cat((x[:, : self.prefix], merged.slots.flatten(1, 2)), 1)
-            size = (merged.slots.shape[1], merged.slots.shape[2])
-        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))), size, merged
+            tokens = x[:, self.prefix :]
+            mask = self.merge(tokens, size[0] * size[1], earlier and earlier.mask.sizes)
+            if mask is not None:
+                means = mask.merge(tokens) if mask.merged is None else mask.merged
+                merged = ChainMerge(tokens, means, mask, size, earlier)
+                if recording():
+                    tell(self.merge, merged)
+                x = torch.cat((x[:, : self.prefix], merged.merged), 1)
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))), merged
 
-    def _attention_bias(self, mass: Tensor) -> Tensor:
-        """Log of the masses of all keys ``(1 or B, 1, 1, T + h * w)``."""
-        bias = mass.flatten(1).clamp(min=1e-6).log()  # (1 or B, h * w)
-        return nn.functional.pad(bias, (self.prefix, 0))[:, None, None]
+    def _attention_bias(self, sizes: Tensor) -> Tensor:
+        """Log of how many tokens every key stands for ``(B, 1, 1, T + M)``."""
+        return F.pad(sizes.log(), (self.prefix, 0))[:, None, None]
+
+
+class GlobalMatch(nn.Module):
+    """Groups of tokens of a whole image that are alike, by matching; nothing is learned.
+
+    Args:
+        keep: tokens that are left of every ``tokens`` of the grid (rounded up).
+        before: how many of them come in.
+        tokens: what ``keep`` and ``before`` are of.
+    """
+
+    def __init__(self, keep: int, before: int, tokens: int) -> None:
+        super().__init__()
+        self.keep, self.tokens = keep, tokens
+        # What the rounds leave of every `tokens`. Their number depends on no image's size, so
+        # that one graph serves all sizes.
+        self.steps = tuple(before - done for done in accumulate(rounds(before, keep)))
+
+    def forward(self, x: Tensor, whole: int, sizes: Tensor | None) -> Groups | None:
+        """Group tokens.
+
+        Args:
+            x: ``(B, M, C)``.
+            whole: tokens of the grid, before any merge.
+            sizes: how many tokens of the grid each stands for ``(B, M)``; None: 1.
+
+        Returns:
+            The groups; None where so few tokens are left already.
+        """
+        left = [x.shape[1], *((whole * k + self.tokens - 1) // self.tokens for k in self.steps)]
+        pairs = [before - after for before, after in pairwise(left)]
+        if not torch.compiler.is_compiling():  # no branch on a symbolic size
+            pairs = [count for count in pairs if count > 0]
+            if not pairs:
+                return None
+        learns = torch.is_grad_enabled() and x.requires_grad
+        found = match(x, pairs, sizes, sums=not learns)
+        return Groups.of(found, sizes, x.dtype)
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` shows."""
+        return f"keep={self.keep} of {self.tokens}"

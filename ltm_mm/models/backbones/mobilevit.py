@@ -3,9 +3,8 @@
 Papers: MobileViT: Light-weight, General-purpose, and Mobile-friendly Vision Transformer
 (Mehta & Rastegari, ICLR 2022, arXiv 2110.02178); Efficient Visual Transformer by
 Learnable Token Merging (Wang & Yang, TPAMI 2025, arXiv 2407.15219). The blocks are
-timm's (``timm.models.mobilevit``) under timm's parameter names. Windowed merging on the
-unfolded grid and residual unmerging are ours: the paper's authors published no merging
-code to compare with.
+timm's (``timm.models.mobilevit``) under timm's parameter names. How tokens are matched and
+residual unmerging are ours: the paper's authors published no merging code to compare with.
 """
 
 from collections.abc import Sequence
@@ -14,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...presets import Plan, Slots, check_window, resolve_plan
+from ...presets import Keep, Plan, resolve_plan
 from ...registry import MODELS
 from .base import LTMBackbone, copy_weights
 from .global_blocks import GlobalBlocks
 
 ARCHS = ("xxs", "xs", "s")
+TOKENS = 64  # what a plan's numbers are of
 
 
 @MODELS.register_module()
@@ -28,21 +28,17 @@ class LTMMobileViT(LTMBackbone):
 
     A MobileViT block (one in each of the last three of five stages) cuts its map into
     patches of 2 x 2 pixels; pixels of the same place in their patches attend to each
-    other, so there are four grids of tokens per image, one per place. Each is merged in
-    windows, and its transformer's update is led back before the grids are folded into
-    a map again, which the convolutions behind it need at its own size (so there is no
-    ``unmerge`` as other backbones have it). With ``slots=None`` it equals timm's
-    ``features_only`` model.
+    other, so there are four grids of tokens per image, one per place. Each is merged by
+    itself, as a ViT's tokens are, and its transformer's update is led back before the grids
+    are folded into a map again, which the convolutions behind it need at its own size. With
+    ``keep=None`` it equals timm's ``features_only`` model.
 
     Args:
         arch: 'xxs', 'xs' or 's'.
-        slots: None (no merging), a preset ('light', 'balanced', 'fast', 'paper'), or one
-            entry per stage: None (always for the first two), an int s (merge to s x s
-            slots in the stage's first transformer block), or one int per transformer
-            block, e.g. ``(None, None, 6, (8, 6, 6, 6), (8, 6, 5))``.
-        steps: content steps of the mask modules, >= 0: one for the way back, those before it
-            for the merge; 0 leaves the learnable spatial prior alone.
-        window_size: tokens per window side, >= 1, of the grids at strides 16, 32 and 64.
+        keep: tokens that are left: None (all: no merging), a preset ('light', 'balanced',
+            'fast', 'paper'), a number for all blocks, or one entry per stage: None (always for
+            the first two), a number, or one per transformer block, never rising. A number is a
+            share (a float 0..1) or an int, of every 64 tokens of a grid.
         in_channels: channels of the image.
         out_indices: stages whose maps are returned (strides 2, 4, 8, 16, 32); later
             stages are not built. The last one's goes through MobileViT's final
@@ -63,9 +59,7 @@ class LTMMobileViT(LTMBackbone):
     def __init__(
         self,
         arch: str = "s",
-        slots: Slots = "balanced",
-        steps: int = 2,
-        window_size: int = 8,
+        keep: Keep = None,
         in_channels: int = 3,
         out_indices: Sequence[int] = (1, 2, 3, 4),
         drop_path_rate: float = 0.0,
@@ -79,14 +73,13 @@ class LTMMobileViT(LTMBackbone):
         self_build = (arch, in_channels, drop_path_rate)
         reference = _timm_model(*self_build)
         count = len(reference.stages)
-        super().__init__(out_indices, "residual", count, frozen_stages, init_cfg)
+        super().__init__(out_indices, count, frozen_stages, init_cfg)
         self._build = self_build
         self.norm_eval = norm_eval
-        self.plan = resolve_stage_plans(slots, reference.stages, window_size)
-        self.plan_window = window_size
+        self.plan = resolve_stage_plans(keep, reference.stages)
         self.stem = reference.stem
         self.stages = nn.ModuleList(
-            nn.Sequential(*(_merging(block, plan, window_size, steps, with_cp) for block in stage))
+            nn.Sequential(*(_merging(block, plan, with_cp) for block in stage))
             for stage, plan in zip(
                 reference.stages[: max(self.out_indices) + 1], self.plan, strict=False
             )
@@ -96,7 +89,7 @@ class LTMMobileViT(LTMBackbone):
         info = [reference.feature_info[i] for i in self.out_indices]
         self.out_channels = tuple(entry["num_chs"] for entry in info)
         self.strides = tuple(entry["reduction"] for entry in info)
-        self.complete()
+        self.freeze()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Feature pyramid of a batch of images.
@@ -133,14 +126,12 @@ class LTMMobileViT(LTMBackbone):
 class MobileVitLTMBlock(nn.Module):
     """timm's ``MobileVitBlock`` whose transformer merges tokens.
 
-    It shares the given block's layers and can stand in its place: the same parameter
-    names, plus those that contain ``.merge.``. The given block is not changed.
+    It shares the given block's layers and can stand in its place, with the same parameter
+    names. The given block is not changed.
 
     Args:
         block: timm's ``MobileVitBlock``.
-        plan: slots per window side that each transformer block's MLP runs on.
-        window: tokens per window side.
-        steps: content steps of the mask modules.
+        plan: tokens that are left of every 64 after each transformer block's attention.
         with_cp: recompute the transformer's activations in the backward pass.
     """
 
@@ -148,16 +139,12 @@ class MobileVitLTMBlock(nn.Module):
         self,
         block: nn.Module,
         plan: Sequence[int],
-        window: int,
-        steps: int = 2,
         with_cp: bool = False,
     ) -> None:
         super().__init__()
         self.patch = tuple(block.patch_size)
         self.conv_kxk, self.conv_1x1 = block.conv_kxk, block.conv_1x1
-        self.transformer = GlobalBlocks(
-            block.transformer, plan, window, steps=steps, with_cp=with_cp
-        )
+        self.transformer = GlobalBlocks(block.transformer, plan, TOKENS, with_cp=with_cp)
         self.norm = block.norm
         self.conv_proj, self.conv_fusion = block.conv_proj, block.conv_fusion
 
@@ -166,8 +153,10 @@ class MobileVitLTMBlock(nn.Module):
         shortcut, size = x, x.shape[2:]
         x = self.conv_1x1(self.conv_kxk(x))
         # As the reference: a map that patches do not fit is resized to one that they do.
-        whole = [-(-n // p) * p for n, p in zip(size, self.patch, strict=True)]
-        fits = list(size) == whole
+        # (Not -(-n // p): ONNX divides towards zero.)
+        whole = [(n + p - 1) // p * p for n, p in zip(size, self.patch, strict=True)]
+        # Compiled and exported it always is: no branch on symbolic sizes.
+        fits = not torch.compiler.is_compiling() and list(size) == whole
         if not fits:
             x = F.interpolate(x, whole, mode="bilinear", align_corners=False)
         x = self._attend(x)
@@ -184,18 +173,17 @@ class MobileVitLTMBlock(nn.Module):
         rows, cols = height // ph, width // pw
         x = x.reshape(b, c, rows, ph, cols, pw).permute(0, 3, 5, 2, 4, 1)
         x = x.reshape(b * ph * pw, rows * cols, c)  # (B * places, N, C)
-        ((x, _),) = self.transformer(x, (rows, cols), (len(self.transformer) - 1,))
+        (x,) = self.transformer(x, (rows, cols), (len(self.transformer) - 1,))
         x = self.norm(x).reshape(b, ph, pw, rows, cols, c)
         return x.permute(0, 5, 3, 1, 4, 2).reshape(b, c, height, width)
 
 
-def resolve_stage_plans(slots: Slots, stages: Sequence[nn.Module], window: int) -> Plan:
-    """Slots per window side of every transformer block of every stage.
+def resolve_stage_plans(keep: Keep, stages: Sequence[nn.Module]) -> Plan:
+    """Tokens that every transformer block of every stage keeps of 64.
 
     Args:
-        slots: as :class:`LTMMobileViT`.
+        keep: as :class:`LTMMobileViT`.
         stages: timm's stages.
-        window: tokens per window side.
 
     Returns:
         One tuple per stage, one int per transformer block; ``()`` without a transformer.
@@ -203,19 +191,14 @@ def resolve_stage_plans(slots: Slots, stages: Sequence[nn.Module], window: int) 
     Raises:
         ValueError: if the plan does not fit; says what is allowed.
     """
-    check_window(window)
     transformers = [[b.transformer for b in s if hasattr(b, "transformer")] for s in stages]
     depths = [sum(len(t) for t in found) for found in transformers]
     width = next(t[0].norm1.weight.numel() for found in transformers for t in found)
-    return resolve_plan(slots, depths, window, ("mobilevit", width))
+    return resolve_plan(keep, depths, TOKENS, ("mobilevit", width), chained=True)
 
 
-def _merging(
-    block: nn.Module, plan: Sequence[int], window: int, steps: int, with_cp: bool
-) -> nn.Module:
-    if not hasattr(block, "transformer"):
-        return block
-    return MobileVitLTMBlock(block, plan, window, steps, with_cp)
+def _merging(block: nn.Module, plan: Sequence[int], with_cp: bool) -> nn.Module:
+    return MobileVitLTMBlock(block, plan, with_cp) if hasattr(block, "transformer") else block
 
 
 def _timm_model(arch: str, in_channels: int, drop_path_rate: float) -> nn.Module:

@@ -3,12 +3,12 @@
 Papers: Swin Transformer (Liu et al., ICCV 2021, arXiv 2103.14030); Efficient Visual
 Transformer by Learnable Token Merging (Wang & Yang, TPAMI 2025, arXiv 2407.15219).
 Keywords and parameter names follow mmdet's ``SwinTransformer`` (Apache-2.0) so that
-configs and checkpoints carry over; the code is our own. Windowed merging, slot
-attention and residual unmerging are ours: the paper's authors published no merging
-code to compare with.
+configs and checkpoints carry over; the code is our own. Merging block by block inside
+the block's own windows and residual unmerging are ours: the paper's authors published no
+merging code to compare with.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from operator import mul
 
@@ -19,15 +19,13 @@ from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...layers import (
-    ShiftedWindowAttention,
-    TokenMerger,
-    WindowAttention,
-)
-from ...ops import Merge, add_by_rows
-from ...presets import Slots, resolve_plan
+from ...layers import ShiftedWindowAttention, WindowAttention
+from ...merging import Mask, WindowMerge, build_mask, merged_block, recording, tell
+from ...merging.masks import REGIONS, check_mask
+from ...ops import add_by_rows
+from ...presets import Keep, Plan, check_window, resolve_plan
 from ...registry import MODELS
-from .base import LTMBackbone, unmerge_all
+from .base import LTMBackbone
 from .swin_leaves import FeedForward, PatchEmbed, PatchMerging
 
 ARCHS: dict[str, dict] = {
@@ -36,30 +34,30 @@ ARCHS: dict[str, dict] = {
     "base": dict(embed_dims=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
     "large": dict(embed_dims=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48)),
 }
+MERGED_BAND = 2**20  # values of merged tokens that a block works on at a time
 ARCHS |= {name[0]: arch for name, arch in ARCHS.items()}
 
 
 @MODELS.register_module()
 class LTMSwin(LTMBackbone):
-    """Swin Transformer whose stages merge tokens and unmerge them for the pyramid.
+    """Swin Transformer whose blocks merge the tokens of their windows.
 
-    In a merged block attention runs on all tokens, its output is merged, and the
-    MLP and the stage's later blocks run on slots; the stage's end leads the update
-    back to all tokens. With ``slots=None`` it equals mmdet's ``SwinTransformer``.
+    A merged block f groups the tokens of each of its (shifted) windows by what they are, works
+    on one merged token per group, and leads the update back to all tokens,
+    ``Y = Z + U (f(X~) - X~)``. With ``keep=None`` it equals mmdet's ``SwinTransformer``.
 
     Args:
         arch: 'tiny', 'small', 'base', 'large' (or their first letters): sets
             ``embed_dims``, ``depths`` and ``num_heads``; None leaves them as given.
-        slots: None (no merging), a preset ('light', 'balanced', 'fast', 'paper'),
-            or one entry per stage: None, an int s (merge to s x s slots in the stage's
-            first block), or one int per block, e.g. ``(7, 6, 6, 5, 5, 5)``: merged
-            after the second and the fourth block's attention.
-        steps: content steps of the mask modules, >= 0: one for the way back, those before it
-            for the merge; 0 leaves the learnable spatial prior alone.
-        unmerge: 'residual' returns maps of the plain backbone's size; 'none' the slots of
-            the stages that merge, for a decoder that resizes its inputs (UPerNet, Semantic
-            FPN, Mask2Former): ``strides`` are then no whole numbers. 'plain' is for
-            comparison: ``Y = U Y~``, which loses detail.
+        keep: tokens kept per window of N = ``window_size ** 2``: None (all of them: no
+            merging), a preset ('light', 'balanced', 'fast', 'paper'), a number for all blocks
+            (an int 1..N or a share of N, a float 0..1), or one entry per stage: None, a
+            number, or one of them per block, e.g. ``(None, None, (None, 25, 25, 25, 25, 25),
+            None)``. A shifted window keeps 4 at least, one for each part that the shift keeps
+            apart; fewer count as 4 there.
+        mask: how tokens are merged: 'match' (those most alike share a group, nothing is
+            learned), 'weighted' (the same, with learned weights within a group: for training
+            on) or 'soft' (softmax masks with a learned prior, the paper's kind: from scratch).
         pretrain_img_size: image size that ``absolute_pos_embed`` is made for, pixels.
         in_channels: channels of the image.
         embed_dims: channels of the first stage; doubled by each later stage.
@@ -114,9 +112,8 @@ class LTMSwin(LTMBackbone):
         frozen_stages: int = -1,
         init_cfg: dict | None = None,
         arch: str | None = None,
-        slots: Slots = "balanced",
-        steps: int = 2,
-        unmerge: str = "residual",
+        keep: Keep = "balanced",
+        mask: str = "match",
     ) -> None:
         if arch is not None:
             if arch not in ARCHS:
@@ -135,11 +132,12 @@ class LTMSwin(LTMBackbone):
             raise ValueError("give init_cfg or pretrained, not both")
         if pretrained:
             init_cfg = dict(type="Pretrained", checkpoint=pretrained)
-        super().__init__(out_indices, unmerge, len(depths), frozen_stages, init_cfg)
+        super().__init__(out_indices, len(depths), frozen_stages, init_cfg)
+        check_mask(mask)
         norm_cfg = norm_cfg or dict(type="LN")
         patch_norm_cfg = norm_cfg if patch_norm else None
-        self.plan = resolve_plan(slots, depths, window_size, ("swin", embed_dims))
-        self.plan_window = window_size
+        check_window(window_size)
+        self.plan = swin_plan(keep, depths, window_size, embed_dims)
 
         self.patch_embed = PatchEmbed(in_channels, embed_dims, patch_size, patch_norm_cfg)
         self.absolute_pos_embed: nn.Parameter | None = None
@@ -167,7 +165,7 @@ class LTMSwin(LTMBackbone):
                     drop_paths=[rates.pop(0) for _ in range(depth)],
                     downsample=None if last else PatchMerging(dim, strides[i + 1], patch_norm_cfg),
                     hidden=int(mlp_ratio * dim),
-                    steps=steps,
+                    mask=mask,
                     act_cfg=act_cfg or dict(type="GELU"),
                     norm_cfg=norm_cfg,
                     with_cp=with_cp,
@@ -181,8 +179,9 @@ class LTMSwin(LTMBackbone):
         for i in self.out_indices:
             self.add_module(f"norm{i}", build_norm_layer(norm_cfg, self.num_features[i])[1])
         self.out_channels = tuple(self.num_features[i] for i in self.out_indices)
-        self.strides = self.out_strides(list(accumulate(strides, mul)))
-        self.complete()
+        pixels = list(accumulate(strides, mul))
+        self.strides = tuple(pixels[i] for i in self.out_indices)
+        self.freeze()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Feature pyramid of a batch of images.
@@ -200,10 +199,9 @@ class LTMSwin(LTMBackbone):
         x = self.drop_after_pos(x)
         outs = []
         for i, stage in enumerate(self.stages):
-            x, slots = stage(x)  # (B, H, W, C), (B, h, w, C)
+            x = stage(x)  # (B, H, W, C)
             if i in self.out_indices:
-                out = x if self.unmerge != "none" else slots
-                channel_first = getattr(self, f"norm{i}")(out).permute(0, 3, 1, 2)
+                channel_first = getattr(self, f"norm{i}")(x).permute(0, 3, 1, 2)
                 outs.append(channel_first.clone(memory_format=torch.contiguous_format))
             if stage.downsample is not None:
                 x = stage.downsample(x)
@@ -244,14 +242,34 @@ class LTMSwin(LTMBackbone):
                 module.init_weights()
 
 
+def swin_plan(keep: Keep, depths: Sequence[int], window: int, width: int) -> Plan:
+    """Tokens of a window that every block keeps.
+
+    Args:
+        keep: as :class:`LTMSwin`; every second block of a stage is shifted and keeps one token
+            per region at least.
+        depths: blocks per stage.
+        window: tokens per window side.
+        width: channels of the first stage.
+
+    Raises:
+        ValueError: if the plan does not fit; says what is allowed.
+    """
+    tokens = window * window
+    return tuple(
+        tuple(max(count, min(REGIONS, tokens)) if k % 2 else count for k, count in enumerate(stage))
+        for stage in resolve_plan(keep, depths, tokens, ("swin", width))
+    )
+
+
 class SwinStage(nn.Module):
-    """Blocks on one resolution; merges on the way in, unmerges at the end.
+    """Blocks on one resolution.
 
     Args:
         dim: channels (C).
         num_heads: attention heads.
         window: tokens per window side.
-        plan: slots per window side that each block's MLP runs on.
+        plan: tokens per window that each block keeps.
         drop_paths: rate of stochastic depth of each block.
         downsample: patch merging after the stage, called by the backbone.
         **kwargs: passed on to :class:`SwinBlock`.
@@ -268,59 +286,39 @@ class SwinStage(nn.Module):
         **kwargs: object,
     ) -> None:
         super().__init__()
-        grids = (window, *plan[:-1])  # tokens per window side that come into each block
-        self.blocks = nn.ModuleList(
-            SwinBlock(
-                dim,
-                num_heads,
-                window,
-                grid,
-                slots,
-                shifted=k % 2 == 1,
-                drop_path=drop_paths[k],
-                **kwargs,  # type: ignore[arg-type]
+        self.blocks = nn.Sequential(
+            *(
+                SwinBlock(
+                    dim,
+                    num_heads,
+                    window,
+                    keep,
+                    shifted=k % 2 == 1,
+                    drop_path=drop_paths[k],
+                    **kwargs,  # type: ignore[arg-type]
+                )
+                for k, keep in enumerate(plan)
             )
-            for k, (grid, slots) in enumerate(zip(grids, plan, strict=True))
         )
         self.downsample = downsample
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the blocks on a grid ``(B, H, W, C)``; see :func:`run_blocks`."""
-        return run_blocks(self.blocks, x)
-
-
-def run_blocks(blocks: Iterable[nn.Module], x: Tensor) -> tuple[Tensor, Tensor]:
-    """Run a stage's blocks and undo the merges they made.
-
-    Args:
-        blocks: :class:`SwinBlock` modules.
-        x: tokens ``(B, H, W, C)``.
-
-    Returns:
-        Tokens of the same shape, and the slots that the last block left
-        ``(B, h, w, C)``; both are the same where nothing merges.
-    """
-    merges: list[Merge] = []
-    for block in blocks:
-        x, merged = block(x, merges[-1] if merges else None)
-        if merged is not None:
-            merges.append(merged)
-    return unmerge_all(x, merges), x
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the blocks on a grid ``(B, H, W, C)``."""
+        return self.blocks(x)
 
 
 class SwinBlock(nn.Module):
-    """(Shifted-)window attention, a merge where planned, and the MLP.
+    """(Shifted-)window attention and the MLP, on merged tokens where planned.
 
     Args:
         dim: channels (C).
         num_heads: attention heads.
-        window: tokens per window side that the checkpoint was made for.
-        grid: tokens or slots per window side that come in.
-        slots: slots per window side that go out.
+        window: tokens per window side (w).
+        keep: merged tokens per window (P); ``w * w``: not merged.
         shifted: whether windows are shifted by half.
         hidden: channels of the MLP's hidden layer.
         drop_path: rate of stochastic depth.
-        steps: content steps of the mask module.
+        mask: see :func:`ltm_mm.merging.build_mask`.
         drop: dropout of outputs.
         act_cfg, norm_cfg, with_cp: as in :class:`LTMSwin`.
         **attention: passed on to the attention.
@@ -331,13 +329,12 @@ class SwinBlock(nn.Module):
         dim: int,
         num_heads: int,
         window: int,
-        grid: int,
-        slots: int,
+        keep: int,
         *,
         shifted: bool,
         hidden: int,
         drop_path: float,
-        steps: int,
+        mask: str,
         drop: float,
         act_cfg: dict,
         norm_cfg: dict,
@@ -348,33 +345,47 @@ class SwinBlock(nn.Module):
         self.with_cp = with_cp
         self.norm1 = build_norm_layer(norm_cfg, dim)[1]
         self.attn = ShiftedWindowAttention(
-            dim, num_heads, window, grid, shifted, proj_drop=drop, **attention
+            dim, num_heads, window, shifted, proj_drop=drop, **attention
         )
-        self.merge = TokenMerger(grid, slots, steps) if slots < grid else None
+        self.merge = None
+        if keep < window * window:
+            self.merge = build_mask(mask, dim, window, keep, self.attn.windows.shift)
         self.norm2 = build_norm_layer(norm_cfg, dim)[1]
         self.ffn = FeedForward(dim, hidden, act_cfg, drop)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
-    def forward(self, x: Tensor, earlier: Merge | None) -> tuple[Tensor, Merge | None]:
-        """Run the block.
-
-        Args:
-            x: tokens or slots ``(B, H, W, C)``.
-            earlier: the merge that made them slots, if any.
-
-        Returns:
-            The grid that goes out, and this block's merge if it makes one.
-        """
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
+        run = self._plain if self.merge is None else self._merged
         if self.with_cp and x.requires_grad:
-            return checkpoint(self._run, x, earlier, use_reentrant=False)
-        return self._run(x, earlier)
+            return checkpoint(run, x, use_reentrant=False)
+        return run(x)
 
-    def _run(self, x: Tensor, earlier: Merge | None) -> tuple[Tensor, Merge | None]:
+    def _plain(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.attn(x, self.norm1))
-        merged = None
-        if self.merge is not None:
-            merged = self.merge(x, earlier.slot_mass() if earlier else None)
-            x = merged.slots
         if self.training:  # stochastic depth drops whole images
-            return x + self.drop_path(self.ffn(self.norm2(x))), merged
-        return add_by_rows(x, lambda rows: self.ffn(self.norm2(rows)), self.ffn.hidden), merged
+            return x + self.drop_path(self.ffn(self.norm2(x)))
+        return add_by_rows(x, lambda rows: self.ffn(self.norm2(rows)), self.ffn.hidden)
+
+    def _merged(self, x: Tensor) -> Tensor:
+        def work(tokens: Tensor, kinds: Tensor | None, mass: Tensor | None) -> Tensor:
+            mask = self.merge(tokens, mass, kinds)
+
+            def block(merged: Tensor) -> Tensor:
+                if recording():
+                    flat = merged.flatten(1, 2)
+                    tell(self.merge, WindowMerge(x, flat, mask, self.attn.windows))
+                return self._on_groups(merged, mask, kinds)
+
+            return merged_block(tokens, mask, block)
+
+        band = MERGED_BAND * self.attn.windows.size**2 // self.merge.keep
+        return self.attn.windows.map(x, work, band=None if recording() else band)
+
+    def _on_groups(self, x: Tensor, mask: Mask, kinds: Tensor | None) -> Tensor:
+        """The block on merged tokens ``(B, n, P, C)``."""
+        normed = self.norm1(x)
+        if mask.mass is not None:  # padding is zero after the norm, as in the reference
+            normed = normed * (mask.masses() > 0).unsqueeze(-1).to(normed.dtype)
+        x = x + self.drop_path(self.attn.w_msa(normed, kinds, mask))
+        return x + self.drop_path(self.ffn(self.norm2(x)))

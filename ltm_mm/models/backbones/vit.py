@@ -4,49 +4,43 @@ Papers: An Image is Worth 16x16 Words (Dosovitskiy et al., ICLR 2021, arXiv 2010
 Exploring Plain Vision Transformer Backbones for Object Detection (ViTDet, Li et al.,
 ECCV 2022, arXiv 2203.16527) for the pyramid; Efficient Visual Transformer by Learnable
 Token Merging (Wang & Yang, TPAMI 2025, arXiv 2407.15219). The blocks are timm's
-(Apache-2.0, ``timm.models.vision_transformer``) under timm's parameter names. Windowed
-merging on the patch grid and residual unmerging are ours: the paper's authors published
-no merging code to compare with.
+(Apache-2.0, ``timm.models.vision_transformer``) under timm's parameter names. How patches
+are matched and residual unmerging are ours: the paper's authors published no merging code
+to compare with.
 """
 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...presets import Slots, check_window, resolve_plan
+from ...presets import Keep, resolve_plan
 from ...registry import MODELS
 from .base import LTMBackbone, copy_weights
 from .global_blocks import GlobalBlocks
 
 ARCHS = ("tiny", "small", "base", "large")
+TOKENS = 196  # patches of an image of 224 x 224 pixels, which a plan's numbers are of
 
 
 @MODELS.register_module()
 class LTMViT(LTMBackbone):
-    """Plain ViT whose blocks merge windows of the patch grid.
+    """Plain ViT whose blocks merge the patches of the whole image.
 
-    In a merged block attention runs on all tokens, the patch tokens of its output are
-    merged, and the MLP and the later blocks run on slots, with global attention among
-    slots, class and register tokens. A map is unmerged to all patches where it is
-    taken; the blocks behind it go on with slots. With ``slots=None`` it equals timm's
+    In a merged block attention runs on all tokens that come in, the patch tokens of its output
+    are merged, and the MLP and the later blocks run on merged tokens, whose keys count by how
+    many patches they stand for. A map is unmerged to all patches where it is taken; the blocks
+    behind it go on with merged tokens. With ``keep=None`` it equals timm's
     ``forward_intermediates``.
 
     Args:
         arch: 'tiny', 'small', 'base', 'large' (patches of 16 pixels), or timm's name of
             any ViT with its plain blocks, e.g. 'vit_base_patch14_reg4_dinov2'.
-        slots: None (no merging), a preset ('light', 'balanced', 'fast', 'paper'), or a
-            plan with one entry, because a ViT is one stage: ``(5,)`` or one int per
-            block. A preset's first blocks are the first third of them here.
-        steps: content steps of the mask modules, >= 0: one for the way back, those before it
-            for the merge; 0 leaves the learnable spatial prior alone.
-        window_size: patches per window side, >= 1. 7 cuts the 14 x 14 patches of an
-            image of 224 pixels into four whole windows, and gives the presets the same
-            token counts as Swin's windows.
-        unmerge: 'residual' returns maps of all patches; 'none' the slots where there are
-            some, for a decoder that resizes its inputs (UPerNet): ``strides`` are then no
-            whole numbers; 'plain' as :class:`LTMSwin`.
-        mass_attention: weigh attention to a slot by how many tokens it stands for.
+        keep: patch tokens that are left: None (all: no merging), a preset ('light',
+            'balanced', 'fast', 'paper'), or, because a ViT is one stage, one entry in a tuple:
+            a number, or one per block, never rising. A number is a share (a float 0..1) or an
+            int, of every 196 patches of the image (14 x 14, as 224 pixels have).
         img_size, patch_size, in_channels, embed_dims, num_layers, num_heads: pixels per
             side that the position embedding is made for, pixels per patch side, channels
             of the image, channels, blocks and attention heads; None: the arch's own.
@@ -71,10 +65,7 @@ class LTMViT(LTMBackbone):
     def __init__(
         self,
         arch: str = "small",
-        slots: Slots = "balanced",
-        steps: int = 2,
-        window_size: int = 7,
-        mass_attention: bool = False,
+        keep: Keep = "balanced",
         img_size: int | None = None,
         patch_size: int | None = None,
         in_channels: int = 3,
@@ -88,7 +79,6 @@ class LTMViT(LTMBackbone):
         frozen_stages: int = -1,
         with_cp: bool = False,
         init_cfg: dict | None = None,
-        unmerge: str = "residual",
     ) -> None:
         options = dict(
             img_size=img_size,
@@ -106,16 +96,12 @@ class LTMViT(LTMBackbone):
             out_indices = quarters[-1:] if simple_pyramid else sorted(set(quarters))
         elif isinstance(out_indices, int):
             out_indices = range(depth - out_indices, depth)
-        super().__init__(out_indices, unmerge, depth, frozen_stages, init_cfg)
-        if simple_pyramid and unmerge == "none":
-            raise ValueError("simple_pyramid needs maps of whole strides: use unmerge='residual'")
+        super().__init__(out_indices, depth, frozen_stages, init_cfg)
         if simple_pyramid and len(self.out_indices) != 1:
             raise ValueError(
                 f"simple_pyramid is made from one block's map, got out_indices {out_indices!r}"
             )
-        check_window(window_size)
-        self.plan = resolve_plan(slots, (depth,), window_size, ("vit", dim))
-        self.plan_window = window_size
+        self.plan = resolve_plan(keep, (depth,), TOKENS, ("vit", dim), chained=True)
         self._build = (arch, options)
         built = max(self.out_indices) + 1
 
@@ -128,23 +114,21 @@ class LTMViT(LTMBackbone):
         self.blocks = GlobalBlocks(
             reference.blocks[:built],
             self.plan[0][:built],
-            window_size,
+            TOKENS,
             reference.num_prefix_tokens,
-            steps,
-            mass_attention,
             with_cp,
         )
         self.norm = _last_norm(reference) if final_norm else nn.Identity()
         self.pyramid = SimplePyramid(dim) if simple_pyramid else None
         stride = self.patch_embed.patch_size[0]
         self.out_channels = (dim,) * len(self.out_indices)
-        self.strides = self.out_strides((stride,) * depth)
+        self.strides = (stride,) * len(self.out_indices)
         if simple_pyramid:
             if stride % 4:
                 raise ValueError(f"simple_pyramid needs patches of 4n pixels, got {stride}")
             self.out_channels = (dim // 4, dim // 2, dim, dim)
             self.strides = (stride // 4, stride // 2, stride, stride * 2)
-        self.complete()
+        self.freeze()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Feature maps of a batch of images.
@@ -160,27 +144,16 @@ class LTMViT(LTMBackbone):
         grid = self.patch_embed(x)  # (B, h, w, C)
         size = (grid.shape[1], grid.shape[2])
         tokens = self.norm_pre(self._embed(grid))  # (B, T + h * w, C)
-        prefix, unmerge = self.blocks.prefix, self.unmerge != "none"
+        prefix = self.blocks.prefix
         maps = [
-            self.norm(y)[:, prefix:].unflatten(1, at).permute(0, 3, 1, 2).contiguous()
-            for y, at in self.blocks(tokens, size, self.out_indices, unmerge)
+            self.norm(y)[:, prefix:].unflatten(1, size).permute(0, 3, 1, 2).contiguous()
+            for y in self.blocks(tokens, size, self.out_indices)
         ]
         if self.pyramid is None:
             return tuple(maps)
-        sizes = [(-(-image[0] // s), -(-image[1] // s)) for s in self.strides]
+        sizes = [[(n + s - 1) // s for n in image] for s in self.strides]
         levels = zip(self.pyramid(maps[0]), sizes, strict=True)
         return tuple(level[:, :, :h, :w] for level, (h, w) in levels)
-
-    def out_strides(self, strides: Sequence[int]) -> tuple[float, ...]:
-        """As for other backbones, block by block: a ViT's maps are of blocks, not stages.
-
-        Args:
-            strides: of every block's tokens.
-        """
-        window, slots = self.plan_window, self.plan[0]
-        if self.unmerge != "none":
-            return tuple(strides[i] for i in self.out_indices)
-        return tuple(strides[i] * window / slots[i] for i in self.out_indices)
 
     def _embed(self, grid: Tensor) -> Tensor:
         """Patches ``(B, h, w, C)`` -> all tokens, with positions ``(B, T + h * w, C)``."""
@@ -242,7 +215,16 @@ class SimplePyramid(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """``(B, C, h, w)`` -> maps of 4, 2, 1 and 1/2 times its size, C/4, C/2, C, C channels."""
-        return self.up4(x), self.up2(x), x, self.down2(x)
+        return self.up4(x), self.up2(x), x, self._halved(x)
+
+    def _halved(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            return self.down2(x)
+        # Written out: PyTorch's kernel asks whether a symbolic size is even.
+        height, width = ((n + 1) // 2 for n in x.shape[2:])
+        missing = (0, 2 * width - x.shape[3], 0, 2 * height - x.shape[2])
+        x = F.pad(x, missing, value=-torch.inf)
+        return x.unflatten(3, (width, 2)).unflatten(2, (height, 2)).amax((3, 5))
 
 
 def _last_norm(reference: nn.Module) -> nn.Module:

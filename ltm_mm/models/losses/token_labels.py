@@ -1,6 +1,6 @@
 """Ground-truth classes of merged tokens, from what mmdet and mmseg put into a batch (ours).
 
-Pixels get a class from instance masks, else from boxes, else from a semantic map; a slot
+Pixels get a class from instance masks, else from boxes, else from a semantic map; a merged token
 gets the class that most pixels of its tokens have.
 """
 
@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from mmengine.structures import BaseDataElement
 from torch import Tensor
+
+from ...merging import Merge
+from ...ops import full_precision
 
 IGNORED = -1
 
@@ -155,10 +158,59 @@ def token_counts(pixels: Tensor, grid: tuple[int, int], pitch: float, num_classe
     return counts.view(batch, *grid, kinds).float()
 
 
+def token_stride(size: tuple[int, int], grid: tuple[int, int]) -> int:
+    """Pixels per token side.
+
+    Args:
+        size: height and width of the network's input, pixels.
+        grid: tokens per column and row, ``ceil(size / stride)``.
+
+    Returns:
+        A power of two where one fits, which is what most backbones have.
+    """
+    powers = [2**k for k in range(16)]
+    for stride in (*powers, *range(1, max(size) + 1)):
+        if all(-(-n // stride) == k for n, k in zip(size, grid, strict=True)):
+            return stride
+    return max(-(-n // k) for n, k in zip(size, grid, strict=True))
+
+
+def grid_counts(merge: Merge, pixels: Tensor, num_classes: int) -> Tensor:
+    """How many pixels of each class the tokens of a merge's grid cover.
+
+    Args:
+        merge: of a forward pass.
+        pixels: classes of the images that went in ``(images, H', W')`` int64, -1 for none.
+        num_classes: K.
+
+    Returns:
+        ``(B, H, W, K + 1)``, see :func:`token_counts`. B may be several grids per image, one
+        after the other: MobileViT has one per place in a patch.
+    """
+    stride = token_stride((pixels.shape[1], pixels.shape[2]), merge.grid)
+    counts = token_counts(pixels, merge.grid, stride, num_classes)
+    return counts.repeat_interleave(len(merge.merged) // len(pixels), 0)
+
+
+def merged_labels(merge: Merge, counts: Tensor) -> Tensor:
+    """Classes of merged tokens: a token's pixels go to its groups as its row of U says.
+
+    Args:
+        merge: of a forward pass.
+        counts: of :func:`grid_counts` ``(B, H, W, K + 1)``.
+
+    Returns:
+        ``(B, M)`` int64, see :func:`majority`.
+    """
+    with full_precision(counts):
+        return majority(merge.share(counts))
+
+
 def majority(counts: Tensor) -> Tensor:
     """Class that most pixels have: ``(..., K + 1)`` of :func:`token_counts` -> ``(...)`` int64.
 
-    -1 where most have none; of classes that are equally frequent the first.
+    -1 where most have none, or there is no pixel at all (a group of padding); of classes that
+    are equally frequent the first.
     """
-    label = counts.argmax(-1)
-    return label.masked_fill(label == counts.shape[-1] - 1, IGNORED)
+    most, label = counts.max(-1)
+    return label.masked_fill((label == counts.shape[-1] - 1) | (most == 0), IGNORED)

@@ -14,7 +14,6 @@ from ltm_mm.models.losses.information import (
     token_information,
     variational_bound,
 )
-from ltm_mm.ops import merge
 
 DOUBLE = torch.float64
 
@@ -185,13 +184,13 @@ def test_closed_form_gradient_of_the_mask(name: str) -> None:
     z = torch.randn(3, 2, 9, 8, dtype=DOUBLE)  # (B, n, N, C): 6 windows of 9 tokens
     mask = torch.randn(3, 2, 9, 5, dtype=DOUBLE).softmax(-2).requires_grad_()
     centroids = normalise(torch.randn(5, 8, dtype=DOUBLE))
-    slots = merge(z, mask)  # (3, 2, 5, 8): 30 tokens
-    slots.retain_grad()
-    before = bound_of_tokens(name, slots.reshape(30, 8), centroids)
+    merged = mask.mT @ z  # X~ (3, 2, 5, 8): 30 tokens
+    merged.retain_grad()
+    before = bound_of_tokens(name, merged.reshape(30, 8), centroids)
     before.backward()
-    closed = z @ slots.grad.transpose(-1, -2)  # (B, n, N, P)
+    closed = z @ merged.grad.mT  # (B, n, N, P)
     assert_close(mask.grad, closed)
-    stepped = merge(z, mask.detach() - 1e-3 * closed)
+    stepped = (mask.detach() - 1e-3 * closed).mT @ z
     after = bound_of_tokens(name, stepped.reshape(30, 8), centroids)
     assert after < before.detach()
     assert_close(before.detach() - after, 1e-3 * (closed**2).sum(), rtol=0.05, atol=0)

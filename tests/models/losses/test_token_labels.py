@@ -1,4 +1,4 @@
-"""Classes of slots from masks, boxes and semantic maps, against counting by hand."""
+"""Classes of tokens from masks, boxes and semantic maps, against counting by hand."""
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from ltm_mm.models.losses.token_labels import (
     pixel_labels,
     segments,
     token_counts,
+    token_stride,
 )
 
 BACKGROUND = 3
@@ -136,3 +137,23 @@ def test_counts_and_majority(size: tuple[int, int], grid: tuple[int, int]) -> No
     for counts, label in zip(found.flatten(0, 2), labels.flatten(), strict=True):
         best = counts.tolist().index(max(counts))
         assert label == (best if best < 3 else -1)
+
+
+def test_majority_of_no_pixel_at_all() -> None:
+    counts = torch.tensor([[0.0, 0, 0], [0, 2, 1], [1, 0, 2], [1, 1, 0]])
+    assert majority(counts).tolist() == [-1, 1, -1, 0]
+
+
+@pytest.mark.parametrize(
+    ("size", "grid", "stride"),
+    [
+        ((224, 224), (14, 14), 16),
+        ((150, 170), (38, 43), 4),
+        ((150, 170), (5, 6), 32),  # 29 to 33 would do, too
+        ((140, 154), (10, 11), 14),
+        ((7, 5), (7, 5), 1),
+        ((30, 30), (4, 9), 8),  # no stride has this grid: the shorter side tells
+    ],
+)
+def test_stride(size: tuple[int, int], grid: tuple[int, int], stride: int) -> None:
+    assert token_stride(size, grid) == stride

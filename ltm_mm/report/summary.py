@@ -1,16 +1,18 @@
 """A run's config in a few lines, and its metrics under readable names (ours)."""
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ..registry import MODELS
 from .work_dir import Run
 
 COCO = {"bbox": "box", "segm": "mask", "proposal": "proposal"}
 SIZES = {"": "", "50": "50", "75": "75", "s": " small", "m": " medium", "l": " large"}
 
 
-def glance(run: Run) -> dict[str, str]:
+def summary(run: Run) -> dict[str, str]:
     """What one asks about a run first: label -> value; what the config lacks is left out."""
     cfg = run.cfg
     model = cfg.model
@@ -77,9 +79,15 @@ def _backbone(backbone: Mapping[str, Any]) -> str:
 def _merging(backbone: Mapping[str, Any]) -> str:
     if "ltm_mm" not in str(backbone.get("type")):
         return "none"
-    slots = backbone.get("slots", "balanced")
-    steps = f", {backbone['steps']} content steps" if "steps" in backbone else ""
-    return "none" if slots is None else f"slots {slots}{steps}"
+    kind = MODELS.get(backbone["type"]) if isinstance(backbone["type"], str) else backbone["type"]
+    known = inspect.signature(kind).parameters
+    keep, mask = (
+        backbone.get(name, known[name].default if name in known else None)
+        for name in ("keep", "mask")
+    )
+    if keep is None:
+        return "none"
+    return f"keep {keep}{f', mask {mask}' * (mask is not None)}"
 
 
 def _start(cfg: Mapping[str, Any]) -> str:

@@ -1,0 +1,172 @@
+"""Models to compare: the same weights with other plans, and on smaller images (ours)."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from ..models import apply as merging
+from ..models.backbones.base import LTMBackbone
+from ..presets import Keep, Plan
+
+Size = tuple[int, int]
+
+
+def shared_copy(model: nn.Module) -> nn.Module:
+    """A copy of a model's modules with the very same parameters and buffers."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def in_our_blocks(model: nn.Module, keep: Keep) -> nn.Module:
+    """A copy whose stages all run on our blocks, merged or not, with the same weights.
+
+    :func:`ltm_mm.apply` leaves stages without merging as they are. Here they are exchanged,
+    too, so that times differ by merging alone.
+
+    Args:
+        model: plain, as :func:`ltm_mm.apply` serves it.
+        keep: the merging plan; None: nothing is merged.
+
+    Raises:
+        ValueError: as :func:`ltm_mm.apply`.
+    """
+    model = shared_copy(model)
+    places, family, plan, window = _planned(model, keep)
+    for (parent, name), counts in zip(places, plan, strict=True):
+        if counts:
+            stage = getattr(parent, name)
+            merged = merging._merged(family, parent, stage, counts, window, "match")
+            first = next(stage.parameters())
+            setattr(parent, name, merged.to(first.device, first.dtype).train(stage.training))
+    return model
+
+
+def whole_plan(model: nn.Module) -> tuple[str, Plan]:
+    """A plain model's family, and the plan that keeps all tokens, as ``keep`` takes it.
+
+    Raises:
+        ValueError: as :func:`ltm_mm.apply`.
+    """
+    own = next((m for m in model.modules() if isinstance(m, LTMBackbone)), None)
+    if own is not None:
+        return type(own).__name__.removeprefix("LTM").lower(), own.plan
+    _, family, plan, _ = _planned(model, None)
+    return family, ((), (), *plan) if family == "mobilevit" else plan
+
+
+def _planned(model: nn.Module, keep: Keep) -> tuple[list[tuple[nn.Module, str]], str, Plan, int]:
+    """Places of the stages, their family, the plan, and tokens per window side."""
+    if any(isinstance(m, merging.MergedStage) for m in model.modules()):
+        raise ValueError("the model merges tokens already: call ltm_mm.remove(model) first")
+    places = merging._stage_places(model)
+    if not places:
+        raise ValueError(f"{type(model).__name__} has no stages to merge in: use {merging.SERVED}")
+    family = merging._family(*places[0])
+    stages = [getattr(parent, name) for parent, name in places]
+    window = merging._window(stages[0].blocks[0]) if family == "swin" else 8
+    return places, family, merging._resolve(keep, family, stages, window)[0], window
+
+
+def merges(model: nn.Module) -> bool:
+    """Whether any block merges tokens."""
+    return any(getattr(module, "merge", None) is not None for module in model.modules())
+
+
+def by_size(model: nn.Module) -> Callable[[Size], nn.Module]:
+    """The model for images of any size: a timm model that is built for one size is refitted."""
+    inner = getattr(model, "backbone", model)
+    embed = getattr(inner, "patch_embed", None)
+    fixed = getattr(embed, "strict_img_size", False) and not getattr(
+        inner, "dynamic_img_size", False
+    )
+    if not fixed:
+        return lambda size: model
+
+    @lru_cache
+    def fitted(size: Size) -> nn.Module:
+        copy = shared_copy(model)
+        own = getattr(copy, "backbone", copy)
+        if getattr(own, "pos_embed", None) is not None:
+            own.set_input_size(img_size=size)
+        else:
+            own.patch_embed.strict_img_size = False
+        return copy
+
+    return fitted
+
+
+@torch.no_grad()
+def run_with_maps(
+    model: nn.Module,
+    image: object,
+    predict: Callable[[nn.Module, object], object],
+    maps: Callable[[nn.Module, object], Sequence[Tensor]] | None = None,
+) -> tuple[object, list[Tensor]]:
+    """What a model predicts for an image, and the maps of its backbone.
+
+    Args:
+        model: a backbone, or a model with one.
+        image: what ``predict`` takes.
+        predict: gets model and image; a backbone's returns its maps.
+        maps: gets model and image, returns the backbone's maps; None: those of
+            ``model.backbone`` where that is called, else of timm's ``forward_intermediates``.
+
+    Returns:
+        The prediction (None where there are only maps), and the maps ``(B, C, h, w)``.
+
+    Raises:
+        ValueError: if no maps are found.
+    """
+    caught: list[object] = []
+    handles = []
+    if maps is None and hasattr(model, "backbone"):
+        hook = model.backbone.register_forward_hook(lambda m, a, out: caught.append(out))
+        handles.append(hook)
+    try:
+        out = predict(model, image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = [m for one in caught for m in ([one] if isinstance(one, Tensor) else one)]
+    if _are_maps(out):
+        found, out = list(out), None
+    elif maps is not None:
+        found = list(maps(model, image))
+    elif not found:
+        found = backbone_maps(model, image)
+    return out, found
+
+
+def _are_maps(out: object) -> bool:
+    return isinstance(out, tuple | list) and all(isinstance(m, Tensor) for m in out)
+
+
+def backbone_maps(model: nn.Module, image: object) -> list[Tensor]:
+    """Maps of a model's backbone, or of one itself; of a timm ViT those of four blocks.
+
+    Args:
+        model: a backbone, or a model with one.
+        image: ``(1, 3, H, W)``, normalised.
+
+    Raises:
+        ValueError: if no maps are found.
+    """
+    backbone = getattr(model, "backbone", model)
+    if hasattr(backbone, "forward_intermediates"):
+        options = {}
+        if hasattr(backbone, "blocks"):  # a ViT: the last block of each quarter
+            depth = len(backbone.blocks)
+            options["indices"] = sorted({max(depth * k // 4 - 1, 0) for k in (1, 2, 3, 4)})
+            options["norm"] = True
+        return backbone.forward_intermediates(image, intermediates_only=True, **options)
+    out = backbone(image)
+    if not _are_maps(out):
+        raise ValueError(
+            f"{type(backbone).__name__} returns no maps: give a function of model and image that "
+            "returns what to compare"
+        )
+    return list(out)

@@ -1,0 +1,221 @@
+"""Merging windows of a grid into a smaller grid, for networks whose convolutions need one (ours).
+
+Letters: w tokens and s merged tokens per window side, N = w * w, P = s * s, n windows per image.
+Source: ``X~ = G^T Z`` is the paper's (arXiv 2407.15219, section 3).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import crop, from_windows, pad_to_windows, real_tokens, to_windows
+from .masks import Soft
+
+_TINY = 1e-12  # squared length of a token that counts as zero
+# Convolutions expect merged tokens in their places: content may say less than elsewhere.
+SCALE = 8.0
+
+
+@dataclass
+class GridMerge:
+    """A merge into a smaller grid; see :class:`.record.Merge`.
+
+    Attributes:
+        tokens: Z ``(B, H, W, C)``.
+        slots: X~ as a grid ``(B, h, w, C)``, ``h = ceil(H * s / w)``: without those that lie
+            beyond its edge.
+        u: the unmerge mask ``(B, n, N, P)``.
+        mass: how many tokens each token stands for ``(1 or B, n, N)``; None: 1 each.
+        window: tokens per window side.
+        earlier: the merge that the tokens come from; None: they are the map's.
+    """
+
+    tokens: Tensor
+    slots: Tensor
+    u: Tensor
+    mass: Tensor | None
+    window: int
+    earlier: "GridMerge | None" = None
+
+    @property
+    def merged(self) -> Tensor:
+        """X~ ``(B, h * w, C)``."""
+        return self.slots.flatten(1, 2)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the grid that all began with."""
+        first = self.tokens if self.earlier is None else self.earlier.tokens
+        return (first.shape[1], first.shape[2])
+
+    def slot_mass(self) -> Tensor:
+        """How many real tokens each merged token stands for ``(B, h, w, 1)``."""
+        mass = self.u if self.mass is None else self.u * self.mass.unsqueeze(-1)
+        return self._edge_takes_all(mass.sum(-2).unsqueeze(-1))  # (B, n, P, 1)
+
+    def share(self, amounts: Tensor) -> Tensor:
+        """``(B, H, W, K)`` -> ``(B, h * w, K)``."""
+        return self._share(amounts).flatten(1, 2)
+
+    def _share(self, amounts: Tensor) -> Tensor:
+        own = amounts if self.earlier is None else self.earlier._share(amounts)
+        windows = to_windows(pad_to_windows(own, self.window), self.window)
+        return self._edge_takes_all(_product(self.u.mT.to(windows), windows))
+
+    def groups(self) -> Tensor:
+        """The merged token that each token gives most of its way back to ``(B, H, W)``."""
+        _, h, w, _ = self.slots.shape
+        own = torch.arange(h * w, device=self.u.device).view(1, h, w, 1).double()
+        side, window = _side(self.u.shape[-1]), self.window
+        height, width = self.tokens.shape[1:3]
+        rows, cols = -(-height // window), -(-width // window)
+        own = to_windows(_repeat_edge(own, rows * side, cols * side), side)  # (1, n, P, 1)
+        best = self.u.argmax(-1, keepdim=True)  # (B, n, N, 1)
+        found = own.expand(len(best), -1, -1, -1).gather(2, best)
+        found = crop(from_windows(found, window, rows * window, cols * window), height, width)
+        found = found.squeeze(-1).long()
+        if self.earlier is None:
+            return found
+        before = self.earlier.groups()
+        return found.flatten(1).gather(1, before.flatten(1)).view(before.shape)
+
+    def _edge_takes_all(self, amounts: Tensor) -> Tensor:
+        """``(B, n, P, K)`` as a grid ``(B, h, w, K)``; its edge stands for what lies beyond."""
+        grid = _all_slots(amounts, self.tokens, self.window)
+        for dim in (1, 2):
+            last = self.slots.shape[dim] - 1
+            beyond = grid.narrow(dim, last, grid.shape[dim] - last).sum(dim, keepdim=True)
+            grid = torch.cat((grid.narrow(dim, 0, last), beyond), dim)
+        return grid
+
+
+class GridMerger(nn.Module):
+    """Merges every w x w window of a token grid into s x s tokens, on a grid again.
+
+    Undo it with :func:`unmerge_grid`. No layer norm comes before the convolutions that run on
+    merged tokens, so these are stretched to the length of their tokens, see :func:`keep_norm`.
+
+    Args:
+        window: tokens per window side (w).
+        side: merged tokens per window side (s), ``1 <= s < w``.
+    """
+
+    def __init__(self, window: int, side: int) -> None:
+        super().__init__()
+        self.window, self.side = window, side
+        self.mask = Soft(window, side * side, scale=SCALE)
+
+    def forward(self, grid: Tensor, earlier: GridMerge | None = None) -> GridMerge:
+        """Merge a grid.
+
+        Args:
+            grid: tokens ``(B, H, W, C)``, any H, W >= 1.
+            earlier: the merge that made them, whose masses weigh them.
+        """
+        w, s = self.window, self.side
+        mass = _window_mass(grid, w, None if earlier is None else earlier.slot_mass())
+        windows = to_windows(pad_to_windows(grid, w), w)
+        mask = self.mask(windows, mass, None)
+        merged = keep_norm(mask.merged, windows, mask.g)
+        height, width = ((size * s + w - 1) // w for size in grid.shape[1:3])
+        slots = crop(_all_slots(merged, grid, w), height, width)
+        return GridMerge(grid, slots, mask.u, mass, w, earlier)
+
+
+def keep_norm(slots: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    """Stretch merged tokens to the length of their tokens (ours).
+
+    The mean of tokens that differ is shorter than they are. Layers without a layer norm
+    before them see that, so each is stretched to the root mean square of its tokens'
+    lengths; by 2 at most, what the mean of four unrelated tokens has lost.
+
+    Args:
+        slots: X~ ``(B, n, P, C)``.
+        tokens: Z ``(B, n, N, C)``.
+        mask: G ``(B, n, N, P)``, columns sum to 1.
+
+    Returns:
+        The longer X~ ``(B, n, P, C)``.
+    """
+    # Not by a product of matrices: autocast would make it one in half precision.
+    wanted = (mask * _squared_length(tokens)).sum(-2).unsqueeze(-1).clamp(min=_TINY)
+    found = _squared_length(slots).clamp(min=_TINY)
+    return slots * (wanted / found).clamp(max=4.0).sqrt().to(slots.dtype)
+
+
+def unmerge_grid(slots: Tensor, merged: GridMerge) -> Tensor:
+    """Residual unmerging (ours): ``Y = Z + U (Y~ - X~)``.
+
+    Where nothing changed the merged tokens, Z comes back to the bit. The update of the grid's
+    last ones stands for that of those beyond its edge.
+
+    Args:
+        slots: Y~, the merged tokens after the blocks that ran on them ``(B, h, w, C)``.
+        merged: what the merge left behind.
+
+    Returns:
+        Y ``(B, H, W, C)``.
+    """
+    w, s = merged.window, _side(merged.u.shape[-1])
+    _, height, width, _ = merged.tokens.shape
+    rows, cols = (height + w - 1) // w, (width + w - 1) // w
+    update = _repeat_edge(slots - merged.slots, rows * s, cols * s)
+    shared = _product(merged.u.to(update.dtype), to_windows(update, s))  # (B, n, N, C)
+    grid = from_windows(shared, w, rows * w, cols * w)
+    return merged.tokens + crop(grid, height, width)
+
+
+def unmerge_all(slots: Tensor, merged: GridMerge | None) -> Tensor:
+    """Undo a merge and the earlier ones that it stands on."""
+    while merged is not None:
+        slots, merged = unmerge_grid(slots, merged), merged.earlier
+    return slots
+
+
+def _window_mass(grid: Tensor, window: int, mass: Tensor | None) -> Tensor | None:
+    """Mass of the tokens in the padded windows ``(1 or B, n, N)``, 0 for padding; None: 1 each."""
+    _, height, width, _ = grid.shape
+    if mass is not None:
+        return to_windows(pad_to_windows(mass, window), window).squeeze(-1)
+    if not torch.compiler.is_compiling() and height % window == 0 and width % window == 0:
+        return None
+    return real_tokens(height, width, window, like=grid)
+
+
+def _squared_length(x: Tensor) -> Tensor:
+    """``(..., 1)``, in single precision at least: half precision would overflow."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype).square()
+
+
+def _all_slots(slots: Tensor, grid: Tensor, window: int) -> Tensor:
+    """Merged tokens of the padded windows ``(B, n, P, C)`` of a grid of tokens, as a grid."""
+    side = _side(slots.shape[-2])
+    rows, cols = ((size + window - 1) // window for size in grid.shape[1:3])
+    return from_windows(slots, side, rows * side, cols * side)
+
+
+def _repeat_edge(x: Tensor, height: int, width: int) -> Tensor:
+    """Repeat a grid's last row and column up to ``(B, height, width, C)``."""
+    for dim, size in ((1, height), (2, width)):
+        # Compiled and exported, both are symbolic numbers: no branch on them there.
+        if torch.compiler.is_compiling() or x.shape[dim] < size:
+            index = torch.arange(size, device=x.device).clamp(max=x.shape[dim] - 1)
+            x = x.index_select(dim, index)
+    return x
+
+
+def _side(count: int) -> int:
+    """Merged tokens per window side from those per window."""
+    return round(count**0.5)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` in every window.
+
+    Compiled and exported it is written out: ``@`` asks which sizes are 1, and fixes them.
+    """
+    if not torch.compiler.is_compiling():
+        return a @ b
+    return torch.bmm(a.flatten(0, 1), b.flatten(0, 1)).unflatten(0, b.shape[:2])

@@ -1,0 +1,177 @@
+"""What a mask says: which tokens are merged, and which update leads back to which token.
+
+Source: ``X~ = G^T Z`` with columns of G that sum to 1 is the paper's (arXiv 2407.15219, section
+3); the way back U and residual unmerging are ours. A mask is a :class:`Groups` (every token in
+exactly one group) or a :class:`SoftGroups`; both answer the same questions.
+
+Letters: N tokens and P merged tokens per set (a window, or a whole image), C channels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..ops import full_precision, packed, sum_groups, take_groups
+from .matching import Matched
+
+
+@dataclass
+class Groups:
+    """Hard groups: the rows of U are one-hot.
+
+    Attributes:
+        owner: group of each token ``(..., N)`` int64.
+        roots: the token that stands for each group's place ``(..., P)`` int64.
+        sizes: how many tokens each group's key counts for ``(..., P)``.
+        mass: 1 for a token, 0 for padding, ``(..., N)``; None: no padding. In ViT, how many
+            patches each token stands for.
+        merged: X~ ``(..., P, C)`` of the tokens that the groups were made from, where it is
+            known already and no gradient is wanted.
+        weights: what each token weighs within its group, > 0 ``(..., N)``; None: its mass.
+    """
+
+    owner: Tensor
+    roots: Tensor
+    sizes: Tensor
+    mass: Tensor | None = None
+    merged: Tensor | None = None
+    weights: Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        """Merged tokens per set (P)."""
+        return self.roots.shape[-1]
+
+    def merge(self, tokens: Tensor) -> Tensor:
+        """X~ = G^T Z: each group's mean ``(..., P, C)`` of tokens ``(..., N, C)``."""
+        weights = self._weights()
+        if weights is None:
+            total = self.sizes.unsqueeze(-1).to(tokens.dtype)
+            return sum_groups(tokens, self.owner, self.count) / total
+        weights = packed(weights.expand(self.owner.shape)).unsqueeze(-1).to(tokens.dtype)
+        total = sum_groups(weights, self.owner, self.count).clamp(min=1e-6)
+        return sum_groups(tokens * weights, self.owner, self.count) / total
+
+    def unmerge(self, update: Tensor) -> Tensor:
+        """U times an update of the groups: ``(..., P, C)`` -> ``(..., N, C)``."""
+        return take_groups(update, self.owner)
+
+    def masses(self) -> Tensor:
+        """How much each group's tokens weigh ``(..., P)``; 0 for one of padding only."""
+        if self.mass is None:
+            return self.sizes
+        mass = packed(self.mass.expand(self.owner.shape)).unsqueeze(-1)
+        return sum_groups(mass, self.owner, self.count).squeeze(-1)
+
+    def share(self, amounts: Tensor) -> Tensor:
+        """U^T times what the tokens have, e.g. pixels of a class: ``(..., N, K)`` -> P rows."""
+        return sum_groups(amounts, self.owner, self.count)
+
+    def masks(self) -> tuple[Tensor, Tensor]:
+        """G and U ``(..., N, P)``, for pictures and tests."""
+        places = torch.arange(self.count, device=self.owner.device)
+        u = (self.owner.unsqueeze(-1) == places).float()
+        weights = self._weights()
+        g = u if weights is None else u * weights.float().unsqueeze(-1)
+        return g / g.sum(-2, keepdim=True).clamp(min=1e-6), u
+
+    def _weights(self) -> Tensor | None:
+        """What each token weighs in the mean ``(..., N)``; None: 1 each."""
+        if self.weights is None or self.mass is None:
+            return self.mass if self.weights is None else self.weights
+        return self.weights * self.mass
+
+    @classmethod
+    def of(cls, matched: Matched, mass: Tensor | None, dtype: torch.dtype) -> "Groups":
+        """Groups that were matched, with their means where the sums are known.
+
+        Args:
+            matched: of :func:`.matching.match`.
+            mass: as above.
+            dtype: of the tokens.
+        """
+        groups = cls(matched.owner, matched.roots, matched.sizes, mass)
+        if matched.sums is not None:
+            total = groups.masses().clamp(min=1e-6).unsqueeze(-1)
+            groups.merged = (matched.sums / total).to(dtype)
+        return groups
+
+
+@dataclass
+class SoftGroups:
+    """Soft masks: a token is in several groups, to a share each.
+
+    Attributes:
+        g: the merge mask G ``(..., N, P)``, columns sum to 1; padding has weight 0.
+        u: the unmerge mask U ``(..., N, P)``, rows sum to 1.
+        merged: X~ ``(..., P, C)`` of the tokens that the masks were made from.
+        roots: the token that stands for each merged token's place ``(..., P)`` int64.
+        mass: 1 for a token, 0 for padding, ``(..., N)``; None: no padding.
+    """
+
+    g: Tensor
+    u: Tensor
+    merged: Tensor
+    roots: Tensor
+    mass: Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        """Merged tokens per set (P)."""
+        return self.g.shape[-1]
+
+    @property
+    def owner(self) -> Tensor:
+        """The group that each token gives most of its way back to ``(..., N)`` int64."""
+        return self.u.argmax(-1)
+
+    @property
+    def sizes(self) -> Tensor:
+        """How many tokens each merged token's key counts for ``(..., P)``."""
+        return self.u.sum(-2)
+
+    def merge(self, tokens: Tensor) -> Tensor:
+        """X~ = G^T Z ``(..., P, C)`` of tokens ``(..., N, C)``."""
+        with full_precision(tokens):
+            return self.g.mT.to(tokens.dtype) @ tokens
+
+    def unmerge(self, update: Tensor) -> Tensor:
+        """U times an update: ``(..., P, C)`` -> ``(..., N, C)``."""
+        return self.u.to(update.dtype) @ update
+
+    def masses(self) -> Tensor:
+        """How much each merged token's tokens weigh ``(..., P)``; 0 for padding only."""
+        if self.mass is None:
+            return self.sizes
+        return (self.u * self.mass.unsqueeze(-1)).sum(-2)
+
+    def share(self, amounts: Tensor) -> Tensor:
+        """U^T times what the tokens have: ``(..., N, K)`` -> ``(..., P, K)``."""
+        return self.u.mT.to(amounts.dtype) @ amounts
+
+    def masks(self) -> tuple[Tensor, Tensor]:
+        """G and U ``(..., N, P)``."""
+        return self.g, self.u
+
+
+Mask = Groups | SoftGroups
+
+
+def merged_block(tokens: Tensor, mask: Mask, block: Callable[[Tensor], Tensor]) -> Tensor:
+    """A transformer block f on merged tokens: ``Y = Z + U (f(X~) - X~)`` (ours).
+
+    What merging loses never leaves Z; only the update is shared. Where f changes nothing, Y is
+    Z to the bit.
+
+    Args:
+        tokens: Z ``(..., N, C)``.
+        mask: of the tokens.
+        block: f, takes and gives ``(..., P, C)``.
+
+    Returns:
+        Y ``(..., N, C)``.
+    """
+    merged = mask.merge(tokens) if mask.merged is None else mask.merged
+    return tokens + mask.unmerge(block(merged) - merged)

@@ -1,0 +1,270 @@
+"""Mask modules: from a window's tokens to the mask that merges them.
+
+Source: a module that emits the merging mask from the tokens is the paper's (arXiv 2407.15219,
+section 3). ``match`` and the form of ``soft`` are ours.
+
+Letters: N = w * w tokens per window, P merged tokens, n windows per image, B images.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops import window_regions
+from .groups import Groups, SoftGroups
+from .matching import Matched, match, rounds
+
+MASKS = ("match", "weighted", "soft")
+REGIONS = 4  # a shifted window's parts that may not see each other
+FAR, PADDED = 100.0, 10.0  # codes whose squares outweigh any cost: region before padding
+
+
+def build_mask(kind: str, dim: int, window: int, keep: int, shift: int = 0) -> nn.Module:
+    """A mask module for windows of ``window x window`` tokens, ``keep`` of which are left.
+
+    Args:
+        kind: 'match', 'weighted' or 'soft'.
+        dim: channels of the tokens (C).
+        window: tokens per window side (w).
+        keep: merged tokens per window (P), 1 .. N - 1.
+        shift: cyclic shift that the windows are cut after; at least ``REGIONS`` are kept then.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+    check_mask(kind)
+    least = min(REGIONS, window * window) if shift else 1
+    if not least <= keep < window * window:
+        raise ValueError(
+            f"keep must lie in {least}..{window * window - 1} for a window of {window} x {window} "
+            f"tokens{' that is shifted' * (shift > 0)}, got {keep!r}"
+        )
+    if kind == "weighted":
+        return WeightedMatch(dim, window, keep, shift)
+    return {"match": Match, "soft": Soft}[kind](window, keep, shift)
+
+
+def check_mask(kind: str) -> None:
+    """Raise a ValueError unless there is such a kind of mask."""
+    if kind not in MASKS:
+        raise ValueError(f"mask must be one of {', '.join(MASKS)}, got {kind!r}")
+
+
+class Match(nn.Module):
+    """Groups of tokens that are alike, by matching; nothing in it is learned.
+
+    Padding merges with padding first; tokens that the shift keeps apart never share a group.
+
+    Args:
+        window, keep, shift: as :func:`build_mask`.
+    """
+
+    order: Tensor | None
+    codes: Tensor | None
+
+    def __init__(self, window: int, keep: int, shift: int = 0) -> None:
+        super().__init__()
+        self.keep = keep
+        self.schedule = rounds(window * window, keep, REGIONS if shift else 1)
+        # Part by part, so that every round splits every part of a shifted window evenly.
+        self.register_buffer("order", window_order(window, shift) if shift else None, False)
+        codes = FAR * window_regions(window, shift) if shift else None
+        self.register_buffer("codes", codes, False)
+
+    def forward(self, tokens: Tensor, mass: Tensor | None, kinds: Tensor | None) -> Groups:
+        """Group the tokens of every window.
+
+        Args:
+            tokens: ``(B, n, N, C)``; padding is zero.
+            mass: 1 for a token, 0 for padding ``(1, n, N)``; None: no padding.
+            kinds: which shift mask each window takes ``(n,)``; None: not shifted.
+        """
+        learns = torch.is_grad_enabled() and tokens.requires_grad
+        found = self._match(tokens, mass, kinds, sums=not learns)
+        return Groups.of(found, mass, tokens.dtype)
+
+    def _match(
+        self, tokens: Tensor, mass: Tensor | None, kinds: Tensor | None, sums: bool
+    ) -> Matched:
+        codes = None
+        if self.codes is not None and kinds is not None:
+            codes = self.codes[kinds].unsqueeze(0)  # (1, n, N)
+        if mass is not None:
+            padded = PADDED * (1 - mass.float())
+            codes = padded if codes is None else codes + padded
+        return match(tokens, self.schedule, None, codes, self.order, sums)
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` shows."""
+        return f"keep={self.keep}"
+
+
+class WeightedMatch(Match):
+    """Matched groups whose tokens have learned weights: ``exp(v . normalised z)`` within a group.
+
+    So columns of G are learned, as the paper's are. v starts at zero: as :class:`Match` is.
+
+    Args:
+        dim: channels (C).
+        window, keep, shift: as :func:`build_mask`.
+    """
+
+    def __init__(self, dim: int, window: int, keep: int, shift: int = 0) -> None:
+        super().__init__(window, keep, shift)
+        self.weight = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, tokens: Tensor, mass: Tensor | None, kinds: Tensor | None) -> Groups:
+        """As :meth:`Match.forward`."""
+        found = self._match(tokens, mass, kinds, sums=False)
+        groups = Groups.of(found, mass, tokens.dtype)
+        # At most e^4 each way: one token may outweigh its group, but not overflow.
+        logits = F.layer_norm(tokens, tokens.shape[-1:]).float() @ self.weight.float()
+        groups.weights = logits.clamp(-4, 4).exp()
+        return groups
+
+
+class Soft(nn.Module):
+    """Softmax masks from a learned spatial prior and what the tokens are (the paper's kind).
+
+    The logits ``L = prior + scale * cos(z, x~ - mean of x~)`` compare each token with the merged
+    tokens of the mask so far: G is the softmax over the tokens, U, from the tokens that G made,
+    over the merged tokens. Prior and logit scale learn; no gradient goes through what is
+    compared.
+
+    Args:
+        window, keep, shift: as :func:`build_mask`.
+        scale: logit scale at the start: what a difference of 1 in cosine similarity adds.
+    """
+
+    start: Tensor
+    roots: Tensor
+    apart: Tensor | None
+
+    def __init__(self, window: int, keep: int, shift: int = 0, scale: float = 64.0) -> None:
+        super().__init__()
+        self.keep = keep
+        places = prior_places(window, keep, shift)
+        self.register_buffer("start", triangular_prior(window, places), False)
+        self.register_buffer("roots", (places.floor() @ torch.tensor([window, 1.0])).long(), False)
+        apart = None
+        if shift:
+            regions = window_regions(window, shift)  # (4, N)
+            own = regions[:, self.roots]  # (4, P)
+            apart = (regions.unsqueeze(-1) != own.unsqueeze(-2)) * -1e4  # (4, N, P)
+        self.register_buffer("apart", apart, False)
+        # Learned as differences to the start, to which weight decay then leads back.
+        self.prior_offset = nn.Parameter(torch.zeros_like(self.start))
+        self.start_scale = scale
+        self.log_scale = nn.Parameter(torch.zeros(()))
+
+    @property
+    def prior(self) -> Tensor:
+        """Prior logits ``(N, P)``."""
+        return self.start + self.prior_offset
+
+    def forward(self, tokens: Tensor, mass: Tensor | None, kinds: Tensor | None) -> SoftGroups:
+        """As :meth:`Match.forward`; ``mass``: how many tokens each token stands for."""
+        prior = self.prior
+        if self.apart is not None and kinds is not None:
+            prior = prior + self.apart[kinds].unsqueeze(0)  # (1, n, N, P)
+        weights = 0.0 if mass is None else _log_mass(mass).unsqueeze(-1)  # (1 or B, n, N, 1)
+        z = _direction(tokens)
+        g = (prior + weights).softmax(-2).expand(*tokens.shape[:-1], -1)
+        merged = g.mT.to(tokens.dtype) @ tokens
+        g = (self._logits(prior, z, merged) + weights).softmax(-2)
+        if mass is not None:  # one that stands for padding alone
+            g = g * (mass > 0).unsqueeze(-1)
+        merged = g.mT.to(tokens.dtype) @ tokens
+        u = self._logits(prior, z, merged).softmax(-1)
+        roots = self.roots.expand(*tokens.shape[:-2], -1)
+        return SoftGroups(g, u, merged, roots, mass)
+
+    def _logits(self, prior: Tensor, z: Tensor, merged: Tensor) -> Tensor:
+        """L ``(B, n, N, P)``."""
+        s = _direction(merged)
+        # What all merged tokens share decides nothing between them.
+        s = s - s.mean(-2, keepdim=True)
+        return prior + (z @ s.mT) * (self.start_scale * self.log_scale.exp() / z.shape[-1])
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` shows."""
+        return f"keep={self.keep}"
+
+
+def _direction(x: Tensor) -> Tensor:
+    """What is compared: ``(..., C)`` layer-normalised, without a gradient."""
+    return F.layer_norm(x.detach(), x.shape[-1:])
+
+
+def _log_mass(mass: Tensor) -> Tensor:
+    """What a token weighs, as a logit; padding next to nothing."""
+    # More than what keeps regions apart: a region of padding alone has nobody else's tokens.
+    return torch.where(mass > 0, mass.clamp(min=1e-6).log(), -5e3)
+
+
+def window_order(window: int, shift: int) -> Tensor:
+    """Places of a window ``(N,)``, one part that the shift cuts after the other."""
+    places = torch.arange(window * window).view(window, window)
+    cut = window - shift
+    parts = (places[:cut, :cut], places[:cut, cut:], places[cut:, :cut], places[cut:, cut:])
+    return torch.cat([part.flatten() for part in parts])
+
+
+def prior_places(window: int, keep: int, shift: int = 0) -> Tensor:
+    """Where merged tokens lie: ``(P, 2)`` row and column in tokens, spread evenly.
+
+    With a shift every part of the window has its share, one at least.
+    """
+    cut = window - shift
+    spans = [(0, cut), (cut, window)] if shift else [(0, window)]
+    parts = [(rows, cols) for rows in spans for cols in spans]
+    areas = [(r[1] - r[0]) * (c[1] - c[0]) for r, c in parts]
+    counts = _shares(areas, keep)
+    places = [
+        (rows[0] + y, cols[0] + x)
+        for (rows, cols), count in zip(parts, counts, strict=True)
+        for y, x in _spread(rows[1] - rows[0], cols[1] - cols[0], count)
+    ]
+    return torch.tensor(places)
+
+
+def _shares(areas: list[int], total: int) -> list[int]:
+    """Whole numbers near the areas' shares of a total, each from 1 to its area."""
+    counts = [1] * len(areas)
+    while sum(counts) < total:
+        room = [i for i, area in enumerate(areas) if counts[i] < area]
+        counts[max(room, key=lambda i: areas[i] / counts[i])] += 1
+    return counts
+
+
+def _spread(height: int, width: int, count: int) -> list[tuple[float, float]]:
+    """``count`` places in a rectangle, in lines; a square number in a square: a regular grid."""
+    lines = min(max(round((count * height / width) ** 0.5), -(-count // width)), height, count)
+    places = []
+    for i in range(lines):
+        own = count * (i + 1) // lines - count * i // lines
+        places += [((i + 0.5) * height / lines, (k + 0.5) * width / own) for k in range(own)]
+    return places
+
+
+def triangular_prior(window: int, places: Tensor, floor: float = 1e-3) -> Tensor:
+    """Log of a triangular (bilinear) kernel around every place (ours).
+
+    The weight of a token falls linearly to ``floor`` one pitch away, ``w / sqrt(P)`` tokens.
+    As logits this is narrow area pooling one way and linear interpolation the other way.
+
+    Args:
+        window: tokens per window side (w).
+        places: ``(P, 2)``, see :func:`prior_places`.
+        floor: smallest weight along one axis; keeps the logits finite.
+
+    Returns:
+        ``(N, P)``.
+    """
+    pitch = window / len(places) ** 0.5
+    axis = torch.arange(window) + 0.5
+    line = [
+        (1 - (axis[:, None] - places[None, :, k]).abs() / pitch).clamp(min=floor).log()
+        for k in (0, 1)
+    ]  # (w, P) each
+    return (line[0][:, None] + line[1][None, :]).flatten(0, 1)

@@ -1,0 +1,179 @@
+"""Matching: which tokens are so alike that they may share a group.
+
+Source: bipartite matching in rounds is ToMe's idea (Bolya et al., ICLR 2023, arXiv 2210.09461);
+Ward's criterion, several rounds on one set, regions and padding are ours, and so is the code.
+
+Letters: N tokens per set (a window, or a whole image), K groups so far, P groups in the end,
+C channels; ``...`` are sets, each matched by itself.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..ops import by_index, full_precision, packed, sum_groups
+
+
+def rounds(count: int, keep: int, regions: int = 1) -> tuple[int, ...]:
+    """How many pairs merge in each round.
+
+    At most a third of the groups: fewer at a time find better partners, more rounds take
+    longer. At most half of what ``regions`` separate regions leave: so many pairs of one region
+    there always are (see :func:`match`).
+
+    Args:
+        count: tokens per set (N).
+        keep: groups that are left (P), ``regions <= keep <= count``.
+        regions: regions that never mix.
+
+    >>> rounds(49, 25), rounds(49, 9), rounds(49, 9, regions=4)
+    ((17, 7), (17, 11, 7, 5), (17, 11, 7, 5))
+    """
+    found, left = [], count
+    while left > keep:
+        most = max(min(-(-left // 3), (left - regions + 1) // 2), 1)
+        found.append(min(most, left - keep))
+        left -= found[-1]
+    return tuple(found)
+
+
+@dataclass
+class Matched:
+    """What matching found, set by set.
+
+    Attributes:
+        owner: group of each token ``(..., N)`` int64.
+        roots: the token that each group began with ``(..., P)`` int64.
+        sizes: how many tokens each group stands for ``(..., P)``.
+        sums: what the group's tokens sum up to, by size ``(..., P, C)``; None if not asked for.
+    """
+
+    owner: Tensor
+    roots: Tensor
+    sizes: Tensor
+    sums: Tensor | None
+
+
+@torch.no_grad()
+def match(
+    tokens: Tensor,
+    schedule: Sequence[int],
+    sizes: Tensor | None = None,
+    codes: Tensor | None = None,
+    order: Tensor | None = None,
+    sums: bool = False,
+) -> Matched:
+    """Group like with like.
+
+    A round splits the groups alternately in A and B. Each A finds the B that it gains most, or
+    loses least, from merging with, and the best pairs merge. The loss is Ward's on directions,
+    ``(1 - cos(a, b)) |A| |B| / (|A| + |B|)``, with a and b the means of the groups.
+
+    Args:
+        tokens: ``(..., N, C)``.
+        schedule: pairs that merge in each round, see :func:`rounds`; one round at least.
+        sizes: how many tokens each token stands for already ``(..., N)``; None: 1 each.
+        codes: ``(..., N)``; their squared difference adds to the loss. None: all alike.
+        order: tokens in the order that their groups are in after the first round ``(N,)``, and
+            so are split by the later ones; None: as they are.
+        sums: whether the groups' sums are wanted.
+    """
+    lead, count = tokens.shape[:-2], tokens.shape[-2]
+    x = packed(tokens) if torch.compiler.is_compiling() else tokens
+    x = x.float().reshape(-1, count, x.shape[-1])  # (n, N, C)
+    owner = roots = torch.arange(count, device=x.device).expand(x.shape[0], count)
+    size = x.new_ones(1, 1) if sizes is None else sizes.float().reshape(-1, count)
+    size = size.expand(x.shape[0], count)
+    code = None if codes is None else packed(codes.float().expand(*lead, count)).view(-1, count)
+    total = x if sizes is None else x * size.unsqueeze(-1)
+    for step, pairs in enumerate(schedule):
+        gains = _gains(total, None if step == 0 and sizes is None else size, code)  # (n, A, B)
+        if torch.compiler.is_compiling():  # of one group there is no B, and no largest of none
+            gains = F.pad(gains, (0, 1), value=-torch.inf)
+        best, partner = gains.max(-1)
+        # Of equals (padding, plain areas) the first ones: the same ones on every machine.
+        merged = best.argsort(stable=True, dim=-1, descending=True).narrow(1, 0, pairs)
+        target, left = _targets(merged, partner, total.shape[1], None if step else order)
+        places = torch.where(left, target, total.shape[1] - pairs)  # the last one falls away
+        owner = target if step == 0 else target.gather(1, owner)
+        roots = _kept(roots, places, pairs)
+        code = None if code is None else _kept(code, places, pairs)
+        size = size.new_zeros(x.shape[0], total.shape[1] - pairs).scatter_add(1, target, size)
+        if sums or step < len(schedule) - 1:
+            total = sum_groups(total, target, total.shape[1] - pairs)
+    return Matched(
+        owner.reshape(*lead, count),
+        packed(roots).view(*lead, roots.shape[1]),
+        size.reshape(*lead, roots.shape[1]),
+        total.reshape(*lead, *total.shape[1:]) if sums else None,
+    )
+
+
+def _gains(total: Tensor, size: Tensor | None, code: Tensor | None) -> Tensor:
+    """What merging every A with every B gains ``(n, A, B)``, up to a constant in each row.
+
+    Args:
+        total: sums of the groups ``(n, K, C)``; only their direction counts.
+        size: of the groups ``(n, K)``; None: all alike.
+        code: ``(n, K)`` or None.
+    """
+    length = torch.linalg.vector_norm(total, dim=-1)  # (n, K)
+    inverse = length.clamp(min=1e-12).reciprocal()
+    with full_precision(total):
+        cos = torch.bmm(total[:, 0::2], total[:, 1::2].mT)
+    cos = cos * inverse[:, 0::2].unsqueeze(-1) * inverse[:, 1::2].unsqueeze(-2)
+    if code is None:
+        return cos if size is None else _ward(cos, size)
+    # On a CPU only the sets with several codes, of which there are few, take these steps.
+    some = None
+    if by_index(total):
+        some = (code != code[:, :1]).any(1).nonzero().squeeze(1)
+        length, code, part = length[some], code[some], cos[some]
+    else:
+        part = cos
+    empty = (length == 0).to(cos.dtype)  # padding: all alike
+    part = part + empty[:, 0::2].unsqueeze(-1) * empty[:, 1::2].unsqueeze(-2)
+    apart = (code[:, 0::2].unsqueeze(-1) - code[:, 1::2].unsqueeze(-2)).square()
+    if some is None:
+        return (part if size is None else _ward(part, size)) - apart
+    gains = cos if size is None else _ward(cos, size)
+    part = part if size is None else _ward(part, size[some])
+    return gains.index_copy(0, some, part - apart)
+
+
+def _ward(cos: Tensor, size: Tensor) -> Tensor:
+    """Gains of merging groups of different sizes: cosines ``(n, A, B)``, sizes ``(n, K)``."""
+    s, t = size[:, 0::2].unsqueeze(-1), size[:, 1::2].unsqueeze(-2)
+    return (cos - 1) * (s * t / (s + t))
+
+
+def _targets(
+    merged: Tensor, partner: Tensor, count: int, order: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Where every group goes ``(n, K)``, and which groups go on ``(n, K)`` bool.
+
+    Args:
+        merged: places among A of those that merge ``(n, r)``.
+        partner: the place among B that each A would merge with ``(n, A)``.
+        count: groups so far (K).
+        order: the groups in the order that they go on in ``(K,)``; None: as they are.
+    """
+    places = 2 * merged  # among all groups
+    left = torch.ones(merged.shape[0], count, dtype=torch.bool, device=merged.device)
+    left = left.scatter(1, places, False)
+    if order is None:
+        target = left.cumsum(1) - 1
+    else:
+        target = left.index_select(1, order).cumsum(1) - 1
+        target = target.index_select(1, order.argsort())
+    partners = 2 * partner.gather(1, merged) + 1
+    return target.scatter(1, places, target.gather(1, partners)), left
+
+
+def _kept(values: Tensor, places: Tensor, pairs: int) -> Tensor:
+    """Values ``(n, K)`` of the groups that go on, at their places ``(n, K - pairs)``."""
+    count = values.shape[1] - pairs
+    return values.new_zeros(values.shape[0], count + 1).scatter(1, places, values)[:, :count]

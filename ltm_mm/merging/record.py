@@ -1,0 +1,137 @@
+"""Reading the merges of a forward pass, for losses, statistics and pictures (ours)."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import ShiftedWindows
+from .groups import Mask
+
+
+class Merge(Protocol):
+    """One merge of a forward pass.
+
+    Attributes:
+        tokens: Z, what came in: a grid ``(B, H, W, C)``, or merged tokens ``(B, M', C)`` of the
+            merge before.
+        merged: X~, all merged tokens of each image ``(B, M, C)``.
+    """
+
+    tokens: Tensor
+    merged: Tensor
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the grid of tokens that all began with."""
+
+    def share(self, amounts: Tensor) -> Tensor:
+        """What the grid's tokens have ``(B, H, W, K)``, added up by merged token ``(B, M, K)``."""
+
+    def groups(self) -> Tensor:
+        """The merged token that each token of the grid belongs to ``(B, H, W)`` int64."""
+
+
+@dataclass
+class WindowMerge:
+    """A merge within the windows of a grid; see :class:`Merge`."""
+
+    tokens: Tensor
+    merged: Tensor
+    mask: Mask
+    windows: ShiftedWindows
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the grid of tokens."""
+        return (self.tokens.shape[1], self.tokens.shape[2])
+
+    def share(self, amounts: Tensor) -> Tensor:
+        """``(B, H, W, K)`` -> ``(B, M, K)``."""
+        return self.mask.share(self.windows.cut(amounts)).flatten(1, 2)
+
+    def groups(self) -> Tensor:
+        """``(B, H, W)`` int64."""
+        owner = self.mask.owner  # (B, n, N)
+        first = torch.arange(owner.shape[1], device=owner.device) * self.mask.count
+        return self.windows.join((owner + first[:, None]).unsqueeze(-1), *self.grid).squeeze(-1)
+
+
+@dataclass
+class ChainMerge:
+    """A merge among all tokens of an image, or among what an earlier one left of them.
+
+    Attributes:
+        mask: of all tokens of each image ``(B, M', ...)``.
+        size: height and width of the grid.
+        earlier: the merge that the tokens come from; None: they are the grid's.
+    """
+
+    tokens: Tensor
+    merged: Tensor
+    mask: Mask
+    size: tuple[int, int]
+    earlier: "ChainMerge | None" = None
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the grid of tokens."""
+        return self.size
+
+    def share(self, amounts: Tensor) -> Tensor:
+        """``(B, H, W, K)`` -> ``(B, M, K)``."""
+        own = amounts.flatten(1, 2) if self.earlier is None else self.earlier.share(amounts)
+        return self.mask.share(own)
+
+    def groups(self) -> Tensor:
+        """``(B, H, W)`` int64."""
+        if self.earlier is None:
+            return self.mask.owner.unflatten(1, self.size)
+        before = self.earlier.groups()
+        return self.mask.owner.gather(1, before.flatten(1)).view(before.shape)
+
+
+_listeners: list[Callable[[nn.Module, Merge], None]] = []
+
+
+def recording() -> bool:
+    """Whether anyone listens: then a merge works on a whole grid at once and tells of it."""
+    return not torch.compiler.is_compiling() and bool(_listeners)
+
+
+def tell(module: nn.Module, merge: Merge) -> None:
+    """Tell the listeners of a merge.
+
+    Args:
+        module: the mask module that made the mask.
+        merge: what it did.
+    """
+    for listener in _listeners:
+        listener(module, merge)
+
+
+@contextmanager
+def record_merges(model: nn.Module) -> Iterator[list[tuple[str, Merge]]]:
+    """Collect the merges of the forward passes made inside.
+
+    Args:
+        model: any model.
+
+    Yields:
+        Path of the mask module in the model, and the merge, in order.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    found: list[tuple[str, Merge]] = []
+
+    def listen(module: nn.Module, merge: Merge) -> None:
+        if module in names:
+            found.append((names[module], merge))
+
+    _listeners.append(listen)
+    try:
+        yield found
+    finally:
+        _listeners.remove(listen)

@@ -1,0 +1,71 @@
+"""Sums over groups of tokens, and the way back from a group to its tokens (ours).
+
+Letters: N tokens and P groups per set (a window, or a whole image), C channels.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+
+def sum_groups(x: Tensor, owner: Tensor, count: int) -> Tensor:
+    """Add up the tokens of every group.
+
+    Args:
+        x: ``(..., N, C)``.
+        owner: group of each token ``(..., N)`` int64 in ``0..count - 1``.
+        count: groups per set (P).
+
+    Returns:
+        ``(..., P, C)``; zero for a group without tokens.
+    """
+    if by_index(x) or x.is_meta:  # work that is only counted is counted as on the CPU
+        sums = x.new_zeros(owner[..., 0].numel() * count, x.shape[-1])
+        sums = sums.index_add(0, flat_index(owner, count), x.reshape(-1, x.shape[-1]))
+        return sums.view(*owner.shape[:-1], count, x.shape[-1])
+    member = owner.unsqueeze(-2) == torch.arange(count, device=owner.device).unsqueeze(-1)
+    with full_precision(x):
+        return (member.to(x.dtype).flatten(0, -3) @ x.flatten(0, -3)).view(
+            *owner.shape[:-1], count, x.shape[-1]
+        )
+
+
+def take_groups(x: Tensor, owner: Tensor) -> Tensor:
+    """Give every token what its group has.
+
+    Args:
+        x: ``(..., P, C)``.
+        owner: group of each token ``(..., N)`` int64.
+
+    Returns:
+        ``(..., N, C)``.
+    """
+    if by_index(x):
+        rows = x.reshape(-1, x.shape[-1]).index_select(0, flat_index(owner, x.shape[-2]))
+        return rows.view(*owner.shape, x.shape[-1])
+    return x.gather(-2, owner.unsqueeze(-1).expand(*owner.shape, x.shape[-1]))
+
+
+def flat_index(owner: Tensor, count: int) -> Tensor:
+    """Owners ``(..., N)`` of sets of ``count`` groups as rows of all sets' groups ``(n * N,)``."""
+    sets = owner.reshape(-1, owner.shape[-1])
+    first = torch.arange(sets.shape[0], device=owner.device).unsqueeze(-1) * count
+    return (sets + first).flatten()
+
+
+def full_precision(x: Tensor) -> AbstractContextManager:
+    """Autocast off: similarities and means lose too much in half precision."""
+    kind = x.device.type
+    if kind == "meta":  # nothing is computed there, and autocast does not know it
+        return nullcontext()
+    try:
+        active = torch.is_autocast_enabled(kind)
+    except TypeError:  # torch < 2.4
+        active = torch.is_autocast_cpu_enabled() if kind == "cpu" else torch.is_autocast_enabled()
+    return torch.autocast(kind, enabled=False) if active else nullcontext()
+
+
+def by_index(x: Tensor) -> bool:
+    """Whether rows are moved one by one (fast on a CPU); otherwise by products and gathers."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -1,0 +1,182 @@
+"""Mask modules: padding, regions of shifted windows, and soft masks."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from ltm_mm.merging import MASKS, Match, Soft, WeightedMatch, build_mask
+from ltm_mm.merging.masks import prior_places, triangular_prior, window_order
+from ltm_mm.ops import ShiftedWindows, window_regions
+
+GRIDS = [(14, 21), (23, 31), (7, 7), (8, 3), (1, 1), (30, 15)]
+
+
+def windows_of(height, width, window, shift, channels=6):
+    """Windows of a random grid with their mass and kinds, as a block gives them."""
+    cut = ShiftedWindows(window, shift)
+    x = torch.randn(2, height, width, channels)
+    return cut.cut(x), cut.mass(height, width, x), cut.kinds(height, width, x.device)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize(("window", "shift"), [(7, 0), (7, 3), (4, 0), (4, 2), (8, 4), (5, 2)])
+@pytest.mark.parametrize("kind", MASKS)
+def test_laws_of_a_mask(kind, window, shift, grid):
+    tokens, mass, kinds = windows_of(*grid, window, shift)
+    count = window * window
+    for keep in {4 if shift else 1, count // 4, count // 2, count - 1}:
+        module = build_mask(kind, 6, window, keep, shift)
+        if kind == "weighted":
+            nn.init.normal_(module.weight)
+        mask = module(tokens, mass, kinds)
+        g, u = mask.masks()
+        n = tokens.shape[1]
+        assert g.shape == u.shape == (2, n, count, keep)
+        assert_close(u.sum(-1), torch.ones(2, n, count))
+        assert_close(mask.sizes.sum(-1), torch.full((2, n), float(count)))
+        real = torch.ones(1, n, count) if mass is None else mass
+        assert (g * (1 - real).unsqueeze(-1) == 0).all()  # padding has no weight
+        sums = g.sum(-2)
+        stands = mask.masses() > 1e-3
+        assert_close(sums[stands], torch.ones(int(stands.sum())))
+        assert_close(mask.masses().sum(-1), real.sum(-1).expand(2, n))
+        assert ((sums < 1 + 1e-5) & g.isfinite().all((-1, -2)).unsqueeze(-1)).all()
+        if kind != "soft":
+            assert ((u == 0) | (u == 1)).all()
+        if shift:
+            region = window_regions(window, shift)[kinds].expand(2, n, count)
+            share = torch.stack([(u * (region == r).unsqueeze(-1)).sum(-2) for r in range(4)], -1)
+            real_share = torch.stack(
+                [(g * (region == r).unsqueeze(-1)).sum(-2) for r in range(4)], -1
+            )
+            # Each merged token is made of one region, and its update goes to no other one.
+            assert ((real_share > 1e-6).sum(-1) <= 1).all()
+            assert ((share > 1e-6).sum(-1) <= 1).all()
+        merged = mask.merge(tokens)
+        assert_close(merged, g.mT @ tokens, rtol=1e-4, atol=1e-5)
+        if mask.merged is not None:
+            assert_close(mask.merged, merged, rtol=1e-4, atol=1e-5)
+        update = torch.randn_like(merged)
+        assert_close(mask.unmerge(update), u @ update)
+        amounts = torch.rand(2, n, count, 3)
+        assert_close(mask.share(amounts), u.mT @ amounts)
+
+
+def test_padding_merges_with_padding_first():
+    """Windows of 7 real tokens of 49: 42 of padding are enough to merge 24 pairs of."""
+    tokens, mass, kinds = windows_of(7, 8, 7, 0)
+    mask = Match(7, 25)(tokens, mass, kinds)
+    padded = mask.owner[:, 1, :].unflatten(1, (7, 7))[:, :, 1:].flatten(1)
+    real = mask.owner[:, 1].unflatten(1, (7, 7))[:, :, 0]
+    for b in range(2):
+        assert not set(padded[b].tolist()) & set(real[b].tolist())
+        assert len(set(real[b].tolist())) == 7  # no two real ones share a group
+    # In single precision and with all else equal, padding is nobody's mean.
+    assert_close(mask.masses()[:, 1].sort(1).values[:, -7:], torch.ones(2, 7))
+
+
+def test_like_tokens_share_a_group_and_unlike_ones_do_not():
+    """Two kinds of tokens, in halves of each window: no group has both."""
+    tokens = torch.randn(2, 1, 1, 16).repeat(1, 3, 49, 1)
+    tokens[0, :, 20:] += 0.01 * torch.randn(3, 29, 16)
+    other = torch.randn(2, 3, 1, 16)
+    left = torch.arange(49) % 7 < 3
+    tokens = torch.where(left[:, None], tokens, other + 0.01 * torch.randn(2, 3, 49, 16))
+    owner = Match(7, 12)(tokens, None, None).owner
+    for b in range(2):
+        for n in range(3):
+            assert not set(owner[b, n, left].tolist()) & set(owner[b, n, ~left].tolist())
+
+
+def test_window_order_takes_one_part_after_the_other():
+    order = window_order(5, 2)
+    assert sorted(order.tolist()) == list(range(25))
+    assert order[:9].tolist() == [0, 1, 2, 5, 6, 7, 10, 11, 12]
+    regions = window_regions(5, 2)[3][order]
+    assert regions.tolist() == sorted(regions.tolist())
+
+
+@pytest.mark.parametrize(
+    ("window", "keep", "shift"), [(7, 25, 0), (7, 9, 3), (7, 5, 3), (8, 37, 4)]
+)
+def test_soft_masks_start_at_the_prior_and_learn(window, keep, shift):
+    tokens, mass, kinds = windows_of(17, 23, window, shift)
+    module = Soft(window, keep, shift)
+    places = prior_places(window, keep, shift)
+    assert places.shape == (keep, 2)
+    assert ((places > 0) & (places < window)).all()
+    assert len({tuple(p) for p in places.tolist()}) == keep
+    assert_close(module.prior, triangular_prior(window, places))
+    mask = module(tokens.requires_grad_(), mass, kinds)
+    (mask.merge(tokens).square().sum() + (mask.u * torch.rand_like(mask.u)).sum()).backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+    # A step of a learner that knows weight decay leads back to the start.
+    nn.init.constant_(module.log_scale, 1.0)
+    assert_close((module.start_scale * module.log_scale.exp()).item(), 64 * torch.e)
+
+
+def test_a_square_number_of_soft_places_is_a_regular_grid():
+    places = prior_places(7, 25).view(5, 5, 2)
+    line = (torch.arange(5) + 0.5) * 7 / 5
+    assert_close(places[..., 0], line[:, None].expand(5, 5))
+    assert_close(places[..., 1], line[None, :].expand(5, 5))
+
+
+def test_no_gradient_through_what_is_compared():
+    tokens = torch.randn(1, 2, 9, 4, requires_grad=True)
+    mask = Soft(3, 2)(tokens, None, None)
+    (mask.u * torch.randn(9, 2)).sum().backward()
+    assert tokens.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", MASKS)
+def test_half_precision_stays_finite_and_near(kind, dtype):
+    module, x = build_mask(kind, 16, 7, 25), 100 * torch.randn(1, 3, 49, 16)
+    exact = module(x, None, None)
+    with torch.autocast("cpu", dtype=dtype):
+        mask = module(x, None, None)
+        merged = mask.merge(x)
+        back = mask.unmerge(merged * 0.5)
+    for half, full in (
+        (merged, exact.merge(x)),
+        (mask.masks()[1], exact.masks()[1]),
+        (back, exact.unmerge(exact.merge(x) * 0.5)),
+    ):
+        assert half.isfinite().all()
+        # Soft masks of a logit scale of 64 carry the rounding of half precision further.
+        limit = 0.02 if kind != "soft" or dtype is torch.float16 else 0.15
+        assert (half.float() - full).norm() < limit * full.norm()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("hard", 8, 7, 25), "mask must be one of match, weighted, soft, got 'hard'"),
+        (("match", 8, 7, 49), "keep must lie in 1..48 for a window of 7 x 7 tokens, got 49"),
+        (("soft", 8, 7, 0), "keep must lie in 1..48"),
+        (("match", 8, 7, 3, 3), "keep must lie in 4..48 for .* tokens that is shifted, got 3"),
+    ],
+)
+def test_impossible_masks_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build_mask(*arguments)
+
+
+def test_weights_within_a_group_learn_from_the_mean():
+    tokens = torch.randn(1, 2, 49, 8)
+    mean, weighted = Match(7, 20), WeightedMatch(8, 7, 20)
+    assert_close(weighted(tokens, None, None).merge(tokens), mean(tokens, None, None).merged)
+    nn.init.normal_(weighted.weight)
+    mask = weighted(tokens.requires_grad_(), None, None)
+    group = mask.owner[0, 1] == 3
+    logits = nn.functional.layer_norm(tokens[0, 1, group], (8,)) @ weighted.weight
+    expected = (logits.clamp(-4, 4).softmax(0)[:, None] * tokens[0, 1, group]).sum(0)
+    assert_close(mask.merge(tokens)[0, 1, 3], expected)
+    mask.merge(tokens).square().sum().backward()
+    assert weighted.weight.grad.abs().max() > 0
+    nn.init.constant_(weighted.weight, 1e4)
+    assert weighted(tokens, None, None).merge(tokens).isfinite().all()

@@ -1,0 +1,185 @@
+"""Merging on networks that were trained on photos, beside its baselines: tables and plans.
+
+LTM_SHARED_REAL names the folder with the weights and photos [../shared/real]; other photos are
+those of LTM_SHARED_DATA [../shared/data].
+
+python tools/real_weights.py swin --threads 1 --cpu-time
+python tools/real_weights.py vit --every 2 --ltm 0.6 balanced
+python tools/real_weights.py swin --target-time 0.7 --time-of ltm-swin-t --size-of 800 1216
+"""
+
+import ltm_mm  # isort: skip  (first: it stands in for mmcv's compiled ops where they are absent)
+
+import argparse
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+
+from ltm_mm.engine import UserError, clean_errors, parse_keep
+
+ROOT = Path(__file__).parent.parent
+# Plans of the tables, beside the presets. The ViT's lose 32 and 44 tokens in every block.
+LATER = "(None, None, (None, {0}, {0}, {0}, {0}, {0}), None)"
+ALL = "({0}, {0}, {0}, None)"
+PLANS = {
+    "swin": [LATER.format(k) for k in (25, 16, 9)]
+    + [ALL.format(k) for k in (37, 25, 16, 9)]
+    + ["light", "balanced", "fast"],
+    "vit": [str((tuple(196 - loss * (k + 1) for k in range(12)),)) for loss in (8, 11)]
+    + ["light", "balanced", "fast"],
+    "vit-224": ["light", "balanced", "fast"],
+    "efficientvit": ["light", "balanced", "fast"],
+}
+
+
+def shared_models() -> ModuleType:
+    """The module that builds the networks and reads the photos.
+
+    Raises:
+        UserError: if the folder is not there.
+    """
+    folder = Path(os.environ.get("LTM_SHARED_REAL", ROOT.parent / "shared" / "real"))
+    file = folder.resolve() / "models.py"
+    if not file.is_file():
+        raise UserError(
+            f"no trained networks at {folder}: set LTM_SHARED_REAL to a folder that has them"
+        )
+    spec = importlib.util.spec_from_file_location("shared_real_models", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def photos(shared: ModuleType, network: str, every: int) -> Iterator[tuple[torch.Tensor, object]]:
+    """Images and their labels (None: there are none)."""
+    if not network.startswith("vit"):
+        yield from shared.camvid(448, step=every)
+        return
+    data = Path(os.environ.get("LTM_SHARED_DATA", ROOT.parent / "shared" / "data"))
+    files = sorted((data / "coco_mini" / "val2017").glob("*.jpg"))[::every]
+    if not files:
+        raise UserError(f"no photos at {data}: set LTM_SHARED_DATA to a folder with coco_mini")
+    for file in files:
+        yield shared.picture(file, 224 if network == "vit-224" else 448, 0.5, 0.5), None
+
+
+def build(shared: ModuleType, network: str) -> torch.nn.Module:
+    """A trained network."""
+    if network.startswith("vit"):
+        return shared.vit_tiny(224 if network == "vit-224" else 448)
+    return getattr(shared, f"street_{network}")()
+
+
+@torch.no_grad()
+def patch_classes(model: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
+    """A ViT's classifier on each of its patch tokens: ``(1, classes, h, w)``."""
+    patches = model.forward_features(image)[:, model.num_prefix_tokens :]
+    side = round(patches.shape[1] ** 0.5)
+    return model.head(patches).unflatten(1, (side, side)).permute(0, 3, 1, 2)
+
+
+class Scores:
+    """Mean IoU of every row against the labels."""
+
+    def __init__(self, shared: ModuleType, labels: list) -> None:
+        self.shared, self.labels = shared, labels
+        self.found: dict[int, list[np.ndarray]] = {}
+
+    def __call__(self, row: object, place: int, classes: np.ndarray) -> None:
+        """Keep a prediction; see the last one to the metric."""
+        found = self.found.setdefault(id(row), [])
+        found.append(classes.astype(np.uint8))
+        if place == len(self.labels) - 1:
+            row.metrics["mIoU"] = self.shared.miou(found, self.labels)
+            self.found.pop(id(row))
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add(
+        "network",
+        choices=list(PLANS),
+        help="vit: classes of all patches at 448 px; vit-224: of the photo",
+    )
+    add("--ltm", nargs="+", metavar="KEEP", help="plans [those of the tables, and the presets]")
+    add("--every", type=int, default=1, metavar="K", help="every K-th photo [1]")
+    add("--rounds", type=int, default=5, help="rounds of timing that count; 0: no timing [5]")
+    add("--baselines", nargs="*", default=["image", "pooling", "tome"], metavar="NAME")
+    add("--threads", type=int, help="CPU threads [as PyTorch chooses]")
+    add("--cpu-time", action="store_true", help="CPU seconds, with --threads 1")
+    add("--out", default="work_dirs/real_weights", metavar="DIR", help="[%(default)s]")
+    add("--target-time", type=float, metavar="SHARE", help="choose a plan in place of a table")
+    add("--logits", action="store_true", help="with the error of the logits, not of the maps")
+    add("--time-of", metavar="NAME", help="with times of this backbone, such as ltm-swin-t")
+    add("--size-of", nargs=2, type=int, default=[800, 1216], metavar=("H", "W"))
+    add("--debug", action="store_true", help="show the traceback of an error")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Parse the arguments and measure."""
+    args = parse_args()
+    with clean_errors(debug=args.debug):
+        from ltm_mm.analysis.fidelity_tool import check_place, clock_of
+
+        check_place(args.out, "cpu")
+        clock = clock_of(args.cpu_time, args.threads, "cpu")
+        shared = shared_models()
+        images, labels = zip(*photos(shared, args.network, args.every), strict=True)
+        (print_plan if args.target_time else print_table)(args, shared, images, labels, clock)
+
+
+def print_table(
+    args: argparse.Namespace, shared: ModuleType, images: tuple, labels: tuple, clock: object
+) -> None:
+    """Every plan beside its baselines."""
+    found = ltm_mm.fidelity(
+        build(shared, args.network),
+        images,
+        {text: parse_keep(text) for text in args.ltm or PLANS[args.network]},
+        predict=patch_classes if args.network == "vit" else None,
+        baselines=args.baselines,
+        rounds=args.rounds,
+        threads=args.threads,
+        watch=None if labels[0] is None else Scores(shared, list(labels)),
+        clock=clock,
+    )
+    print(f"\n{args.network}, {len(images)} photos\n\n{found.table()}", flush=True)
+    for file in found.save(Path(args.out, args.network)):
+        print(f"  {file}")
+
+
+def print_plan(
+    args: argparse.Namespace, shared: ModuleType, images: tuple, labels: tuple, clock: object
+) -> None:
+    """The plan of the least error within a time budget."""
+    from ltm_mm.analysis.baselines import named_config
+    from ltm_mm.analysis.fidelity_tool import model_builder
+    from ltm_mm.analysis.plan_run import choose_plan, report
+
+    timed = None
+    if args.time_of:
+        noise = torch.randn(1, 3, *args.size_of, generator=torch.Generator().manual_seed(0))
+        timed = model_builder(named_config(args.time_of), None), noise
+    found = choose_plan(
+        build(shared, args.network),
+        images,
+        args.target_time,
+        outputs=(lambda model, image: [model(image)]) if args.logits else None,
+        timed=timed,
+        rounds=args.rounds,
+        threads=args.threads,
+        clock=clock,
+    )
+    print(f"\n{args.network}, {len(images)} photos\n\n{report(found, args.target_time)}")
+
+
+if __name__ == "__main__":
+    main()
