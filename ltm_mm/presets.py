@@ -15,16 +15,16 @@ Plan = tuple[tuple[int, ...], ...]
 
 # Family -> preset -> shares of tokens that are kept, stage by stage: a block of a stage takes the
 # entry that lies as deep in the list as the block in the stage. They are what tools/plan.py found
-# on weights trained on photos, see docs/fidelity.md. A ViT is one stage: a third of its blocks,
+# on weights trained on photos, see docs/fidelity.md. A ViT is one stage: a part of its blocks,
 # after the first quarter, merge evenly down to the share given, and the later ones go on with
 # that. So do all blocks of a MobileViT's stage; EfficientViT's merged tokens live on, too.
 PRESETS: dict[str, dict[str, tuple]] = {
     "swin": {
         "light": ((1.0,), (1.0,), (1.0, 1.0, 0.65, 0.51, 0.33, 0.33), (0.33, 0.1)),
         "balanced": ((1.0,), (1.0,), (0.51, 0.33, 0.33, 0.18, 0.18, 0.18), (0.18, 0.1)),
-        "fast": ((1.0, 0.51), (1.0, 0.51), (0.18, 0.18, 0.18, 0.18, 0.1, 0.1), (0.18, 0.1)),
+        "fast": ((1.0, 0.49), (1.0, 0.49), (0.18, 0.18, 0.18, 0.1, 0.1, 0.1), (0.1, 0.1)),
     },
-    "vit": {"light": 0.75, "balanced": 0.55, "fast": 0.4},
+    "vit": {"light": (0.75, 1 / 3), "balanced": (0.55, 1 / 3), "fast": (0.36, 1 / 2)},
     "mobilevit": {"light": 0.8, "balanced": 0.65, "fast": 0.5},
     "efficientvit": {
         "light": ((1.0, 0.735, 0.735),) * 4,
@@ -40,11 +40,10 @@ def evenly(share: float, depth: int) -> tuple[float, ...]:
     return tuple(1 - (1 - share) * (k + 1) / depth for k in range(depth))
 
 
-def midway(share: float, depth: int) -> tuple[float, ...]:
-    """Shares that fall evenly over a third of the blocks, after the first quarter."""
-    first, merging = depth // 4, max(depth // 3, 1)
-    falling = evenly(share, merging)
-    return ((1.0,) * first + falling + (share,) * depth)[:depth]
+def midway(share: float, part: float, depth: int) -> tuple[float, ...]:
+    """Shares that fall evenly over a part of the blocks, after the first quarter."""
+    falling = evenly(share, max(round(part * depth), 1))
+    return ((1.0,) * (depth // 4) + falling + (share,) * depth)[:depth]
 
 
 # (family, width, depths) -> plan whose multiply-accumulates meet the paper's (arXiv
@@ -123,7 +122,7 @@ def _preset(name: str, depths: tuple[int, ...], model: tuple[str, int]) -> Keep:
         raise ValueError(f"unknown preset keep={name!r}: choose from {', '.join(NAMES)}")
     shares = PRESETS[model[0]][name]
     if model[0] == "vit":
-        return [midway(shares, depths[0])]
+        return [midway(*shares, depths[0])]
     if isinstance(shares, float):
         return [evenly(shares, depth) if depth else None for depth in depths]
     stages = [shares[min(stage, len(shares) - 1)] for stage in range(len(depths))]

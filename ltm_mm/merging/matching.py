@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import by_index, full_precision, packed, sum_groups
+from ..ops import by_index, full_precision, largest, packed, sum_groups
 
 
 def rounds(count: int, keep: int, regions: int = 1) -> tuple[int, ...]:
@@ -93,7 +93,7 @@ def match(
         gains = _gains(total, None if step == 0 and sizes is None else size, code)  # (n, A, B)
         if torch.compiler.is_compiling():  # of one group there is no B, and no largest of none
             gains = F.pad(gains, (0, 1), value=-torch.inf)
-        best, partner = gains.max(-1)
+        best, partner = largest(gains)
         # Of equals (padding, plain areas) the first ones: the same ones on every machine.
         merged = best.argsort(stable=True, dim=-1, descending=True).narrow(1, 0, pairs)
         target, left = _targets(merged, partner, total.shape[1], None if step else order)

@@ -1,6 +1,7 @@
 """Pure tensor functions of token merging: no modules, no parameters, no mm* import."""
 
 from .attention import fused_attention, window_attention
+from .graphs import exporting, largest
 from .groups import by_index, flat_index, full_precision, sum_groups, take_groups
 from .linear import CHUNK, add_by_rows, linear, served
 from .mlp import mlp
@@ -25,10 +26,12 @@ __all__ = [
     "add_by_rows",
     "by_index",
     "crop",
+    "exporting",
     "flat_index",
     "from_windows",
     "full_precision",
     "fused_attention",
+    "largest",
     "linear",
     "mlp",
     "packed",

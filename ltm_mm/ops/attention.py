@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .graphs import exporting
 from .linear import served
 from .windows import packed
 
@@ -53,7 +54,7 @@ def fused_attention(
         ``(n, N, h * d)``.
     """
     n, heads, count, dim = q.shape
-    if torch.compiler.is_exporting():
+    if exporting():
         # Written out: the fused kernel and `@` ask which sizes are 1, and fix them.
         q, k, v = (packed(x).flatten(0, 1) for x in (q, k, v))  # (n * h, N, d)
         logits = (torch.bmm(q, k.mT) * scale).unflatten(0, (n, heads))  # (n, h, N, N)
