@@ -62,12 +62,11 @@ def test_vit_has_one_graph_for_all_sizes():
 def test_rounds_of_a_plan_can_be_done_on_every_grid():
     """At most half of the groups merge in a round, as each A may once."""
     for tokens, before, keep in ((196, 196, 1), (196, 100, 99), (196, 7, 3), (64, 38, 13)):
-        steps = (before, *GlobalMatch(keep, before, tokens).steps)
-        assert steps[-1] == keep
-        assert [a - b for a, b in pairwise(steps)] == [*rounds(before, keep)]
+        left = (before, *GlobalMatch(keep, before, tokens).left)
+        assert left[-1] == keep
+        assert [a - b for a, b in pairwise(left)] == [*rounds(before, keep)]
         for whole in (*range(1, 300), 1024, 3800):
-            left = [(whole * step + tokens - 1) // tokens for step in steps]
-            for a, b in pairwise(left):
+            for a, b in pairwise((whole * count + tokens - 1) // tokens for count in left):
                 assert 0 <= a - b <= a // 2
 
 

@@ -178,7 +178,7 @@ class GlobalMatch(nn.Module):
         self.keep, self.tokens = keep, tokens
         # What the rounds leave of every `tokens`. Their number depends on no image's size, so
         # that one graph serves all sizes.
-        self.steps = tuple(before - done for done in accumulate(rounds(before, keep)))
+        self.left = tuple(before - done for done in accumulate(rounds(before, keep)))
 
     def forward(self, x: Tensor, whole: int, sizes: Tensor | None) -> Groups | None:
         """Group tokens.
@@ -191,7 +191,7 @@ class GlobalMatch(nn.Module):
         Returns:
             The groups; None where so few tokens are left already.
         """
-        left = [x.shape[1], *((whole * k + self.tokens - 1) // self.tokens for k in self.steps)]
+        left = [x.shape[1], *((whole * k + self.tokens - 1) // self.tokens for k in self.left)]
         pairs = [before - after for before, after in pairwise(left)]
         if not torch.compiler.is_compiling():  # no branch on a symbolic size
             pairs = [count for count in pairs if count > 0]
