@@ -174,4 +174,7 @@ def merged_block(tokens: Tensor, mask: Mask, block: Callable[[Tensor], Tensor]) 
         Y ``(..., N, C)``.
     """
     merged = mask.merge(tokens) if mask.merged is None else mask.merged
-    return tokens + mask.unmerge(block(merged) - merged)
+    update = mask.unmerge(block(merged) - merged)
+    if torch.is_grad_enabled() or update.dtype != tokens.dtype:
+        return tokens + update
+    return update.add_(tokens)

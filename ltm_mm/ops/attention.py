@@ -34,8 +34,10 @@ def window_attention(qkv: Tensor, bias: Tensor, scale: float, dropout: float = 0
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (n, h, N, d)
         return fused_attention(q, k, v, bias.to(q.dtype), scale, dropout)
     q, k, v = qkv.permute(2, 0, 3, 1, 4).reshape(3, n * heads, count, dim).unbind(0)
-    bias = bias.expand(n, -1, -1, -1).reshape(n * heads, count, count)
-    weights = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale).softmax(-1)
+    logits = torch.bmm(q, k.transpose(1, 2)).view(n, heads, count, count)
+    learns = torch.is_grad_enabled()
+    logits = torch.add(bias, logits, alpha=scale, out=None if learns else logits)
+    weights = logits.softmax(-1).view(n * heads, count, count)
     out = torch.bmm(F.dropout(weights, dropout, training=dropout > 0), v)  # (n * h, N, d)
     return out.view(n, heads, count, dim).transpose(1, 2).reshape(n, count, heads * dim)
 

@@ -10,7 +10,7 @@ from mmcv.cnn import build_activation_layer, build_norm_layer
 from torch import Tensor, nn
 
 from ...layers import run_linear, run_mlp, untouched
-from ...ops import linear, served
+from ...ops import CHUNK, linear, served
 
 
 class FeedForward(nn.Module):
@@ -58,7 +58,8 @@ class PatchEmbed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images ``(B, C_in, H, W)`` -> tokens ``(B, ceil(H/patch), ceil(W/patch), C)``."""
         bottom, right = ((n + self.patch - 1) // self.patch * self.patch - n for n in x.shape[2:])
-        x = F.pad(x, (0, right, 0, bottom))
+        if torch.compiler.is_compiling() or bottom or right:
+            x = F.pad(x, (0, right, 0, bottom))
         return self.norm(self._project(x))
 
     def _project(self, x: Tensor) -> Tensor:
@@ -89,10 +90,26 @@ class PatchMerging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` -> ``(B, ceil(H/stride), ceil(W/stride), 2C)``."""
         height, width = ((n + self.stride - 1) // self.stride for n in x.shape[1:3])
+        if torch.is_grad_enabled() or not served(x, x):
+            return self._reduced(x, height, width)
+        out = None
+        step = max(CHUNK // (4 * width * x.shape[3]), 1)
+        for first in range(0, height, step):  # so that the patches stay in the cache
+            last = min(first + step, height)
+            lines = x[:, first * self.stride : (last - 1) * self.stride + 2]
+            part = self._reduced(lines, last - first, width)
+            if out is None:
+                out = part.new_empty(x.shape[0], height, *part.shape[2:])
+            out[:, first:last] = part
+        return out
+
+    def _reduced(self, x: Tensor, height: int, width: int) -> Tensor:
+        """Patches of ``height`` rows and ``width`` columns, each reduced to one token."""
         # As the reference: pad only what the last patch needs.
         bottom = (height - 1) * self.stride + 2 - x.shape[1]
         right = (width - 1) * self.stride + 2 - x.shape[2]
-        x = F.pad(x, (0, 0, 0, right, 0, bottom))
+        if torch.compiler.is_compiling() or bottom or right:
+            x = F.pad(x, (0, 0, 0, right, 0, bottom))
         if torch.compiler.is_compiling() and self.stride == 2:  # slices would fix sizes
             x = x.view(x.shape[0], height, 2, width, 2, x.shape[3])
             x = x.permute(0, 1, 3, 5, 2, 4).flatten(3)
