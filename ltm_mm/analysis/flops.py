@@ -10,13 +10,12 @@ Seen is every matrix product and convolution that PyTorch runs, however it was w
 attention) and the custom kernels of mmcv.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from .parts import PartMeter
 
@@ -80,21 +79,9 @@ def _mv(matrix: tuple, vector: tuple, *args: object, **kwargs: object) -> int:
     return 2 * matrix[0] * matrix[1]
 
 
-def _linear(x: tuple, weight: tuple, *args: object, **kwargs: object) -> int:
-    return 2 * math.prod(x) * weight[0]
-
-
-def _conv(x: tuple, weight: tuple, *args: object, out_shape: tuple, **kwargs: object) -> int:
-    return conv_flop_count(list(x), list(weight), list(out_shape))
-
-
-# What the counter of PyTorch 2.11 misses: fused attention on the CPU, oneDNN's own layers,
-# and two products.
+# What the counter of PyTorch 2.11 misses: fused attention on the CPU, and two products.
 _FORMULAS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _sdpa,
     torch.ops.aten.mv: _mv,
     torch.ops.aten.addmv: lambda bias, matrix, vector, **_: _mv(matrix, vector),
 }
-for _name, _formula in (("_linear_pointwise", _linear), ("_convolution_pointwise", _conv)):
-    if hasattr(torch.ops.mkldnn, _name):  # not every build of PyTorch brings oneDNN
-        _FORMULAS[getattr(torch.ops.mkldnn, _name)] = _formula

@@ -4,6 +4,7 @@ Letters: w tokens and s merged tokens per window side, N = w * w, P = s * s, n w
 Source: ``X~ = G^T Z`` is the paper's (arXiv 2407.15219, section 3).
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -208,7 +209,7 @@ def _repeat_edge(x: Tensor, height: int, width: int) -> Tensor:
 
 def _side(count: int) -> int:
     """Merged tokens per window side from those per window."""
-    return round(count**0.5)
+    return math.isqrt(int(count))  # traced, a size is a tensor
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

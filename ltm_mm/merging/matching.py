@@ -163,7 +163,7 @@ def _targets(
     """
     places = 2 * merged  # among all groups
     left = torch.ones(merged.shape[0], count, dtype=torch.bool, device=merged.device)
-    left = left.scatter(1, places, False)
+    left = left.scatter(1, places, 0)
     if order is None:
         target = left.cumsum(1) - 1
     else:

@@ -70,6 +70,7 @@ def served(x: Tensor, weight: Tensor) -> bool:
         and bool(torch.backends.mkldnn.enabled)
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
+        and not torch._C._len_torch_dispatch_stack()  # counters and tracers know PyTorch's own
         and not _cpu_autocast()
         and _has_onednn()
     )

@@ -6,12 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import ltm_mm
 from ltm_mm.analysis.flops import count_macs
 from ltm_mm.merging import rounds
 from ltm_mm.merging.masks import REGIONS
-from ltm_mm.models import LTMEfficientViT, LTMSwin
+from ltm_mm.models import LTMEfficientViT, LTMMobileViT, LTMSwin, LTMViT
 
 C, HEADS, HIDDEN = 16, 2, 64  # one stage
 w, P = 7, 25
@@ -159,3 +160,35 @@ def test_merging_a_built_model_counts_as_the_backbone_of_its_own(build):
     assert count_macs(built, x).by_part == count_macs(ours[0], x).by_part
     ltm_mm.apply(built, keep="balanced")
     assert count_macs(built, x).by_part == count_macs(ours[1], x).by_part
+
+
+FAMILIES = {
+    "swin": lambda keep: LTMSwin(keep=keep),
+    "vit": lambda keep: LTMViT(arch="tiny", keep=keep),
+    "efficientvit": lambda keep: LTMEfficientViT(arch="b0", keep=keep),
+    "mobilevit": lambda keep: LTMMobileViT(arch="xxs", keep=keep),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_counters_of_others_see_all_that_ours_sees(family):
+    """mmengine's (mmdet's get_flops.py), PyTorch's and jit.trace, which theirs stand on."""
+    from mmengine.analysis import get_model_complexity_info
+
+    whole, merged = (FAMILIES[family](keep).eval() for keep in (None, "fast"))
+    x = torch.randn(1, 3, 224, 224)
+    found = []
+    for model in (whole, merged):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(x)
+        own = count_macs(model, x)
+        # Neither knows PyTorch's fused attention on the CPU, which plain blocks use then.
+        unknown = own.by_part.get("attention", 0) // 2
+        assert own.total - unknown <= counter.get_total_flops() / 2 <= own.total
+        options = dict(show_table=False, show_arch=False)
+        theirs = get_model_complexity_info(model, (3, 224, 224), **options)["flops"]
+        assert own.total - unknown <= theirs <= 1.1 * own.total
+        found.append(theirs)
+    assert found[1] < 0.93 * found[0]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.trace(merged, x)(x), merged(x), atol=1e-4, rtol=1e-4)
