@@ -3,7 +3,7 @@
 LTM_SHARED_REAL names the folder with the weights and photos [../shared/real]; other photos are
 those of LTM_SHARED_DATA [../shared/data].
 
-python tools/real_weights.py swin --threads 1 --cpu-time
+python tools/real_weights.py swin --time-of ltm-swin-t
 python tools/real_weights.py vit --every 2 --ltm 0.6 balanced
 python tools/real_weights.py swin --target-time 0.7 --time-of ltm-swin-t --size-of 800 1216
 """
@@ -140,6 +140,7 @@ def print_table(
     args: argparse.Namespace, shared: ModuleType, images: tuple, labels: tuple, clock: object
 ) -> None:
     """Every plan beside its baselines."""
+    timed = stand_in(args)
     found = ltm_mm.fidelity(
         build(shared, args.network),
         images,
@@ -150,30 +151,43 @@ def print_table(
         threads=args.threads,
         watch=None if labels[0] is None else Scores(shared, list(labels)),
         clock=clock,
+        timed=timed,
     )
-    print(f"\n{args.network}, {len(images)} photos\n\n{found.table()}", flush=True)
+    print(f"\n{args.network}, {len(images)} photos", flush=True)
+    if timed:
+        print(
+            "times, and the smaller images' share of the sides: {} at {} x {}".format(
+                args.time_of, *args.size_of
+            )
+        )
+    print(f"\n{found.table()}", flush=True)
     for file in found.save(Path(args.out, args.network)):
         print(f"  {file}")
+
+
+def stand_in(args: argparse.Namespace) -> tuple | None:
+    """What builds the backbone whose times count, and an image for it."""
+    if not args.time_of:
+        return None
+    from ltm_mm.analysis.baselines import named_config
+    from ltm_mm.analysis.fidelity_tool import model_builder
+
+    noise = torch.randn(1, 3, *args.size_of, generator=torch.Generator().manual_seed(0))
+    return model_builder(named_config(args.time_of), None), noise
 
 
 def print_plan(
     args: argparse.Namespace, shared: ModuleType, images: tuple, labels: tuple, clock: object
 ) -> None:
     """The plan of the least error within a time budget."""
-    from ltm_mm.analysis.baselines import named_config
-    from ltm_mm.analysis.fidelity_tool import model_builder
     from ltm_mm.analysis.plan_run import choose_plan, report
 
-    timed = None
-    if args.time_of:
-        noise = torch.randn(1, 3, *args.size_of, generator=torch.Generator().manual_seed(0))
-        timed = model_builder(named_config(args.time_of), None), noise
     found = choose_plan(
         build(shared, args.network),
         images,
         args.target_time,
         outputs=(lambda model, image: [model(image)]) if args.logits else None,
-        timed=timed,
+        timed=stand_in(args),
         rounds=args.rounds,
         threads=args.threads,
         clock=clock,

@@ -20,7 +20,7 @@ from .flops import count_macs
 from .latency import Clock, interleave
 from .latency import threads as use_threads
 from .report import machine
-from .shrunk import equal_time_size
+from .shrunk import equal_time_size, smaller_sizes
 
 BASELINES = ("image", "pooling", "tome")
 PRESETS = ("light", "balanced", "fast")
@@ -39,6 +39,7 @@ class Subject:
         resize: an image at another size ``(H, W)``.
         size_of: height and width of an image.
         maps: see :func:`.fidelity_models.run_with_maps`.
+        timed: the subject and the image that times are taken with; None: itself, the first photo.
     """
 
     plain: nn.Module
@@ -47,20 +48,22 @@ class Subject:
     resize: Callable[[object, Size], object]
     size_of: Callable[[object], Size]
     maps: Callable[[nn.Module, object], Sequence[Tensor]] | None = None
+    timed: "tuple[Subject, object] | None" = None
 
 
 @dataclass
 class Candidate:
-    """A model to compare, and the share of the image's sides that it gets."""
+    """A model to compare, the one that is timed, and the share of the image's sides it gets."""
 
     row: Row
     model: Callable[[Size], nn.Module]
+    timed: Callable[[Size], nn.Module]
     share: tuple[float, float] = (1.0, 1.0)
 
     def size(self, whole: Size) -> Size:
-        """What becomes of an image of a size."""
-        height, width = (max(round(n * s), 1) for n, s in zip(whole, self.share, strict=True))
-        return height, width
+        """What becomes of an image of a size: sides in whole steps, rounded up in its favour."""
+        least = whole[0] * whole[1] * self.share[0] * self.share[1]
+        return next(s for s in smaller_sizes(whole) if s[0] * s[1] >= least - 0.5)
 
 
 def fidelity(
@@ -75,6 +78,7 @@ def fidelity(
     watch: Watch | None = None,
     progress: bool = True,
     clock: Clock = time.perf_counter,
+    timed: tuple[Callable[[Keep], nn.Module], Tensor] | None = None,
 ) -> Fidelity:
     """What merging would change in a model: error, agreement, work and time.
 
@@ -97,6 +101,9 @@ def fidelity(
             instances), e.g. to compare it with labels; may fill ``row.metrics``.
         progress: whether progress is shown.
         clock: seconds so far; ``time.process_time`` (with one thread) on a machine that others use.
+        timed: what builds another model of as many blocks with a plan (None: nothing merged), and
+            an image: times, and the share of the sides of the smaller image, are of that model. A
+            small trained network stands for a large one so. None: of ``model``.
 
     Returns:
         One row per model; ``print(found.table())`` shows them.
@@ -111,6 +118,7 @@ def fidelity(
         resized,
         lambda image: (image.shape[2], image.shape[3]),
         maps,
+        None if timed is None else (_stand_in(timed[0]), timed[1]),
     )
     plans = keep if isinstance(keep, Mapping) else {str(plan): plan for plan in keep}
     if not len(images):
@@ -143,7 +151,7 @@ def compare(
     if rounds:
         if "image" in baselines:
             candidates = _with_smaller_images(subject, images[0], candidates, rounds, clock)
-        _measure_time(subject, images[0], candidates, rounds, clock, progress)
+        _measure_time(*(subject.timed or (subject, images[0])), candidates, rounds, clock, progress)
     bar = tqdm(total=len(images) * len(candidates), unit="pass", disable=not progress)
     with bar:
         _measure_fidelity(subject, images, candidates, watch or (lambda *_: None), bar)
@@ -151,33 +159,41 @@ def compare(
     return Fidelity([c.row for c in candidates], about)
 
 
+def _stand_in(build: Callable[[Keep], nn.Module]) -> Subject:
+    """A backbone that is only timed."""
+    return Subject(build(None), build, lambda m, x: m(x), resized, lambda x: tuple(x.shape[2:]))
+
+
 def _candidates(
     subject: Subject, image: object, plans: Mapping[str, Keep], baselines: Sequence[str]
 ) -> list[Candidate]:
     """The plain model, and every plan with the baselines that need no timing."""
-    found = [Candidate(Row("plain"), by_size(subject.plain))]
+    timed = (subject.timed or (subject,))[0]
+    found = [Candidate(Row("plain"), by_size(subject.plain), by_size(timed.plain))]
     if not any(isinstance(m, LTMBackbone) for m in subject.plain.modules()):
-        found.append(Candidate(Row("plain, our blocks"), by_size(subject.build(None))))
+        models = (by_size(one.build(None)) for one in (subject, timed))
+        found.append(Candidate(Row("plain, our blocks"), *models))
     for name, keep in plans.items():
-        model = subject.build(keep)
-        if not merges(model):
+        if not merges(subject.build(keep)):
             raise ValueError(f"keep={keep!r} merges nothing in this model")
-        found.append(_candidate(Row(name, "plan", name), model))
+
+        def add(row: Row, form: Callable[[nn.Module], nn.Module], keep: Keep = keep) -> None:
+            model = form(subject.build(keep))
+            other = model if timed is subject else form(timed.build(keep))
+            found.append(Candidate(row, lambda size: model, lambda size: other))
+
+        add(Row(name, "plan", name), lambda model: model)
         if "pooling" in baselines:
-            found.append(_candidate(Row("pooling", "pooling", name), pooled(subject.build(keep))))
-        if "tome" in baselines and _global_blocks(model) == 1:
-            macs = _macs(subject, model, image)
+            add(Row("pooling", "pooling", name), pooled)
+        if "tome" in baselines and _global_blocks(subject.build(keep)) == 1:
+            macs = _macs(subject, subject.build(keep), image)
             pairs = _pairs(lambda r, keep=keep: _tome_macs(subject, keep, r, image), macs)
-            tome = with_tome(subject.build(keep), pairs)
-            found.append(_candidate(Row(f"ToMe, {pairs} a block", "tome", name), tome))
+            row = Row(f"ToMe, {pairs} a block", "tome", name)
+            add(row, lambda model, pairs=pairs: with_tome(model, pairs))
     size = subject.size_of(image)
     for candidate in found:
         candidate.row.macs = _macs(subject, candidate.model(size), image)
     return found
-
-
-def _candidate(row: Row, model: nn.Module) -> Candidate:
-    return Candidate(row, lambda size: model)
 
 
 def _global_blocks(model: nn.Module) -> int:
@@ -212,8 +228,9 @@ def _with_smaller_images(
     clock: Clock,
 ) -> list[Candidate]:
     """The plain model on an image so small that it takes as long, behind every plan."""
-    whole, plain = subject.size_of(image), _reference(candidates)
-    resize = lru_cache(lambda size: subject.resize(image, size))
+    timed, shown = subject.timed or (subject, image)
+    whole, plain = timed.size_of(shown), _reference(candidates)
+    resize = lru_cache(lambda size: timed.resize(shown, size))
     found = []
     for candidate in candidates:
         found.append(candidate)
@@ -221,15 +238,16 @@ def _with_smaller_images(
             continue
         size = equal_time_size(
             whole,
-            lambda size: subject.predict(plain.model(size), resize(size)),
-            lambda candidate=candidate: subject.predict(candidate.model(whole), image),
+            lambda size: timed.predict(plain.timed(size), resize(size)),
+            lambda candidate=candidate: timed.predict(candidate.timed(whole), shown),
             clock,
             rounds,
         )
         share = (size[0] / whole[0], size[1] / whole[1])
-        name = f"image of {size[0]} x {size[1]}"
-        smaller = Candidate(Row(name, "image", candidate.row.name), plain.model, share)
-        smaller.row.macs = _macs(subject, plain.model(size), resize(size))
+        smaller = Candidate(Row("", "image", candidate.row.name), plain.model, plain.timed, share)
+        own = smaller.size(subject.size_of(image))
+        smaller.row.name = f"image of {own[0]} x {own[1]}"
+        smaller.row.macs = _macs(subject, plain.model(own), subject.resize(image, own))
         found.append(smaller)
     return found
 
@@ -252,7 +270,7 @@ def _measure_time(
     for number, candidate in enumerate(candidates):
         size = candidate.size(subject.size_of(image))
         own = image if size == subject.size_of(image) else subject.resize(image, size)
-        runs[str(number)] = _run(subject, candidate.model(size), own)
+        runs[str(number)] = _run(subject, candidate.timed(size), own)
     bar = tqdm(total=(rounds + 2) * len(runs), desc="time", unit="run", disable=not progress)
     with bar:
         seconds = interleave(runs, rounds, 2, clock, lambda _: bar.update())

@@ -34,6 +34,7 @@ from ltm_mm.analysis.fidelity_baselines import (
 )
 from ltm_mm.analysis.fidelity_models import in_our_blocks, shared_copy, whole_plan
 from ltm_mm.analysis.fidelity_tool import model_builder, resize_sample, run_fidelity
+from ltm_mm.analysis.shrunk import smaller_sizes
 from ltm_mm.engine import UserError, load_config
 from ltm_mm.merging import record_merges
 from ltm_mm.models import LTMEfficientViT, LTMSwin, LTMViT
@@ -339,20 +340,69 @@ def test_a_whole_run_on_a_classifier():
     assert "| 2.00x (2.00 - 2.00) |" in lines[4]
 
 
+def test_times_of_a_stand_in():
+    """Times and the smaller image's share are of another model, errors of the one given."""
+    model, clock = mmdet_swin(), Clock()
+    sizes: list[tuple[int, ...]] = []
+
+    def build(keep):
+        other = two_stages(keep)
+        other.register_forward_pre_hook(lambda m, args: sizes.append(tuple(args[0].shape[2:])))
+        other.forward = lambda x: clock.predict(SizeOnly(keep), x)
+        return other
+
+    found = ltm_mm.fidelity(
+        model, [torch.randn(1, 3, 60, 80)], [9], baselines=["image"], rounds=1, progress=False,
+        clock=clock, timed=(build, torch.zeros(1, 3, 96, 128)),
+    )  # fmt: skip
+    plain, _, plan, image = found.rows
+    assert {(96, 128)} < set(sizes) <= set(smaller_sizes((96, 128)))
+    assert plan.errors[-1] > 1e-3
+    assert plan.seconds == [96 * 128 / 2]
+    assert image.seconds == [64 * 96]  # the largest that takes no longer
+    assert image.name == "image of 60 x 64"  # half of the area is less
+    assert image.errors[-1] > 1e-3
+    assert plain.macs > image.macs > 0
+
+
+class SizeOnly(nn.Module):
+    """Stands for a model that merges, or not, and gives nothing back."""
+
+    def __init__(self, merge: object) -> None:
+        super().__init__()
+        self.merge = merge
+
+    def forward(self, x: torch.Tensor) -> None:
+        """No output."""
+
+
+def two_stages(keep: object = None) -> LTMSwin:
+    torch.manual_seed(0)
+    return LTMSwin(
+        embed_dims=16, depths=(2, 2), num_heads=(2, 2), strides=(4, 2), out_indices=(0, 1),
+        keep=keep,
+    ).eval()  # fmt: skip
+
+
 def test_tome_gets_the_work_of_the_plan():
     most = {0: 100, 1: 90, 2: 80, 3: 70, 4: 60}
     macs = lambda pairs: most.get(pairs, 50)  # noqa: E731
     assert [fidelity_run._pairs(macs, wanted) for wanted in (95, 90, 75, 61, 50)] == [1, 1, 3, 4, 5]
 
 
-def test_maps_alone_of_a_backbone_and_no_timing(tmp_path):
+def mmdet_swin() -> nn.Module:
     from mmdet.models.backbones.swin import SwinTransformer
 
     torch.manual_seed(0)
     model = SwinTransformer(
         embed_dims=16, depths=(2, 2), num_heads=(2, 2), strides=(4, 2), out_indices=(0, 1)
     )
-    model.eval()
+    model.eval()  # not chained: it returns None
+    return model
+
+
+def test_maps_alone_of_a_backbone_and_no_timing(tmp_path):
+    model = mmdet_swin()
     images = [torch.randn(1, 3, 60, 90)]
     keep = {"one": (None, (25, 16))}
     found = ltm_mm.fidelity(model, images, keep, rounds=0, progress=False)
