@@ -61,9 +61,9 @@ class Candidate:
     share: tuple[float, float] = (1.0, 1.0)
 
     def size(self, whole: Size) -> Size:
-        """What becomes of an image of a size: sides in whole steps, rounded up in its favour."""
-        least = whole[0] * whole[1] * self.share[0] * self.share[1]
-        return next(s for s in smaller_sizes(whole) if s[0] * s[1] >= least - 0.5)
+        """What becomes of an image of a size: the nearest in area of those in whole steps."""
+        area = whole[0] * whole[1] * self.share[0] * self.share[1]
+        return min(smaller_sizes(whole), key=lambda size: abs(size[0] * size[1] - area))
 
 
 def fidelity(

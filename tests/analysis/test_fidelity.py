@@ -360,7 +360,7 @@ def test_times_of_a_stand_in():
     assert plan.errors[-1] > 1e-3
     assert plan.seconds == [96 * 128 / 2]
     assert image.seconds == [64 * 96]  # the largest that takes no longer
-    assert image.name == "image of 60 x 64"  # half of the area is less
+    assert image.name == "image of 32 x 32"  # nearer to half of the area than 60 x 64
     assert image.errors[-1] > 1e-3
     assert plain.macs > image.macs > 0
 
