@@ -6,8 +6,7 @@ images, steps, proposals and rounds; pretrained weights (no internet); ranks (on
 that a command names and no earlier one made is the config's model with fresh weights.
 
 Not run: `make`, `pip` and `git` lines, which change the machine (the commands of `make demo` are
-run); `tools/check_configs.py`, which builds all models at full width for minutes;
-`tools/ablate.py` on whole studies (`tests/analysis/test_study.py` runs small ones); the ImageNet
+run); `tools/check_configs.py`, which builds all models at full width for minutes; the ImageNet
 recipes, whose data are not there (`tests/engine/test_families.py` runs real steps of them); what
 is for a GPU.
 """
@@ -34,7 +33,7 @@ from tests.test_readme import PAGES, ROOT, blocks, commands, words_of
 
 pytestmark = pytest.mark.slow
 SMALL = (96, 96)
-NOT_RUN = ("check_configs", "tools/ablate.py", "_imagenet.py", "cuda")
+NOT_RUN = ("check_configs", "_imagenet.py", "cuda")
 # Options that make a measuring tool quick; of an option given twice the last one counts.
 QUICK = {
     "benchmark.py": ["--size", "64", "96", "--rounds", "1"],
@@ -68,7 +67,7 @@ def to_run() -> list[str]:
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the repository's files, small data and a photo."""
     folder = tmp_path_factory.mktemp("sandbox")
-    for name in ("configs", "tools", "docs", "studies"):
+    for name in ("configs", "tools", "docs"):
         shutil.copytree(ROOT / name, folder / name)
     ensure_shapes(folder / "data" / "shapes", {"train": 8, "val": 60})
     real = Path(os.environ.get("LTM_SHARED_DATA", ROOT.parent / "shared" / "data")).resolve()

@@ -64,7 +64,7 @@ def test_command_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) ->
     tool, arguments = ROOT / words[1], words[2:]
     assert tool.is_file(), command
     for word in arguments:
-        if word.startswith(("configs/", "studies/")):
+        if word.startswith("configs/"):
             assert (ROOT / word).is_file(), word
     if tool.parent.name != "tools":
         return  # a script of docs/figures, which the slow test runs
@@ -94,7 +94,7 @@ def test_pictures_and_files_exist(page: Path) -> None:
     for link in re.findall(r"\]\(([^)#]+)\)", text):
         if "://" not in link:
             assert (page.parent / link).exists(), link
-    for path in re.findall(r"`((?:configs|tools|ltm_mm|docs|studies|requirements)/[\w./]+)`", text):
+    for path in re.findall(r"`((?:configs|tools|ltm_mm|docs|requirements)/[\w./]+)`", text):
         assert (ROOT / path).exists(), path
     assert "@@" not in text
 

@@ -1,17 +1,246 @@
-"""Run every Swin config of the installed mmdet and mmseg with merging; print a table."""
+"""Run every Swin config of the installed mmdet and mmseg with merging; print a table.
+
+Every config whose backbone can be exchanged is built at full width with merging, and runs one
+forward and one loss step on random images with random annotations.
+"""
 
 import argparse
+import gc
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
 
-import ltm_mm  # noqa: F401  (before mmdet and mmseg)
-from ltm_mm.analysis.coverage import cover, to_markdown
-from ltm_mm.engine.errors import clean_errors
-from ltm_mm.engine.swap import parse_keep
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import PixelData
+from torch import nn
+from tqdm import tqdm
+
+from ltm_mm.engine.config import load_config
+from ltm_mm.engine.errors import UserError, clean_errors
+from ltm_mm.engine.swap import parse_keep, use_ltm
+from ltm_mm.presets import Keep
+
+# Their text encoder is built from a hub's files; only the exchange can be checked.
+NEEDS_DOWNLOAD = ("GLIP", "GroundingDINO")
+# Read frames of a video, not images: mmdet's tracking pipeline feeds them.
+VIDEO = ("Mask2FormerVideo",)
+
+
+@dataclass
+class Coverage:
+    """What one config did.
+
+    Attributes:
+        config: as ``package::path``.
+        model: type of the model, with its decode head for a segmentor.
+        backbone: what was exchanged.
+        losses: sum of the losses of one step; None if the step was not run.
+        outputs: predictions for the image, e.g. '100 instances'; None if not run.
+        problem: why something was not run or failed; None if all ran.
+    """
+
+    config: str
+    model: str
+    backbone: str
+    losses: float | None = None
+    outputs: str | None = None
+    problem: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether something that should run did not."""
+        return self.problem is not None and not self.problem.startswith("not run")
+
+
+def swin_configs(
+    package: str, keep: Keep = "balanced", only: str = ""
+) -> Iterator[tuple[str, Config, str]]:
+    """Configs of an installed package whose backbone can be exchanged.
+
+    Args:
+        package: 'mmdet' or 'mmseg'.
+        keep: the merging plan.
+        only: part of the names (as yielded) of the configs to look at.
+
+    Yields:
+        ``package::path``, the config with the backbone exchanged, and the exchange in a line.
+    """
+    root = Path(import_module(package).__file__ or "").parent / ".mim" / "configs"
+    for path in sorted(root.rglob("*.py")):
+        if "_base_" in path.parts:
+            continue
+        name = f"{package}::{path.relative_to(root)}"
+        if only not in name:
+            continue
+        try:
+            cfg = load_config(name)
+            (change, *_) = use_ltm(cfg, keep)
+        except UserError:
+            continue  # another backbone, or no model at all
+        yield name, cfg, change
+
+
+def cover(packages: list[str], keep: Keep, only: str = "") -> list[tuple[Coverage, int]]:
+    """Try one config of every model; progress on stderr.
+
+    Args:
+        packages: 'mmdet', 'mmseg'.
+        keep: the merging plan.
+        only: part of the names of the configs to try.
+
+    Returns:
+        Results, each with the number of configs of the same model.
+    """
+    groups: dict[str, list[tuple[str, Config, str]]] = {}
+    for package in packages:
+        for name, cfg, change in swin_configs(package, keep, only):
+            groups.setdefault(model_key(cfg), []).append((name, cfg, change))
+    rows = []
+    for configs in tqdm(groups.values(), unit="model"):
+        rows.append((try_config(*configs[0]), len(configs)))
+        if rows[-1][0].failed:
+            tqdm.write(f"{rows[-1][0].config}: {rows[-1][0].problem}", file=sys.stderr)
+    return rows
+
+
+def model_key(cfg: Config) -> str:
+    """Equal for configs of the same model (schedules and data sets differ)."""
+    model = cfg.model.to_dict()
+    model.pop("init_cfg", None)
+    model["backbone"].pop("init_cfg", None)
+    return repr((cfg.get("default_scope"), model))
+
+
+def try_config(name: str, cfg: Config, change: str, size: int = 128) -> Coverage:
+    """Build a config's model and run a loss step and a prediction.
+
+    Args:
+        name, cfg, change: from :func:`swin_configs`.
+        size: side of the random square images, in pixels.
+
+    Returns:
+        What happened; a failure is reported in it, not raised.
+    """
+    head = cfg.model.get("decode_head")
+    kind = f"{cfg.model.type} + {head.type}" if head and "type" in head else cfg.model.type
+    result = Coverage(name, kind, change)
+    if cfg.model.type in NEEDS_DOWNLOAD:
+        result.problem = "not run: its text encoder has to be downloaded"
+        return result
+    if cfg.model.type in VIDEO:
+        result.problem = "not run: a video model"
+        return result
+    try:
+        init_default_scope(cfg.get("default_scope", "mmdet"))
+        torch.manual_seed(0)
+        cfg.model.data_preprocessor.pop("batch_augments", None)  # would pad to 1024 x 1024
+        if cfg.model.get("num_queries", 0) > 300:  # needs as many places to choose from
+            size = max(size, 256)
+        model = MODELS.build(cfg.model)
+        run = _run_segmentor if name.startswith("mmseg") else _run_detector
+        result.losses, result.outputs = run(model, cfg, size)
+    except Exception as error:  # reported in the table
+        result.problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if not _builds_plain(name):
+            result.problem = f"not run: cannot be built without merging either ({result.problem})"
+    gc.collect()
+    return result
+
+
+def _builds_plain(name: str) -> bool:
+    """Whether a config's model can be built as it is shipped."""
+    try:
+        MODELS.build(load_config(name).model)
+    except Exception:  # whatever it is, it is not merging's
+        return False
+    return True
+
+
+def _run_detector(model: nn.Module, cfg: Config, size: int) -> tuple[float, str]:
+    """Loss of a step and predictions of an mmdet model."""
+    from mmdet.testing import demo_mm_inputs
+
+    panoptic = "panoptic_head" in cfg.model
+    things = cfg.model.panoptic_head.num_things_classes if panoptic else 80
+    data = demo_mm_inputs(
+        2,
+        (3, size, size),
+        num_items=[3, 3],
+        num_classes=min(things, 80),
+        with_mask=panoptic or "mask" in str(cfg.model).lower(),
+        with_semantic=panoptic,
+    )
+    losses = model.train().forward(**model.data_preprocessor(data, True), mode="loss")
+    total, _ = model.parse_losses(losses)
+    total.backward()
+    with torch.no_grad():
+        model.eval()
+        data = {k: v[:1] for k, v in data.items()}
+        data = model.data_preprocessor(data, False)
+        if "'num_classes': 13204" in str(cfg.model):
+            model.forward(**data, mode="tensor")
+            return total.item(), "raw outputs (untrained, NMS over 13204 classes takes minutes)"
+        sample = model.forward(**data, mode="predict")[0]
+    if "pred_panoptic_seg" in sample:
+        return total.item(), f"panoptic map {tuple(sample.pred_panoptic_seg.sem_seg.shape[-2:])}"
+    return total.item(), f"{len(sample.pred_instances)} instances"
+
+
+def _run_segmentor(model: nn.Module, cfg: Config, size: int) -> tuple[float, str]:
+    """Loss of a step and prediction of an mmseg model."""
+    from mmseg.structures import SegDataSample
+
+    classes = model.decode_head.num_classes
+    channels = 6 if cfg.model.get("backbone", {}).get("in_channels") == 6 else 3
+    channels = 6 if "DualInput" in cfg.model.data_preprocessor.type else channels
+    samples = []
+    for _ in range(2):
+        sample = SegDataSample(metainfo=dict(img_shape=(size, size), ori_shape=(size, size)))
+        sample.gt_sem_seg = PixelData(data=torch.randint(0, classes, (1, size, size)))
+        samples.append(sample)
+    model.data_preprocessor.size = (size, size)
+    data = dict(
+        inputs=[torch.randint(0, 255, (channels, size, size), dtype=torch.uint8) for _ in samples],
+        data_samples=samples,
+    )
+    losses = model.train().forward(**model.data_preprocessor(data, True), mode="loss")
+    total, _ = model.parse_losses(losses)
+    total.backward()
+    with torch.no_grad():
+        model.eval()
+        model.test_cfg = ConfigDict(mode="whole")
+        data = {k: v[:1] for k, v in data.items()}
+        model.data_preprocessor.test_cfg = None
+        sample = model.forward(**model.data_preprocessor(data, False), mode="predict")[0]
+    return total.item(), f"label map {tuple(sample.pred_sem_seg.data.shape[-2:])}"
+
+
+def to_markdown(rows: list[tuple[Coverage, int]]) -> str:
+    """A table with one row per model.
+
+    Args:
+        rows: results, each with the number of configs of the same model.
+    """
+    lines = [
+        "| config (first of its model) | configs | model | built | loss step | prediction |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row, count in rows:
+        built = "yes" if row.losses is not None else row.problem
+        loss = "-" if row.losses is None else "finite" if row.losses == row.losses else "NaN"
+        lines.append(
+            f"| `{row.config}` | {count} | {row.model} | {built} | {loss} | {row.outputs or '-'} |"
+        )
+    return "\n".join(lines)
 
 
 def main() -> int:
     """Exit code 1 if a config that could be run failed."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ltm", default="balanced", metavar="KEEP", help="preset, number or plan")
     parser.add_argument("--package", nargs="+", default=["mmdet", "mmseg"], help="whose configs")
     parser.add_argument("--only", default="", help="configs whose name contains this")

@@ -5,12 +5,11 @@ import timm
 import torch
 from torch import nn
 
-from ltm_mm.analysis import paper
 from ltm_mm.analysis.flops import count_macs
-from ltm_mm.analysis.latency import ratios
-from ltm_mm.analysis.paper import POINTS, Point, measure, to_markdown
 from ltm_mm.models import LTMEfficientViT, LTMMobileViT, LTMSwin, LTMViT
 from ltm_mm.presets import PAPER
+from tools import flops
+from tools.flops import POINTS, Point, measure, to_markdown
 
 BACKBONES = dict(swin=LTMSwin, vit=LTMViT, efficientvit=LTMEfficientViT, mobilevit=LTMMobileViT)
 
@@ -66,7 +65,16 @@ def test_table_and_speedup(monkeypatch: pytest.MonkeyPatch) -> None:
     assert table[0].endswith("| speed-up |")
     assert table[2].startswith("| mobilevit-xs, 64 | 0.7* | 0.52* |")
     assert table[2].endswith("M | 1.50x |")
-    monkeypatch.setattr(paper, "interleave", lambda runs, rounds: {n: [rounds] for n in runs})
-    assert measure(point, rounds=3).speedup == ratios([1.0], [1.0]).median
-    with pytest.raises(paper.UserError, match="--rounds must be >= 0 and --batch >= 1"):
-        paper.print_paper_table(rounds=-1)
+    seconds = dict(plain=[4.0, 6.0, 5.0], merged=[2.0, 2.0, 4.0])
+    monkeypatch.setattr(flops, "interleave", lambda runs, rounds: {n: seconds[n] for n in runs})
+    assert measure(point, rounds=3).speedup == 2.0  # of 2, 3 and 1.25
+
+
+def test_bad_numbers_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr("sys.argv", ["flops.py", "--rounds", "-1"])
+    with pytest.raises(SystemExit) as stop:
+        flops.main()
+    assert stop.value.code
+    assert "--rounds must be >= 0 and --batch >= 1, got -1 and 1" in (
+        str(stop.value.code) + capsys.readouterr().err
+    )

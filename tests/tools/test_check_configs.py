@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from mmengine.config import ConfigDict
 
-from ltm_mm.analysis import coverage
 from ltm_mm.engine.config import load_config
 from ltm_mm.engine.swap import use_ltm
 from tests.conftest import ROOT
+from tools import check_configs as coverage
 
 DOCUMENT = ROOT / "docs" / "configs.md"
 # (package, model) of the rows that have to run, whatever else the installed packages bring.
