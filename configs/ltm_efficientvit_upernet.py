@@ -7,12 +7,15 @@
 #     --cfg-options model.backbone.init_cfg.type=Pretrained \
 #         model.backbone.init_cfg.checkpoint=efficientvit_b1.pth
 # The schedule is for 8 GPUs x 2 images. Not trained here: no result is claimed for it.
-_base_ = "mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py"
+_base_ = [
+    "_base_/models/upernet.py",
+    "_base_/datasets/ade20k.py",
+    "_base_/schedules/adamw_160k.py",
+    "_base_/mmseg_runtime.py",
+]
 
 model = dict(
-    backbone=dict(
-        _delete_=True, type="ltm_mm.LTMEfficientViT", arch="b1", keep="balanced", init_cfg=None
-    ),
+    backbone=dict(type="ltm_mm.LTMEfficientViT", arch="b1", keep="balanced"),
     decode_head=dict(in_channels=[32, 64, 128, 256]),
     auxiliary_head=dict(in_channels=128),
 )

@@ -5,7 +5,7 @@ _base_ = [
     "_base_/models/upernet_narrow.py",
     "_base_/datasets/shapes_semantic.py",
     "_base_/schedules/shapes_iters.py",
-    "_base_/mmseg_runtime.py",
+    "_base_/mmseg_short_runtime.py",
 ]
 
 model = dict(

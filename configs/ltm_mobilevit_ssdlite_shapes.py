@@ -5,7 +5,7 @@ _base_ = [
     "_base_/models/ssdlite_narrow.py",
     "_base_/datasets/shapes_instance.py",
     "_base_/schedules/shapes_epochs.py",
-    "_base_/mmdet_runtime.py",
+    "_base_/mmdet_short_runtime.py",
 ]
 
 model = dict(

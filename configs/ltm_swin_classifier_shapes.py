@@ -6,7 +6,7 @@
 _base_ = [
     "_base_/datasets/shapes_classes.py",
     "_base_/schedules/shapes_epochs.py",
-    "_base_/mmpretrain_runtime.py",
+    "_base_/mmpretrain_short_runtime.py",
 ]
 
 model = dict(

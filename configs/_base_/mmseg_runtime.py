@@ -1,14 +1,25 @@
-# mmseg's runtime for short runs: visible progress, checkpoints on the way, a fixed seed.
-_base_ = "mmseg::_base_/default_runtime.py"
-
-env_cfg = dict(cudnn_benchmark=False)
+# mmseg's runtime for trainings by iterations. It is written out because mmengine looks for
+# `mmseg::` under the name mmsegmentation and does not find mmseg's continuation.
+default_scope = "mmseg"
+env_cfg = dict(
+    cudnn_benchmark=True,
+    mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
+    dist_cfg=dict(backend="nccl"),
+)
 default_hooks = dict(
     timer=dict(type="IterTimerHook"),
-    logger=dict(type="LoggerHook", interval=20, log_metric_by_epoch=False),
+    logger=dict(type="LoggerHook", interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type="ParamSchedulerHook"),
-    checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=200, max_keep_ckpts=2),
+    checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=16000),
     sampler_seed=dict(type="DistSamplerSeedHook"),
     visualization=dict(type="SegVisualizationHook"),
 )
-log_processor = dict(by_epoch=False, window_size=20)
-randomness = dict(seed=0)
+visualizer = dict(
+    type="SegLocalVisualizer", vis_backends=[dict(type="LocalVisBackend")], name="visualizer"
+)
+log_processor = dict(by_epoch=False)
+log_level = "INFO"
+load_from = None
+resume = False
+
+tta_model = dict(type="SegTTAModel")

@@ -1,16 +1,14 @@
 # UPerNet with heads narrow enough for two cores. The background, most of the pixels, counts a
 # fifth in the loss, so that about half of the loss is about which shape it is (an equal weight
 # was not tried at this length). GN, because batches are small.
-_base_ = "mmseg::_base_/models/upernet_swin.py"
+_base_ = "upernet.py"
 
 num_classes = 7
 norm_cfg = dict(type="GN", num_groups=8)
 class_weight = [0.2, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
 model = dict(
     data_preprocessor=dict(size=(160, 160)),
-    backbone=dict(_delete_=True),
     decode_head=dict(
-        in_channels=None,
         channels=64,
         num_classes=num_classes,
         dropout_ratio=0.0,
@@ -18,7 +16,6 @@ model = dict(
         loss_decode=dict(class_weight=class_weight),
     ),
     auxiliary_head=dict(
-        in_channels=None,
         channels=32,
         num_classes=num_classes,
         dropout_ratio=0.0,
