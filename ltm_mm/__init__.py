@@ -1,14 +1,15 @@
 """ltm_mm: learnable token merging (LTM) for detection and segmentation.
 
-Import it before mmdet or mmseg: where mmcv has no compiled ops, that puts the
-stand-in of :mod:`ltm_mm.compat` in their place.
+Where mmcv has no compiled ops, importing this lets :mod:`ltm_mm.compat` serve them; in a checkout
+that is not installed, import it before mmdet and mmseg. No package of OpenMMLab is needed for
+:func:`apply` on timm models and for :mod:`ltm_mm.timm_models`.
 """
 
-from ltm_mm.compat import open_door
+from ltm_mm.compat import install_fallback
 
 __version__ = "0.1.0"
 
-open_door()
+install_fallback()
 
 
 def __getattr__(name: str) -> object:

@@ -7,14 +7,21 @@ without ``custom_imports``.
 
 from importlib import import_module
 
-from mmengine.registry import DATASETS as ROOT_DATASETS
-from mmengine.registry import HOOKS as ROOT_HOOKS
-from mmengine.registry import METRICS as ROOT_METRICS
-from mmengine.registry import MODELS as ROOT_MODELS
-from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
-from mmengine.registry import Registry
+try:
+    from mmengine.registry import DATASETS as ROOT_DATASETS
+    from mmengine.registry import HOOKS as ROOT_HOOKS
+    from mmengine.registry import METRICS as ROOT_METRICS
+    from mmengine.registry import MODELS as ROOT_MODELS
+    from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
+    from mmengine.registry import Registry
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"{error.name} is not installed; without it ltm_mm serves timm models alone: "
+        "pip install 'ltm_mm[mm]'",
+        name=error.name,
+    ) from error
 
-MODELS = Registry("model", parent=ROOT_MODELS, scope="ltm_mm", locations=["ltm_mm.models"])
+MODELS = Registry("model", parent=ROOT_MODELS, scope="ltm_mm", locations=["ltm_mm.models.register"])
 DATASETS = Registry("dataset", parent=ROOT_DATASETS, scope="ltm_mm", locations=["ltm_mm.datasets"])
 HOOKS = Registry(
     "hook", parent=ROOT_HOOKS, scope="ltm_mm", locations=["ltm_mm.engine", "ltm_mm.visualization"]

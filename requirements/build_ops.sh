@@ -17,12 +17,12 @@ cache=${MMCV_CACHE:-$root/.cache/mmcv}
 say() { printf 'ops: %s\n' "$*"; }
 die() { printf 'ops: %s\n' "$*" >&2; exit 1; }
 
-# The real module only: ltm_mm, which would answer with its stand-in, is not imported.
+# The real module only: where it is missing, an installed ltm_mm answers with its own, in Python.
 # Ops without CUDA do not do where CUDA is wanted.
 has_ops() {
   "$py" -c 'import sys, torch, mmcv._ext as ext
 no_cuda = ext.get_compiling_cuda_version() == "not available"
-sys.exit(sys.argv[1].endswith("cuda") and no_cuda)' "$key" 2>/dev/null
+sys.exit(ext.__file__.endswith(".py") or sys.argv[1].endswith("cuda") and no_cuda)' "$key" >/dev/null 2>&1
 }
 
 # Tried in a folder of its own first: a wheel for another torch must not replace
@@ -115,4 +115,4 @@ printf '\n'
 
 mv "$work"/*.whl "$wheels/"
 install_wheel "$wheels"/*.whl || die "$mmcv was built, but mmcv._ext does not import: see $log"
-say "done: mmcv._ext imports, and the stand-in stays out of the way"
+say "done: mmcv._ext imports, and ltm_mm's fallback stays out of the way"

@@ -1,4 +1,4 @@
-"""Shared set-up: `ltm_mm` before mmdet (for the ops stand-in), fixed seeds, real data."""
+"""Shared set-up: `ltm_mm` before mmdet (for the fallback of mmcv's ops), fixed seeds, real data."""
 
 import os
 from collections.abc import Iterator

@@ -1,15 +1,23 @@
 """Every config parses, names LTM backbones and keeps what it inherits."""
 
+import inspect
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
 
 import ltm_mm  # noqa: F401  before mmdet and mmseg
 from ltm_mm.engine import load_config
 from ltm_mm.registry import HOOKS, MODELS
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs"
 ENTRIES = sorted(path.name for path in CONFIGS.glob("*.py"))
 SHAPES = [name for name in ENTRIES if "_shapes" in name]
 WITH_IB = [name for name in ENTRIES if name.endswith("_ib.py")]
@@ -23,8 +31,17 @@ PARENTS = {
 }
 
 
+def _recipe(cfg: Config) -> dict:
+    """What a config says, without its variables, the backbone and mmengine's ``_scope_`` marks."""
+    keys = set(inspect.signature(Runner.__init__).parameters) | {"tta_model", "tta_pipeline"}
+    recipe = {key: value for key, value in cfg.to_dict().items() if key in keys}
+    recipe["model"].pop("backbone")
+    recipe["model"].pop("pretrained", None)
+    recipe.pop("data_preprocessor", None)  # mmseg's copy of the model's
+    return dict(_without_scopes(recipe))
+
+
 def _without_scopes(node: object) -> object:
-    """A config without the ``_scope_`` marks that mmengine leaves in inherited dicts."""
     if isinstance(node, dict):
         return {key: _without_scopes(value) for key, value in node.items() if key != "_scope_"}
     if isinstance(node, (list, tuple)):
@@ -74,8 +91,92 @@ def test_channels_fit(name: str) -> None:
 def test_differs_from_its_parent_in_the_backbone_alone(name: str) -> None:
     cfg = load_config(CONFIGS / name)
     parent = load_config(PARENTS[name])
+    assert _recipe(cfg) == _recipe(parent)
     parent.model.backbone.update(type="ltm_mm.LTMSwin", keep="balanced")
-    assert _without_scopes(cfg.to_dict()) == _without_scopes(parent.to_dict())
+    assert cfg.model.backbone.init_cfg.checkpoint == parent.model.backbone.init_cfg.checkpoint
+    with DefaultScope.overwrite_default_scope("ltm_mm"), torch.device("meta"):
+        mine, theirs = MODELS.build(cfg.model.backbone), MODELS.build(parent.model.backbone)
+    assert repr(mine) == repr(theirs)
+    assert mine.plan == theirs.plan
+
+
+OPEN = """
+import sys
+from mmengine.config import Config
+for path in sys.argv[1:]:
+    backbone = Config.fromfile(path).model.backbone
+    print(path.rpartition("/")[2], backbone.type, backbone.keep)
+"""
+
+
+def _alone(code: str, *arguments: object) -> str:
+    """What code prints in an interpreter that starts as one with ltm_mm installed does."""
+    start = (ROOT / "ltm_mm" / "compat" / "ltm_mm.pth").read_text()
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", start + code, *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_plain_mmengine_opens_every_config() -> None:
+    opened = _alone(OPEN, *(CONFIGS / name for name in ENTRIES)).splitlines()
+    expected = []
+    for name in ENTRIES:
+        backbone = load_config(CONFIGS / name).model.backbone
+        expected.append(f"{name} {backbone.type} {backbone.keep}")
+    assert opened == expected
+
+
+# mmdet's and mmseg's own ways to a model, in a program that never imports ltm_mm.
+INFER = """
+import sys
+import torch
+import numpy as np
+photo = np.full((64, 96, 3), 128, np.uint8)
+for path in sys.argv[1:]:
+    if "upernet" in path:
+        from mmseg.apis import MMSegInferencer, init_model
+        model = init_model(path, device="cpu")
+        result = MMSegInferencer(path, device="cpu", scope="mmseg")(photo)["predictions"].shape
+    else:
+        from mmdet.apis import DetInferencer, init_detector
+        model = init_detector(path, device="cpu")
+        result = sorted(DetInferencer(path, device="cpu")(photo)["predictions"][0])
+    print(path.rpartition("/")[2], type(model.backbone).__name__, result)
+"""
+
+
+def _expected(name: str) -> str:
+    family = name.split("_")[1]
+    kind = {c.removeprefix("LTM").lower(): c for c in BACKBONES}[family]
+    boxes = ["bboxes", "labels", "scores"]
+    masks = [] if "ssdlite" in name else ["masks"]
+    return f"{name} {kind} {(64, 96) if 'upernet' in name else sorted(boxes + masks)}"
+
+
+def test_inferencers_of_mmdet_and_mmseg() -> None:
+    names = [name for name in SHAPES if name not in CLASSIFIERS and name not in WITH_IB]
+    printed = _alone(INFER, *(CONFIGS / name for name in names)).splitlines()
+    lines = [line for line in printed if line.startswith("ltm_")]
+    assert lines == [_expected(name) for name in names]
+
+
+@pytest.mark.slow
+def test_inferencers_at_full_width(tmp_path: Path) -> None:
+    """Weights of the internet left out: a config of its own over each shipped one."""
+    names = [n for n in ENTRIES if n not in {*SHAPES, *CLASSIFIERS, *WITH_IB}]
+    for name in names:
+        (tmp_path / name).write_text(
+            f"_base_ = {str(CONFIGS / name)!r}\nmodel = dict(backbone=dict(init_cfg=None))\n"
+        )
+    printed = _alone(INFER, *(tmp_path / name for name in names)).splitlines()
+    lines = [line for line in printed if line.startswith("ltm_")]
+    assert lines == [_expected(name) for name in names]
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -1,64 +1,53 @@
-"""mmcv without a compiler (ours): the door through which the stand-in comes in.
+"""mmcv without a compiler (ours): the import hook that finds the fallback for its ops.
 
-mmcv's op modules ask ``mmcv._ext``, a compiled extension, for their functions
-when they are imported. :func:`open_door` puts a finder at the *end* of
-``sys.meta_path``: it is asked for ``mmcv._ext`` only after the real one was not
-found, so the compiled ops always win, and nothing is imported until mmcv asks.
-``import ltm_mm`` opens the door; it must come before mmdet and mmseg, because
-those look for mmcv's ops once, while they are imported.
+mmcv's op modules ask ``mmcv._ext``, a compiled extension, for their functions when they are
+imported. A finder at the *end* of ``sys.meta_path`` is asked for ``mmcv._ext`` only after the
+real one was not found, so compiled ops always win, and nothing is imported until mmcv asks.
 
-The same finder says what to do where mmengine or mmcv are missing altogether.
+mmdet and mmseg look for mmcv's ops once, while they are imported, so the finder has to be there
+before. An installed ltm_mm puts it there when Python starts (``ltm_mm.pth``, one line that
+imports nothing); ``import ltm_mm`` does it in a checkout that is only on the path.
 """
 
 import sys
 import warnings
-from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_file_location
 from pathlib import Path
-from types import ModuleType
 
-__all__ = ["open_door"]
+__all__ = ["find_fallback", "install_fallback"]
 
 # Modules that survive the failing import of mmcv's ops and remember it.
-_KEEP_FALLBACKS = ("mmdet.structures.mask.structures", "mmseg.models.losses.focal_loss")
+_REMEMBER = ("mmdet.structures.mask.structures", "mmseg.models.losses.focal_loss")
 
 
-class _LastFinder(MetaPathFinder):
-    """Asked for what nobody else found: answers for ``mmcv._ext`` with ``ext.py``."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname == "mmcv._ext":
-            return spec_from_file_location(fullname, Path(__file__).with_name("ext.py"))
-        if fullname in ("mmengine", "mmcv"):
-            raise ModuleNotFoundError(
-                f"{fullname} is not installed, and of ltm_mm only `ops` and `layers` work without "
-                "it: run `pip install -r requirements/mminstall.txt` in ltm_mm's checkout",
-                name=fullname,
-            )
-        return None
+def find_fallback() -> ModuleSpec | None:
+    """Where ``mmcv._ext`` is loaded from if it was not compiled; ``ltm_mm.pth`` calls this."""
+    return spec_from_file_location("mmcv._ext", Path(__file__).with_name("ext.py"))
 
 
-_FINDER = _LastFinder()
+class _Finder:
+    """What ``sys.meta_path`` holds: answers for ``mmcv._ext`` alone."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        return find_fallback() if name == "mmcv._ext" else None
 
 
-def open_door() -> None:
-    """Let the stand-in serve ``mmcv._ext`` where mmcv was installed without it.
+def install_fallback() -> None:
+    """Let the fallback serve ``mmcv._ext`` where mmcv was installed without it.
 
     Warns, in one line, when mmdet or mmseg were imported before and have already
     done without mmcv's ops. A second call changes nothing.
     """
-    if _FINDER in sys.meta_path:
+    if _Finder in sys.meta_path:
         return
-    sys.meta_path.append(_FINDER)
-    too_early = [name for name in _KEEP_FALLBACKS if name in sys.modules]
+    sys.meta_path.append(_Finder)
+    too_early = [name for name in _REMEMBER if name in sys.modules]
     if too_early and "mmcv.ops" not in sys.modules:
         warnings.warn(
             f"{too_early[0].split('.')[0]} was imported before ltm_mm and found mmcv without its "
             "ops, so it will fail where it needs them: put `import ltm_mm` first "
-            "(or build the ops with `make ops`)",
+            "(or install ltm_mm with pip, or build the ops with `make ops`)",
             stacklevel=3,
         )

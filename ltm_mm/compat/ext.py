@@ -1,4 +1,4 @@
-"""The stand-in for ``mmcv._ext`` (ours): executed under that name by the finder.
+"""The fallback for ``mmcv._ext`` (ours): executed under that name by the finder.
 
 Its functions have the signatures that mmcv's op modules call: results are
 written into tensors that the caller made. What is not served here answers with
@@ -52,12 +52,12 @@ __all__ = [
 
 def get_compiler_version() -> str:
     """What mmcv's environment report prints as the compiler."""
-    return "none (ltm_mm's stand-in)"
+    return "none (ltm_mm's fallback)"
 
 
 def get_compiling_cuda_version() -> str:
     """What mmcv's environment report prints as the compiler's CUDA."""
-    return "none (ltm_mm's stand-in)"
+    return "none (ltm_mm's fallback)"
 
 
 def __getattr__(name: str) -> Callable[..., NoReturn]:
@@ -66,7 +66,7 @@ def __getattr__(name: str) -> Callable[..., NoReturn]:
 
     def missing(*args: object, **kwargs: object) -> NoReturn:
         raise NotImplementedError(
-            f"mmcv's op {name!r} needs compiled mmcv, and ltm_mm's stand-in does not have it: "
+            f"mmcv's op {name!r} needs compiled mmcv, and ltm_mm's fallback does not have it: "
             "run `make ops` in ltm_mm's checkout, or install an mmcv wheel built for your torch"
         )
 

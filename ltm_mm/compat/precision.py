@@ -1,4 +1,4 @@
-"""The dtype in which the stand-in computes (ours)."""
+"""The dtype in which the fallback computes (ours)."""
 
 import torch
 from torch import Tensor

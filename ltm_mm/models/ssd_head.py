@@ -6,10 +6,7 @@ has none (open-mmlab/mmdetection#11063).
 
 from torch import nn
 
-from ..registry import MODELS
 
-
-@MODELS.register_module()
 def SSDHead(**options: object) -> nn.Module:  # a type's name in configs
     """mmdet's ``SSDHead``, with the attribute that mmdet looks for when it predicts.
 

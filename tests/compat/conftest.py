@@ -1,4 +1,4 @@
-"""mmcv's op functions, made to call the stand-in also where compiled mmcv is installed."""
+"""mmcv's op functions, made to call the fallback also where compiled mmcv is installed."""
 
 import importlib
 import sys
@@ -21,7 +21,7 @@ SERVED = (
 
 
 def load_stand_in() -> ModuleType:
-    """A fresh copy of the module that the door would serve as ``mmcv._ext``."""
+    """A fresh copy of the module that the finder would serve as ``mmcv._ext``."""
     path = Path(ltm_mm.compat.__file__).with_name("ext.py")
     spec = spec_from_file_location("stand_in", path)
     module = module_from_spec(spec)
@@ -30,7 +30,7 @@ def load_stand_in() -> ModuleType:
 
 
 def use_stand_in(patch: pytest.MonkeyPatch) -> ModuleType:
-    """Let the served op modules of mmcv call the stand-in until the patch is undone."""
+    """Let the served op modules of mmcv call the fallback until the patch is undone."""
     stand_in = load_stand_in()
     importlib.import_module("mmcv.ops")
     for name in SERVED:  # by sys.modules: mmcv.ops.nms is the function

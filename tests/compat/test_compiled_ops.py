@@ -1,7 +1,7 @@
-"""The stand-in against compiled mmcv (`make ops`), where that is installed.
+"""The fallback against compiled mmcv (`make ops`), where that is installed.
 
 The compiled functions of mmcv are called twice with the same inputs: as they
-are, and with the stand-in in place of ``mmcv._ext``. On the CPU, mmcv compiles no
+are, and with the fallback in place of ``mmcv._ext``. On the CPU, mmcv compiles no
 focal loss and no deformable attention; those rows need a GPU and ops with CUDA.
 """
 

@@ -1,4 +1,4 @@
-"""Deformable attention and convolution of the stand-in against loops over samples."""
+"""Deformable attention and convolution of the fallback against loops over samples."""
 
 import math
 

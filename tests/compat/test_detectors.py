@@ -1,4 +1,4 @@
-"""mmdet's models on the stand-in: Mask R-CNN whole, the attention of two transformers."""
+"""mmdet's models on the fallback: Mask R-CNN whole, the attention of two transformers."""
 
 from collections.abc import Callable
 
@@ -164,7 +164,7 @@ def dino_encoder() -> Tensor:
 def test_transformers_by_cpu_and_by_ext(
     monkeypatch: pytest.MonkeyPatch, run: Callable[[], Tensor]
 ) -> None:
-    """The way that mmcv goes for CUDA tensors, through the stand-in, equals that for the CPU."""
+    """The way that mmcv goes for CUDA tensors, through the fallback, equals that for the CPU."""
     from mmcv.ops import multi_scale_deform_attn as attention
 
     expected = run()
@@ -172,7 +172,7 @@ def test_transformers_by_cpu_and_by_ext(
     calls = []
 
     def by_ext(value: Tensor, shapes: Tensor | list, *rest: Tensor) -> Tensor:
-        if isinstance(shapes, list):  # asked by the stand-in
+        if isinstance(shapes, list):  # asked by the fallback
             return on_cpu(value, shapes, *rest)
         calls.append(shapes)
         starts = shapes.prod(1).cumsum(0) - shapes.prod(1)

@@ -1,4 +1,4 @@
-"""Focal losses of the stand-in against their formula, one number at a time."""
+"""Focal losses of the fallback against their formula, one number at a time."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""NMS of the stand-in against loops over boxes."""
+"""NMS of the fallback against loops over boxes."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""RoIAlign of the stand-in against loops over samples."""
+"""RoIAlign of the fallback against loops over samples."""
 
 import math
 

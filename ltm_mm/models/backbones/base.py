@@ -1,19 +1,19 @@
 """What all backbones here share: the contract of an OpenMMLab backbone (ours)."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 
-from mmengine.logging import print_log
-from mmengine.model import BaseModule
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...checkpoints import load_backbone
 from ...merging import Match, Soft
 from ...presets import Plan
 
 
-class LTMBackbone(BaseModule):
+class LTMBackbone(nn.Module):
     """Base of the backbones: freezing, initial weights, and the declared outputs.
+
+    It keeps mmengine's ``BaseModule`` protocol without needing mmengine.
 
     A subclass sets ``plan`` (tokens that every block keeps), ``out_channels`` and ``strides``
     (one number per output map), calls :meth:`freeze` at the end of ``__init__``, and returns a
@@ -44,7 +44,7 @@ class LTMBackbone(BaseModule):
         frozen_stages: int,
         init_cfg: dict | None,
     ) -> None:
-        super().__init__(init_cfg)
+        super().__init__()
         if not out_indices or any(not 0 <= i < num_stages for i in out_indices):
             raise ValueError(
                 f"out_indices must name stages from 0 to {num_stages - 1}, got {tuple(out_indices)}"
@@ -56,6 +56,8 @@ class LTMBackbone(BaseModule):
                 "init_cfg must be None or dict(type='Pretrained', checkpoint=...), "
                 f"got {init_cfg!r}"
             )
+        self.init_cfg = deepcopy(init_cfg)
+        self.is_init = False  # mmengine's models initialise a part once
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
 
@@ -79,7 +81,11 @@ class LTMBackbone(BaseModule):
         return self
 
     def init_weights(self) -> None:
-        """Draw fresh weights, or load ``init_cfg``'s checkpoint over them."""
+        """Draw fresh weights, or load ``init_cfg``'s checkpoint over them. Needs mmengine."""
+        from mmengine.logging import print_log
+
+        from ...checkpoints import load_backbone
+
         self.reset_parameters()
         if self.init_cfg is None:
             print_log(
@@ -93,7 +99,7 @@ class LTMBackbone(BaseModule):
                 prefix=self.init_cfg.get("prefix"),
                 trust=self.init_cfg.get("trust", False),
             )
-        self._is_init = True
+        self.is_init = True
 
     def reset_parameters(self) -> None:
         """Draw fresh weights; mask modules keep their own start."""

@@ -24,13 +24,11 @@ from ...layers import fold_convs
 from ...merging import recording, tell
 from ...merging.grid import GridMerge, GridMerger, unmerge_all
 from ...presets import Keep, Plan, check_window, resolve_plan
-from ...registry import MODELS
 from .base import LTMBackbone
 
 ARCHS = ("b0", "b1", "b2", "b3", "l1", "l2", "l3")
 
 
-@MODELS.register_module()
 class LTMEfficientViT(LTMBackbone):
     """EfficientViT whose attention stages merge tokens and unmerge them at their end.
 

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...presets import Keep, Plan, resolve_plan
-from ...registry import MODELS
 from .base import LTMBackbone, copy_weights
 from .global_blocks import GlobalBlocks
 
@@ -22,7 +21,6 @@ ARCHS = ("xxs", "xs", "s")
 TOKENS = 64  # what a plan's numbers are of
 
 
-@MODELS.register_module()
 class LTMMobileViT(LTMBackbone):
     """MobileViT whose transformers merge tokens and unmerge them before they fold.
 

@@ -14,8 +14,7 @@ from operator import mul
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import build_norm_layer
-from mmcv.cnn.bricks import DropPath
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -24,9 +23,8 @@ from ...merging import Mask, WindowMerge, build_mask, merged_block, recording, t
 from ...merging.masks import REGIONS, check_mask
 from ...ops import add_by_rows
 from ...presets import Keep, Plan, check_window, resolve_plan
-from ...registry import MODELS
 from .base import LTMBackbone
-from .swin_leaves import FeedForward, PatchEmbed, PatchMerging
+from .swin_leaves import FeedForward, PatchEmbed, PatchMerging, build_norm
 
 ARCHS: dict[str, dict] = {
     "tiny": dict(embed_dims=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24)),
@@ -38,7 +36,6 @@ MERGED_BAND = 2**20  # values of merged tokens that a block works on at a time
 ARCHS |= {name[0]: arch for name, arch in ARCHS.items()}
 
 
-@MODELS.register_module()
 class LTMSwin(LTMBackbone):
     """Swin Transformer whose blocks merge the tokens of their windows.
 
@@ -177,7 +174,7 @@ class LTMSwin(LTMBackbone):
             )
         self.num_features = [embed_dims * 2**i for i in range(len(depths))]
         for i in self.out_indices:
-            self.add_module(f"norm{i}", build_norm_layer(norm_cfg, self.num_features[i])[1])
+            self.add_module(f"norm{i}", build_norm(norm_cfg, self.num_features[i]))
         self.out_channels = tuple(self.num_features[i] for i in self.out_indices)
         pixels = list(accumulate(strides, mul))
         self.strides = tuple(pixels[i] for i in self.out_indices)
@@ -343,14 +340,14 @@ class SwinBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.with_cp = with_cp
-        self.norm1 = build_norm_layer(norm_cfg, dim)[1]
+        self.norm1 = build_norm(norm_cfg, dim)
         self.attn = ShiftedWindowAttention(
             dim, num_heads, window, shifted, proj_drop=drop, **attention
         )
         self.merge = None
         if keep < window * window:
             self.merge = build_mask(mask, dim, window, keep, self.attn.windows.shift)
-        self.norm2 = build_norm_layer(norm_cfg, dim)[1]
+        self.norm2 = build_norm(norm_cfg, dim)
         self.ffn = FeedForward(dim, hidden, act_cfg, drop)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 

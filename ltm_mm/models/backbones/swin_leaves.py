@@ -6,11 +6,30 @@ Source: Swin Transformer (Liu et al., ICCV 2021); parameter names as in mmdet's 
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import build_activation_layer, build_norm_layer
 from torch import Tensor, nn
 
 from ...layers import run_linear, run_mlp, untouched
 from ...ops import CHUNK, linear, served
+
+
+def build_norm(cfg: dict, channels: int) -> nn.Module:
+    """A normalisation layer from mmcv's kind of config; only other kinds than LN need mmcv."""
+    options = dict(cfg)
+    if options.pop("type") == "LN":
+        trained = options.pop("requires_grad", True)
+        return nn.LayerNorm(channels, **options).requires_grad_(trained)
+    from mmcv.cnn import build_norm_layer
+
+    return build_norm_layer(cfg, channels)[1]
+
+
+def build_activation(cfg: dict) -> nn.Module:
+    """An activation layer from mmcv's kind of config; only other kinds than GELU need mmcv."""
+    if cfg == dict(type="GELU"):
+        return nn.GELU()
+    from mmcv.cnn import build_activation_layer
+
+    return build_activation_layer(cfg)
 
 
 class FeedForward(nn.Module):
@@ -26,9 +45,7 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, hidden: int, act_cfg: dict, drop: float) -> None:
         super().__init__()
         self.hidden = hidden
-        first = nn.Sequential(
-            nn.Linear(dim, hidden), build_activation_layer(act_cfg), nn.Dropout(drop)
-        )
+        first = nn.Sequential(nn.Linear(dim, hidden), build_activation(act_cfg), nn.Dropout(drop))
         self.layers = nn.Sequential(first, nn.Linear(hidden, dim), nn.Dropout(drop))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,7 +70,7 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.patch = patch
         self.projection = nn.Conv2d(in_channels, dim, patch, patch)
-        self.norm = build_norm_layer(norm_cfg, dim)[1] if norm_cfg else nn.Identity()
+        self.norm = build_norm(norm_cfg, dim) if norm_cfg else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Images ``(B, C_in, H, W)`` -> tokens ``(B, ceil(H/patch), ceil(W/patch), C)``."""
@@ -84,7 +101,7 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int, stride: int, norm_cfg: dict | None) -> None:
         super().__init__()
         self.stride = stride
-        self.norm = build_norm_layer(norm_cfg, 4 * dim)[1] if norm_cfg else nn.Identity()
+        self.norm = build_norm(norm_cfg, 4 * dim) if norm_cfg else nn.Identity()
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...presets import Keep, resolve_plan
-from ...registry import MODELS
 from .base import LTMBackbone, copy_weights
 from .global_blocks import GlobalBlocks
 
@@ -24,7 +23,6 @@ ARCHS = ("tiny", "small", "base", "large")
 TOKENS = 196  # patches of an image of 224 x 224 pixels, which a plan's numbers are of
 
 
-@MODELS.register_module()
 class LTMViT(LTMBackbone):
     """Plain ViT whose blocks merge the patches of the whole image.
 

@@ -5,7 +5,6 @@ import torch.nn.functional as F
 from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor, nn
 
-from ...registry import MODELS
 from .information import (
     normalise,
     paper_bound,
@@ -18,7 +17,6 @@ BOUNDS = ("paper", "variational")
 FLOOR = 1e-6  # share of all tokens that is spread evenly over the clusters of every class
 
 
-@MODELS.register_module()
 class DenseIBLoss(nn.Module):
     """Information-bottleneck bound of merged tokens, with its estimates as buffers.
 

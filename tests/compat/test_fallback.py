@@ -1,4 +1,4 @@
-"""The door: who gets to be ``mmcv._ext``, when, and what is said about it."""
+"""The fallback for mmcv's ops: who gets to be ``mmcv._ext``, when, and what is said about it."""
 
 import os
 import subprocess
@@ -29,24 +29,41 @@ def test_import_is_silent_and_cheap() -> None:
     assert (done.stdout, done.stderr) == ("", "set()\n")
 
 
-def test_ops_need_no_openmmlab() -> None:
+START = (ROOT / "ltm_mm" / "compat" / "ltm_mm.pth").read_text()
+
+
+def test_start_of_python_imports_nothing_and_takes_no_time() -> None:
     done = python(
-        "import sys; sys.modules.update(mmengine=None, mmcv=None); import ltm_mm.ops, ltm_mm.layers"
+        "import sys, time; before = {*sys.modules}; start = time.perf_counter()\n"
+        f"{START}"
+        "print(time.perf_counter() - start < 0.002, {*sys.modules} - before)"
     )
-    assert done.returncode == 0, done.stderr
+    assert done.stdout == "True set()\n", done.stderr
+
+
+def test_start_of_python_serves_programs_that_never_name_ltm_mm() -> None:
+    """mmdet's own tools: they import mmdet first. A missing module stays missing."""
+    done = python(
+        f"{START}\n"
+        "from mmdet.utils import setup_cache_size_limit_of_dynamo; from mmcv.ops import RoIAlign\n"
+        "from importlib.util import find_spec; print(RoIAlign.__name__, find_spec('mmcv_ext'))"
+    )
+    assert done.stdout.splitlines()[-1:] == ["RoIAlign None"], done.stderr
+    assert "before ltm_mm" not in done.stderr
 
 
 @pytest.mark.parametrize(
     ("real", "expected"), [(True, "/mmcv/_ext.py"), (False, "/ltm_mm/compat/ext.py")]
 )
-def test_the_real_ext_wins(tmp_path: Path, real: bool, expected: str) -> None:
+@pytest.mark.parametrize("start", ["import ltm_mm\n", START], ids=["import", "installed"])
+def test_the_real_ext_wins(tmp_path: Path, real: bool, expected: str, start: str) -> None:
     package = tmp_path / "mmcv"
     package.mkdir()
     (package / "__init__.py").touch()
     if real:
         (package / "_ext.py").touch()
-    find = "import ltm_mm, importlib.util as util; print(util.find_spec('mmcv._ext').origin)"
-    done = python(find, tmp_path)
+    find = "import importlib.util as util; print(util.find_spec('mmcv._ext').origin)"
+    done = python(start + find, tmp_path)
     assert done.stdout.endswith(expected + "\n"), done.stderr
 
 
@@ -57,7 +74,7 @@ def test_one_notice_and_mmcv_goes_on() -> None:
         "[nms(torch.rand(3, 4), torch.rand(3), 0.5) for _ in range(2)];"
         "print(mmcv.utils.collect_env()['MMCV Compiler'])"
     )
-    assert done.stdout.endswith("none (ltm_mm's stand-in)\n"), done.stderr
+    assert done.stdout.endswith("none (ltm_mm's fallback)\n"), done.stderr
     assert (done.stdout + done.stderr).count("mmcv has no compiled ops here") == 1
 
 
@@ -89,31 +106,24 @@ def test_too_late_is_said_in_one_line() -> None:
         assert "put `import ltm_mm` first" in warned[0]
 
 
-def test_custom_imports_open_the_door(tmp_path: Path) -> None:
-    """mmdet's own tools, which never import ltm_mm: the config does, before the models load."""
-    config = tmp_path / "config.py"
-    config.write_text("custom_imports = dict(imports=['ltm_mm'])\n")
-    done = python(
-        "from mmengine.config import Config; import mmengine.runner\n"
-        "from mmdet.utils import setup_cache_size_limit_of_dynamo\n"  # as mmdet's train.py
-        f"Config.fromfile({str(config)!r})\n"
-        "from mmcv.ops import RoIAlign; print(RoIAlign.__name__)"
-    )
-    assert done.stdout.splitlines()[-1:] == ["RoIAlign"], done.stderr
-    assert "before ltm_mm" not in done.stderr
+MISSING = """
+import importlib.util as util, sys, ltm_mm
+sys.path = [p for p in sys.path if "site-packages" not in p]
+print([util.find_spec(name) for name in ("mmengine", "mmcv", "mmdet", "mmseg")])
+try:
+    import ltm_mm.registry
+except ModuleNotFoundError as error:
+    print(error.name, error, sep=": ")
+"""
 
 
-@pytest.mark.parametrize("name", ["mmengine", "mmcv"])
-def test_missing_openmmlab_is_said_in_one_line(name: str) -> None:
-    done = python(
-        "import ltm_mm, sys; sys.path = [p for p in sys.path if 'site-packages' not in p]\n"
-        f"try: import {name}.utils\nexcept ImportError as error: print(error.name)\n"
-        f"import {name}"
-    )
-    assert done.stdout == f"{name}\n"
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith(f"ModuleNotFoundError: {name} is not installed")
-    assert "`pip install -r requirements/mminstall.txt`" in last
+def test_missing_openmmlab_stays_missing_and_the_registry_says_what_to_install() -> None:
+    done = python(MISSING)
+    assert done.stdout.splitlines() == [
+        "[None, None, None, None]",
+        "mmengine: mmengine is not installed; without it ltm_mm serves timm models alone: "
+        "pip install 'ltm_mm[mm]'",
+    ], done.stderr
 
 
 @pytest.mark.parametrize(
