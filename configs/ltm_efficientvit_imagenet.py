@@ -2,7 +2,7 @@
 #
 #     python tools/train.py configs/ltm_efficientvit_imagenet.py
 #
-# Needs mmpretrain (pip install -r requirements/optional.txt) and ImageNet in data/imagenet/
+# Needs mmpretrain (pip install 'ltm_mm[mmpretrain]') and ImageNet in data/imagenet/
 # (train/, val/). Swin's recipe: AdamW, mix-up, RandAugment. The head has one hidden layer after
 # the pooling; the original's first layer, before the pooling, is left out (it is in
 # ltm_efficientvit_b1 of ltm_mm.timm_models).

@@ -2,7 +2,7 @@
 #
 #     python tools/train.py configs/ltm_mobilevit_imagenet.py
 #
-# Needs mmpretrain (pip install -r requirements/optional.txt) and ImageNet in data/imagenet/
+# Needs mmpretrain (pip install 'ltm_mm[mmpretrain]') and ImageNet in data/imagenet/
 # (train/, val/). MobileViT's images are not normalised. MobileViT-XS:
 # --cfg-options model.backbone.arch=xs model.head.in_channels=384
 # The schedule (mmpretrain's for MobileViT) is for 8 GPUs x 128 images. Not trained here: no

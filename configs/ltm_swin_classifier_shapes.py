@@ -2,7 +2,7 @@
 #
 #     python tools/train.py configs/ltm_swin_classifier_shapes.py
 #
-# Needs mmpretrain (pip install -r requirements/optional.txt).
+# Needs mmpretrain (pip install 'ltm_mm[mmpretrain]').
 _base_ = [
     "_base_/datasets/shapes_classes.py",
     "_base_/schedules/shapes_epochs.py",

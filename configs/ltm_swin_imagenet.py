@@ -3,7 +3,7 @@
 #
 #     python tools/train.py configs/ltm_swin_imagenet.py
 #
-# Needs mmpretrain (pip install -r requirements/optional.txt) and ImageNet in data/imagenet/
+# Needs mmpretrain (pip install 'ltm_mm[mmpretrain]') and ImageNet in data/imagenet/
 # (train/, val/). A detector or segmentor takes the result as init_cfg; for dense tasks train
 # with the plan that you will use, e.g. --ltm balanced.
 # Swin-B: --cfg-options model.backbone.arch=base model.head.in_channels=1024

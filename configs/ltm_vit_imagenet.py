@@ -2,7 +2,7 @@
 #
 #     python tools/train.py configs/ltm_vit_imagenet.py
 #
-# Needs mmpretrain (pip install -r requirements/optional.txt) and ImageNet in data/imagenet/
+# Needs mmpretrain (pip install 'ltm_mm[mmpretrain]') and ImageNet in data/imagenet/
 # (train/, val/). The classifier reads the mean of all patches, as dense tasks do, where DeiT
 # reads the class token. ViT-B: --cfg-options model.backbone.arch=base model.head.in_channels=768
 # The schedule is for 4 GPUs x 256 images. Not trained here: no result is claimed for it.

@@ -46,12 +46,12 @@ def register_or_explain(registry: Registry, name: str, package: str, module: str
     except (ImportError, AssertionError) as error:  # upstream asserts mmcv's version
         reason = error  # the name in `except` is gone afterwards
 
-        file = "optional" if package == "mmpretrain" else "mminstall"
+        extra = "mmpretrain" if package == "mmpretrain" else "mm"
 
         def init(self: object, *args: object, **kwargs: object) -> None:
             raise ImportError(
                 f"ltm_mm.{name} needs {package}, which does not import here ({reason}): "
-                f"pip install -r requirements/{file}.txt"
+                f"pip install 'ltm_mm[{extra}]'"
             ) from reason
 
         registry.register_module(name=name, module=type(name, (), {"__init__": init}))

@@ -73,8 +73,7 @@ def find_config(source: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
             f"config {source}: the package {package!r} is not installed; "
-            "pip install -r requirements/mminstall.txt brings mmdet and mmseg, "
-            "-r requirements/optional.txt mmpretrain"
+            "pip install 'ltm_mm[mm]' brings mmdet and mmseg, 'ltm_mm[mmpretrain]' mmpretrain"
         )
     home = Path(spec.submodule_search_locations[0])
     # A wheel carries its configs in .mim; a source checkout has them beside the package.

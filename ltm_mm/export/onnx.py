@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 
 from .program import dynamic_shapes, no_assumptions
 
-INSTALL = "pip install -r requirements/optional.txt"
+INSTALL = "pip install 'ltm_mm[export]'"
 
 
 def save_onnx(program: ExportedProgram, path: Path, outputs: Sequence[str]) -> None:

@@ -19,9 +19,7 @@ def SSDHead(**options: object) -> nn.Module:  # a type's name in configs
     try:
         from mmdet.models.dense_heads import SSDHead as Head
     except ImportError as error:
-        raise ImportError(
-            "ltm_mm.SSDHead needs mmdet: pip install -r requirements/mminstall.txt"
-        ) from error
+        raise ImportError("ltm_mm.SSDHead needs mmdet: pip install 'ltm_mm[mm]'") from error
     head = Head(**options)
     if not hasattr(head, "loss_cls"):
         head.loss_cls = None

@@ -199,7 +199,7 @@ def test_mmseg_pipeline(root: Path, scope: None) -> None:
 @pytest.mark.parametrize("scope", ["mmpretrain"], indirect=True)
 @pytest.mark.parametrize("margin", [0, 4])
 def test_mmpretrain_reads_one_object_per_sample(root: Path, scope: None, margin: int) -> None:
-    pytest.importorskip("mmpretrain", reason="pip install -r requirements/optional.txt")
+    pytest.importorskip("mmpretrain", reason="pip install 'ltm_mm[mmpretrain]'")
     from mmpretrain.registry import DATASETS as MMPRETRAIN_DATASETS
 
     dataset = MMPRETRAIN_DATASETS.build(
@@ -229,7 +229,7 @@ def test_mmpretrain_reads_one_object_per_sample(root: Path, scope: None, margin:
 
 
 def test_classes_need_a_known_split_and_a_margin(root: Path) -> None:
-    pytest.importorskip("mmpretrain", reason="pip install -r requirements/optional.txt")
+    pytest.importorskip("mmpretrain", reason="pip install 'ltm_mm[mmpretrain]'")
     from ltm_mm.datasets.shapes_classes import CropObject, ShapesClasses
 
     with pytest.raises(ValueError, match="split must be 'train' or 'val', got 'test'"):
@@ -245,7 +245,7 @@ def test_missing_package_fails_at_use() -> None:
     with pytest.raises(ImportError, match=r"ShapesSemantic needs mmseg.*no_such_module.*pip"):
         missing(data_root="data/shapes")
     register_or_explain(registry, "ShapesClasses", "mmpretrain", "ltm_mm.no_such_module")
-    with pytest.raises(ImportError, match=r"needs mmpretrain.*requirements/optional.txt"):
+    with pytest.raises(ImportError, match=r"needs mmpretrain.*ltm_mm\[mmpretrain\]"):
         registry.get("ShapesClasses")()
 
 

@@ -33,7 +33,7 @@ def losses(work: Path) -> list[float]:
 
 
 def test_classifier_trains_resumes_and_hands_its_weights_on(shapes: Path, tmp_path: Path) -> None:
-    pytest.importorskip("mmpretrain", reason="pip install -r requirements/optional.txt")
+    pytest.importorskip("mmpretrain", reason="pip install 'ltm_mm[mmpretrain]'")
     config, work = str(CONFIGS / "ltm_swin_classifier_shapes.py"), str(tmp_path / "work")
     narrow = {"model.backbone.embed_dims": 8, "model.head.in_channels": 64}
     narrow["model.backbone.mask"] = "soft"
@@ -58,7 +58,7 @@ def test_classifier_trains_resumes_and_hands_its_weights_on(shapes: Path, tmp_pa
 @pytest.mark.parametrize("family", ["swin", "vit", "efficientvit", "mobilevit"])
 def test_imagenet_recipes_take_a_step(family: str, shapes: Path, tmp_path: Path) -> None:
     """The standard recipe on a list of shapes instead of ImageNet: mix-up, RandAugment and all."""
-    pytest.importorskip("mmpretrain", reason="pip install -r requirements/optional.txt")
+    pytest.importorskip("mmpretrain", reason="pip install 'ltm_mm[mmpretrain]'")
     # Its schedule starts after 20 epochs of warm-up.
     options = in_process(train_cfg__max_epochs=1, train_cfg__val_interval=1, param_scheduler=None)
     for part, split in (("train", "train"), ("val", "val"), ("test", "val")):

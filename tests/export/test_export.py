@@ -135,7 +135,7 @@ def test_a_missing_package_is_one_line_that_installs_it(monkeypatch, tmp_path, m
     monkeypatch.setitem(sys.modules, module, None)
     path = tmp_path / "no.onnx"
     ask = (lambda: run_onnx(path)) if module == "onnxruntime" else lambda: save_onnx(None, path, [])
-    with pytest.raises(ImportError, match=r"needs onnx.*pip install -r requirements/optional.txt"):
+    with pytest.raises(ImportError, match=r"needs onnx.*pip install 'ltm_mm\[export\]'"):
         ask()
 
 

@@ -1,0 +1,208 @@
+"""Installing: what an archive brings, and what works without any package of OpenMMLab."""
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+MM = ("mmengine", "mmcv", "mmdet", "mmseg", "mmpretrain")
+
+
+def run(*words: object, cwd: Path | None = None, ok: bool = True) -> str:
+    """A program's output; it finds neither this checkout nor a launcher's settings."""
+    hidden = ("PYTHONPATH", "RANK", "WORLD_SIZE")
+    env = {key: value for key, value in os.environ.items() if key not in hidden}
+    done = subprocess.run(
+        [*map(str, words)],
+        env=env | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode == 0) == ok, done.stdout[-3000:] + done.stderr[-5000:]
+    return done.stdout if ok else done.stderr
+
+
+# timm's users: everything that the package promises them, and what is said about the rest.
+WITHOUT_MM = """
+import torch, timm, ltm_mm, ltm_mm.timm_models
+from ltm_mm.merging import record_merges
+names = ["swin_tiny_patch4_window7_224", "vit_tiny_patch16_224", "efficientvit_b0", "mobilevit_xxs"]
+for name in names:
+    model, x = timm.create_model(name).eval(), torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        plain = model(x)
+        with record_merges(ltm_mm.apply(model, keep="fast")) as merges:
+            model(x)
+        print(name, len(merges) > 0, torch.equal(ltm_mm.remove(model)(x), plain))
+model = timm.create_model("ltm_vit_tiny", keep="fast").eval()
+with torch.no_grad(), record_merges(model) as merges:
+    print("ltm_vit_tiny", model(x).shape, len(merges) > 0)
+try:
+    import ltm_mm.engine
+except ModuleNotFoundError as error:
+    print(error.name.partition('.')[0])
+"""
+EXPECTED = [
+    "swin_tiny_patch4_window7_224 True True",
+    "vit_tiny_patch16_224 True True",
+    "efficientvit_b0 True True",
+    "mobilevit_xxs True True",
+    "ltm_vit_tiny torch.Size([1, 1000]) True",
+    "mmengine",
+]
+
+
+def test_timm_models_need_no_openmmlab() -> None:
+    block = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.modules.update(dict.fromkeys({MM}))"
+    )
+    assert run(sys.executable, "-c", block + WITHOUT_MM).splitlines() == EXPECTED
+
+
+def test_commands_run_the_tools_of_their_names() -> None:
+    from ltm_mm import cli
+
+    scripts = re.findall(r'^ltm-(\w+) = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.M)
+    assert len(scripts) == 8
+    for name, place in scripts:
+        assert place == f"ltm_mm.cli:{name}"
+        assert getattr(cli, name).args == (name,)
+        assert (cli.TOOLS / f"{name}.py").is_file()
+
+
+def test_command_says_what_is_missing() -> None:
+    block = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.modules['mmengine'] = None\n"
+    said = run(sys.executable, "-c", block + "from ltm_mm.cli import train; train()", ok=False)
+    assert said == "ltm-train: mmengine is not installed: pip install 'ltm_mm[mm]'\n"
+
+
+def test_model_index_lists_every_config_once() -> None:
+    index = yaml.safe_load((ROOT / "model-index.yml").read_text())
+    families = [yaml.safe_load((ROOT / path).read_text()) for path in index["Import"]]
+    models = [model for family in families for model in family["Models"]]
+    shipped = sorted(f"configs/{path.name}" for path in (ROOT / "configs").glob("*.py"))
+    assert sorted(model["Config"] for model in models) == shipped
+    for family in families:
+        (collection,) = family["Collections"]
+        assert {model["In Collection"] for model in family["Models"]} == {collection["Name"]}
+        assert (ROOT / collection["Code"]).is_file()
+        assert (ROOT / collection["README"]).is_file()
+    for model in models:
+        assert model["Name"] == Path(model["Config"]).stem
+        assert not any("Metrics" in result for result in model["Results"]), "nothing was measured"
+
+
+@pytest.fixture(scope="session")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The sdist, and the wheel that is built from it."""
+    pytest.importorskip("build", reason="pip install build")
+    folder = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--outdir", folder, ROOT)
+    return {"sdist": next(folder.glob("*.tar.gz")), "wheel": next(folder.glob("*.whl"))}
+
+
+@pytest.mark.slow
+def test_archives_hold_all_that_is_in_the_repository(archives: dict[str, Path]) -> None:
+    tracked = {name for name in run("git", "ls-files", cwd=ROOT).splitlines() if name[0] != "."}
+    with tarfile.open(archives["sdist"]) as sdist:
+        held = {name.partition("/")[2] for name in sdist.getnames()}
+    assert {name for name in tracked if ".mim/" not in name} <= held
+    with zipfile.ZipFile(archives["wheel"]) as wheel:
+        packed = set(wheel.namelist())
+    package = {name for name in tracked if name.startswith("ltm_mm/") and ".mim/" not in name}
+    brought = {f"ltm_mm/.mim/{n}" for n in tracked if re.match("configs/|tools/|model-index", n)}
+    about = {name for name in packed if ".dist-info/" in name}
+    assert packed - about == package | brought | {"ltm_mm.pth"}
+
+
+def make_venv(folder: Path, with_mm: bool) -> Path:
+    """The Python of a fresh environment that sees what is installed here, ltm_mm left out.
+
+    Its packages are links, so that torch is not downloaded for every test.
+    """
+    venv.create(folder / "venv")
+    python = folder / "venv" / "bin" / "python"
+    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    mm = re.compile(r"mm(engine|cv|det|seg|pretrain)\b|onedl_mm")
+    layer = folder / "layer"
+    layer.mkdir()
+    for parent in (Path(p) for p in sys.path if p.endswith("site-packages")):
+        for entry in parent.iterdir():
+            hidden = "ltm_mm" in entry.name or (not with_mm and mm.match(entry.name))
+            if not hidden and entry.suffix != ".pth" and not (layer / entry.name).exists():
+                (layer / entry.name).symlink_to(entry)
+    (site / "layer.pth").write_text(f"{layer}\n")
+    return python
+
+
+def install(python: Path, what: object) -> None:
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", *what)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["wheel", "sdist", "editable"])
+def test_installed_it_trains_and_measures_from_another_folder(
+    kind: str, archives: dict[str, Path], tmp_path: Path
+) -> None:
+    python = make_venv(tmp_path, with_mm=True)
+    install(python, ["-e", ROOT] if kind == "editable" else [archives[kind]])
+    away, programs = tmp_path / "away", python.parent
+    away.mkdir()
+    place = Path(run(python, "-c", "import ltm_mm; print(ltm_mm.__file__)", cwd=away).strip())
+    assert place.is_relative_to(ROOT if kind == "editable" else tmp_path / "venv")
+
+    config = "ltm_mm::ltm_swin_maskrcnn_shapes.py"
+    options = [
+        "train_cfg.max_epochs=1",
+        "train_cfg.val_interval=9",
+        "default_hooks.logger.interval=1",
+    ]
+    quick = ["train_dataloader.dataset.indices=8", "train_dataloader.num_workers=0"]
+    quick += ["train_dataloader.persistent_workers=False"]
+    run(programs / "ltm-train", config, "--cfg-options", *options, *quick, cwd=away)
+    (log,) = away.glob("work_dirs/ltm_swin_maskrcnn_shapes/*/*.log")
+    assert "Epoch(train)  [1][1/1]" in log.read_text()
+    measured = run(
+        *(programs / "ltm-benchmark", "ltm-swin-t", "--against", "timm", "--ltm", "fast"),
+        *("--size", 64, 96, "--rounds", 1, "--threads", 1),
+        cwd=away,
+    )
+    assert "| keep=fast" in measured
+    # mmdet's own way in, in a program that never names ltm_mm.
+    alone = "from mmcv.ops import nms; import sys; print('ltm_mm' in sys.modules or nms.__module__)"
+    assert run(python, "-c", alone, cwd=away).splitlines()[-1] in ("True", "mmcv.ops.nms")
+
+
+@pytest.mark.slow
+def test_wheel_serves_timm_in_an_environment_without_openmmlab(
+    archives: dict[str, Path], tmp_path: Path
+) -> None:
+    python = make_venv(tmp_path, with_mm=False)
+    install(python, [archives["wheel"]])
+    check = f"from importlib.util import find_spec; print([find_spec(n) for n in {MM}])\n"
+    printed = run(python, "-c", "import ltm_mm\n" + check + WITHOUT_MM, cwd=tmp_path).splitlines()
+    assert printed == ["[None, None, None, None, None]", *EXPECTED]
+    said = run(python.parent / "ltm-train", "config.py", cwd=tmp_path, ok=False)
+    assert said == "ltm-train: mmengine is not installed: pip install 'ltm_mm[mm]'\n"
+
+
+@pytest.mark.slow
+def test_uninstalling_leaves_nothing_at_the_start_of_python(
+    archives: dict[str, Path], tmp_path: Path
+) -> None:
+    python = make_venv(tmp_path, with_mm=False)
+    install(python, [archives["wheel"]])
+    hooks = "import sys; print([f for f in sys.meta_path if 'LTM' in getattr(f, '__name__', '')])"
+    assert "LTMFallback" in run(python, "-c", hooks)
+    run(sys.executable, "-m", "pip", "--python", python, "uninstall", "-y", "ltm_mm")
+    assert run(python, "-c", hooks) == "[]\n"
