@@ -12,21 +12,19 @@ CONSTRAINTS := $(VENV)/constraints.txt
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu ops format lint type clean
+.PHONY: help setup demo test test-slow test-gpu ops docs format lint type clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## set up .venv (done by every other target where needed)
 
-$(READY): requirements/runtime.txt requirements/mminstall.txt requirements/tests.txt requirements/constraints.txt setup.py
+$(READY): pyproject.toml setup.py $(wildcard requirements/*.txt)
 	@echo "== Setting up $(VENV): a few minutes, most of it torch's download =="
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("make: CPython >= 3.10 is needed, $(PYTHON) is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.11")'
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || { echo "make: $(PYTHON) has no venv module; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@test "$(TORCH)" != latest || grep -v -E '^torch(vision)?==' requirements/constraints.txt > $(VENV)/constraints.txt
-	$(PY) -m pip install --disable-pip-version-check -c $(CONSTRAINTS) \
-	  -r requirements/runtime.txt -r requirements/mminstall.txt -r requirements/tests.txt
-	$(PY) -m pip install --disable-pip-version-check --no-deps -e .
+	$(PY) -m pip install --disable-pip-version-check -c $(CONSTRAINTS) -e '.[mm,tests]'
 	@touch $@
 	@echo "== Set-up done =="
 
@@ -47,6 +45,14 @@ test-gpu: $(READY)  ## tests that need a CUDA device
 
 ops: $(READY)  ## build mmcv's compiled ops (about 12 minutes; optional)
 	@requirements/build_ops.sh $(PY)
+
+DOCS := $(VENV)/.docs
+$(DOCS): requirements/docs.txt $(READY)
+	$(PY) -m pip install --disable-pip-version-check -q -r requirements/docs.txt
+	@touch $@
+
+docs: $(DOCS)  ## build the documentation: build/docs/index.html
+	$(PY) -m sphinx -W --keep-going -q docs build/docs
 
 format: $(READY)  ## rewrite the code in the house format
 	$(PY) -m ruff format . && $(PY) -m ruff check --fix .

@@ -203,3 +203,19 @@ def test_uninstalling_leaves_nothing_at_the_start_of_python(
     assert "LTMFallback" in run(python, "-c", hooks)
     run(sys.executable, "-m", "pip", "--python", python, "uninstall", "-y", "ltm_mm")
     assert run(python, "-c", hooks) == "[]\n"
+
+
+@pytest.mark.slow
+def test_documentation_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("sphinx", reason="make docs installs it")
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom sphinx.cmd.build import main\n"
+    arguments = ["-W", "--keep-going", "-q", str(ROOT / "docs"), str(tmp_path)]
+    run(sys.executable, "-c", f"{code}sys.exit(main({arguments}))")
+    for name in ("apply", "fidelity", "models.LTMSwin", "engine.train"):
+        assert f'id="ltm_mm.{name}"' in (tmp_path / "reference.html").read_text()
+
+
+def test_github_runs_what_the_repository_runs() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    steps = workflow["jobs"]["test"]["steps"]
+    assert [step["run"] for step in steps if "run" in step] == [".ci/run", "make docs"]
