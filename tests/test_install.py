@@ -7,6 +7,7 @@ import sys
 import tarfile
 import venv
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -175,9 +176,12 @@ def test_installed_it_trains_and_measures_from_another_folder(
         cwd=away,
     )
     assert "| keep=fast" in measured
-    # A program that never names ltm_mm; the fallback or, where they are compiled, mmcv's ops.
-    alone = "import mmdet.apis; from mmcv.ops import nms; print(nms.__name__)"
-    assert run(python, "-c", alone, cwd=away).splitlines()[-1] == "nms"
+    # A program that imports mmdet first and never names ltm_mm.
+    tools = Path(find_spec("mmdet").origin).parent / ".mim" / "tools"
+    shipped = place.parent / ".mim" / "configs" / "ltm_swin_maskrcnn_shapes.py"
+    (browse,) = tools.glob("analysis_tools/browse_dataset.py")
+    run(python, browse, shipped, "--not-show", "--output-dir", "pictures", cwd=away)
+    assert len(list((away / "pictures").iterdir())) == 8
 
 
 @pytest.mark.slow
