@@ -15,7 +15,7 @@ install_fallback()
 def __getattr__(name: str) -> object:
     """``apply``, ``remove`` and ``fidelity``, imported (with torch) when first asked for."""
     if name in ("apply", "remove"):
-        from ltm_mm.models import apply as module
+        from ltm_mm import adapters as module
 
         return getattr(module, name)
     if name == "fidelity":

@@ -24,7 +24,7 @@ from importlib import import_module
 from timm.models import model_entrypoint, register_model
 from torch import nn
 
-from ltm_mm.models.apply import apply
+from ltm_mm.adapters import apply
 from ltm_mm.presets import Keep
 
 PLAIN = {

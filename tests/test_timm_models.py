@@ -11,10 +11,10 @@ from timm.scheduler import create_scheduler_v2
 from torch.testing import assert_close
 
 import ltm_mm.timm_models
+from ltm_mm.adapters import remove
+from ltm_mm.adapters.swin import MergedSwin
 from ltm_mm.datasets import SHAPES, draw_image
 from ltm_mm.merging import record_merges
-from ltm_mm.models.apply import remove
-from ltm_mm.models.backbones.swin import SwinBlock
 
 SMALL = [
     ("ltm_swin_tiny", dict(embed_dim=12, num_heads=(1, 1, 2, 2))),
@@ -80,7 +80,7 @@ def test_options_reach_the_merging(name, options):
 def test_keywords_of_one_family_alone():
     swin = timm.create_model("ltm_swin_tiny", mask="soft", keep=25, **SMALL[0][1])
     assert merging_parameters(swin) == sum(
-        49 * 25 + 1 for m in swin.modules() if isinstance(m, SwinBlock)
+        49 * 25 + 1 for m in swin.modules() if isinstance(m, MergedSwin)
     )
     windows = [
         timm.create_model("ltm_efficientvit_b0", keep="fast", **own)
@@ -93,7 +93,7 @@ def test_keywords_of_one_family_alone():
 
 SCRIPT = """
 import sys, timm
-print(sys.argv[1:], type(timm.create_model("ltm_vit_tiny", depth=3, keep="fast")).__name__)
+print(sys.argv[1:], timm.create_model("ltm_vit_tiny", depth=3, keep="fast").blocks[0].prefix)
 """
 
 
@@ -102,7 +102,7 @@ def test_timms_scripts_know_the_names(tmp_path, monkeypatch, capsys):
     script.write_text(SCRIPT)
     monkeypatch.setattr(sys, "argv", ["ltm_mm.timm_models", str(script), "--model", "x"])
     runpy.run_path(ltm_mm.timm_models.__file__, run_name="__main__")
-    assert capsys.readouterr().out == "['--model', 'x'] MergedVisionTransformer\n"
+    assert capsys.readouterr().out == "['--model', 'x'] 1\n"
     monkeypatch.setattr(sys, "argv", ["ltm_mm.timm_models"])
     with pytest.raises(SystemExit, match="usage: python -m ltm_mm"):
         runpy.run_path(ltm_mm.timm_models.__file__, run_name="__main__")

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..adapters.swin import MergedSwin
 from ..layers.linear import run_linear
 from ..merging import ChainMerge, Groups, SoftGroups
 from ..merging.grid import GridMerger
 from ..merging.masks import FAR, PADDED, prior_places
-from ..models.backbones.global_blocks import GlobalBlock, GlobalBlocks
+from ..models.backbones.global_blocks import Chain, GlobalBlock, GlobalBlocks
 from ..models.backbones.swin import SwinBlock
 from ..ops import sum_groups, window_regions
 
@@ -32,8 +33,9 @@ def pooled(model: nn.Module) -> nn.Module:
         The model itself: as many merged tokens as before, from neighbours in place of likes.
     """
     for module in list(model.modules()):
-        if isinstance(module, SwinBlock) and module.merge is not None:
-            windows = module.attn.windows
+        if isinstance(module, SwinBlock | MergedSwin) and module.merge is not None:
+            own = isinstance(module, SwinBlock)
+            windows = module.attn.windows if own else module.cut(module)
             module.merge = Pool(windows.size, module.merge.keep, windows.shift).to(_device(module))
         elif isinstance(module, GridMerger):
             module.mask = GridPool(module.window, module.side**2).to(_device(module))
@@ -131,8 +133,11 @@ def _pool_globally(blocks: GlobalBlocks) -> None:
         block.register_forward_pre_hook(_tell_size)
 
 
-def _tell_size(block: GlobalBlock, args: tuple) -> None:
-    block.merge.size = args[1]
+def _tell_size(block: nn.Module, args: tuple) -> None:
+    block.merge.size = args[1].size  # of the chain
+
+
+_tell_size.in_parts = True  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=256)
@@ -206,20 +211,18 @@ class TomeBlock(nn.Module):
             if name != "merge":
                 setattr(self, name, layer)
 
-    def forward(
-        self, x: Tensor, size: Size, earlier: ChainMerge | None
-    ) -> tuple[Tensor, ChainMerge | None]:
+    def forward(self, x: Tensor, chain: Chain) -> Tensor:
         """Run the block, as :meth:`GlobalBlock.forward`."""
-        sizes = None if earlier is None else earlier.mask.sizes
+        sizes = None if chain.last is None else chain.last.mask.sizes
         update, keys = self._attend(self.norm1(x), sizes)
         x = x + self.drop_path1(self.ls1(update))
         tokens = x[:, self.prefix :]
         groups = tome_groups(keys[:, self.prefix :], self.pairs, sizes)
-        merged = None
         if groups is not None:
-            merged = ChainMerge(tokens, groups.merge(tokens), groups, size, earlier)
-            x = torch.cat((x[:, : self.prefix], merged.merged), 1)
-        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))), merged
+            merged = groups.merge(tokens)
+            chain.merges.append(ChainMerge(tokens, merged, groups, chain.size, chain.last))
+            x = torch.cat((x[:, : self.prefix], merged), 1)
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
     def _attend(self, x: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor]:
         """Attention's output ``(B, M, C)`` and the heads' mean key ``(B, M, d)``."""

@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from ..models import apply as merging
+from ..adapters.apply import exchange_stages, planned
 from ..models.backbones.base import LTMBackbone
 from ..presets import Keep, Plan
 
@@ -22,7 +22,7 @@ def shared_copy(model: nn.Module) -> nn.Module:
 
 
 def in_our_blocks(model: nn.Module, keep: Keep) -> nn.Module:
-    """A copy whose stages all run on our blocks, merged or not, with the same weights.
+    """A copy whose stages all run on our code, merged or not, with the same weights.
 
     :func:`ltm_mm.apply` leaves stages without merging as they are. Here they are exchanged,
     too, so that times differ by merging alone.
@@ -35,13 +35,7 @@ def in_our_blocks(model: nn.Module, keep: Keep) -> nn.Module:
         ValueError: as :func:`ltm_mm.apply`.
     """
     model = shared_copy(model)
-    places, family, plan, window = _planned(model, keep)
-    for (parent, name), counts in zip(places, plan, strict=True):
-        if counts:
-            stage = getattr(parent, name)
-            merged = merging._merged(family, parent, stage, counts, window, "match")
-            first = next(stage.parameters())
-            setattr(parent, name, merged.to(first.device, first.dtype).train(stage.training))
+    exchange_stages(model, keep, everywhere=True)
     return model
 
 
@@ -54,21 +48,8 @@ def whole_plan(model: nn.Module) -> tuple[str, Plan]:
     own = next((m for m in model.modules() if isinstance(m, LTMBackbone)), None)
     if own is not None:
         return type(own).__name__.removeprefix("LTM").lower(), own.plan
-    _, family, plan, _ = _planned(model, None)
-    return family, ((), (), *plan) if family == "mobilevit" else plan
-
-
-def _planned(model: nn.Module, keep: Keep) -> tuple[list[tuple[nn.Module, str]], str, Plan, int]:
-    """Places of the stages, their family, the plan, and tokens per window side."""
-    if any(isinstance(m, merging.MergedStage) for m in model.modules()):
-        raise ValueError("the model merges tokens already: call ltm_mm.remove(model) first")
-    places = merging._stage_places(model)
-    if not places:
-        raise ValueError(f"{type(model).__name__} has no stages to merge in: use {merging.SERVED}")
-    family = merging._family(*places[0])
-    stages = [getattr(parent, name) for parent, name in places]
-    window = merging._window(stages[0].blocks[0]) if family == "swin" else 8
-    return places, family, merging._resolve(keep, family, stages, window)[0], window
+    family, _, plan = planned(model, None)
+    return family.name, ((), (), *plan) if family.name == "mobilevit" else plan
 
 
 def merges(model: nn.Module) -> bool:

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import nn
 
+from ..adapters.swin import MergedSwin
 from ..layers import ShiftedWindowAttention
-from ..models.apply import MergedStage
-from ..models.backbones.efficientvit import EfficientVitLTMStage
+from ..models.backbones.efficientvit import AttentionBlock, EfficientVitLTMStage
 from ..models.backbones.global_blocks import GlobalBlock, GlobalBlocks
 from ..models.backbones.swin import SwinBlock
 
@@ -30,7 +30,7 @@ _ATTRIBUTES = {
     "merge": MERGE,
 }
 # Where they merge, what these do themselves, outside their children, is merging and unmerging.
-_HOLDERS = (SwinBlock, EfficientVitLTMStage, GlobalBlock, GlobalBlocks, MergedStage)
+_HOLDERS = (SwinBlock, MergedSwin, EfficientVitLTMStage, AttentionBlock, GlobalBlock, GlobalBlocks)
 
 
 def parts_of(model: nn.Module) -> dict[str, str]:
@@ -117,6 +117,7 @@ class PartMeter:
             self._charge()
             self._running.pop()
 
+        enter.in_parts = leave.in_parts = True  # type: ignore[attr-defined]
         return enter, leave
 
     def _charge(self) -> None:

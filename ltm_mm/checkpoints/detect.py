@@ -25,7 +25,7 @@ SOURCES = (
            mit_han_lab.convert_efficientvit),
     Source("OpenMMLab Swin", r"^stages\.\d+\.blocks\.\d+\.attn\.w_msa\.qkv\.", mm.convert_swin),
     Source("official Swin", r"^layers\.0\.downsample\.", official.convert_swin),
-    Source("timm Swin", r"^layers[._]\d+\.blocks\.\d+\.attn\.(w_msa\.)?qkv\.", timm.convert_swin),
+    Source("timm Swin", r"^layers[._]\d+\.blocks\.\d+\.attn\.qkv\.", timm.convert_swin),
     Source("timm EfficientViT", r"^stem[._]in_conv\.conv\.", timm.convert_efficientvit),
     Source("timm MobileViT", r"^stages[._]\d+\.1\.transformer\.\d+\.attn\.qkv\.",
            timm.convert_mobilevit),

@@ -15,7 +15,7 @@ from torch import Tensor
 RENAMES = (
     (r"^layers[._](\d+)\.", r"stages.\1."),
     (r"^patch_embed\.proj\.", "patch_embed.projection."),
-    (r"\.attn\.(?!w_msa)", ".attn.w_msa."),
+    (r"\.attn\.", ".attn.w_msa."),
     (r"\.mlp\.fc1\.", ".ffn.layers.0.0."),
     (r"\.mlp\.fc2\.", ".ffn.layers.1."),
 )

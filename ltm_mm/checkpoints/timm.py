@@ -5,8 +5,7 @@ The facts: since timm 0.9 a Swin stage *starts* with its patch merging
 through :mod:`.official`.
 ``features_only`` models flatten sequential containers: ``layers_0.``, ``stages_0.``,
 ``stem_in_conv.``. A classifier that pools the patches has its last norm behind the
-pooling (``fc_norm``), others before it (``norm``). A merged Swin (``ltm_swin_*`` of
-:mod:`ltm_mm.timm_models`) has mmdet's names in its blocks, which need no change.
+pooling (``fc_norm``), others before it (``norm``).
 """
 
 import re

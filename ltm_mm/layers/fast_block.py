@@ -1,40 +1,25 @@
-"""Attention and MLP of timm's plain transformer block on the fast path of ``ops`` (ours).
+"""Attention and MLP of plain transformer blocks on the fast path of ``ops`` (ours).
 
-Both share the given module's layers under its names and compute what it computes; what
-is built otherwise (gated attention, SwiGLU, ...) stays as it is.
+A module's class is exchanged, see :mod:`.exchange`: it computes what it computed. What is built
+otherwise (gated attention, SwiGLU, ...) stays as it is.
 """
 
 from torch import Tensor, nn
 
 from ..ops import fused_attention
-from .linear import run_linear, run_mlp
+from .exchange import Exchanged, exchange
+from .linear import calm, run_linear, run_mlp
 
 
-class FastAttention(nn.Module):
-    """timm's ``Attention`` with its linear layers on the fast path.
+class FastAttention(Exchanged):
+    """timm's ``Attention`` with its linear layers on the fast path."""
 
-    Args:
-        attention: the module whose layers it shares; see :func:`fast_attention`.
-    """
+    CHILDREN = frozenset({"qkv", "q_norm", "k_norm", "attn_drop", "norm", "proj", "proj_drop"})
 
-    num_heads: int
-    scale: float
-    qkv: nn.Module
-    q_norm: nn.Module
-    k_norm: nn.Module
-    attn_drop: nn.Dropout
-    norm: nn.Module
-    proj: nn.Module
-    proj_drop: nn.Module
-
-    def __init__(self, attention: nn.Module) -> None:
-        super().__init__()
-        self.num_heads, self.scale = attention.num_heads, attention.scale  # type: ignore[assignment]
-        for name, layer in attention.named_children():
-            setattr(self, name, layer)
-
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, **options: object) -> Tensor:
         """Attend among all tokens ``(B, N, C)``; ``attn_mask`` is added to the logits."""
+        if any(options.values()) or not calm(self):
+            return super().forward(x, attn_mask=attn_mask, **options)
         b, n, _ = x.shape
         qkv = run_linear(self.qkv, x).reshape(b, n, 3, self.num_heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, N, d)
@@ -44,44 +29,49 @@ class FastAttention(nn.Module):
         return self.proj_drop(run_linear(self.proj, x))
 
 
-class FastMlp(nn.Module):
-    """timm's ``Mlp`` on the fast path.
+class FastMlp(Exchanged):
+    """An MLP on the fast path, whatever its library calls its layers."""
 
-    Args:
-        mlp: the module whose layers it shares; see :func:`fast_mlp`.
-    """
-
-    fc1: nn.Module
-    act: nn.Module
-    drop1: nn.Dropout
-    fc2: nn.Module
-    drop2: nn.Module
-
-    def __init__(self, mlp: nn.Module) -> None:
-        super().__init__()
-        for name, layer in mlp.named_children():
-            setattr(self, name, layer)
+    # First layer, activation, second layer; dropouts and what else does nothing.
+    LAYERS: tuple[str, str, str] = ("fc1", "act", "fc2")
+    IDLE: tuple[str, ...] = ("drop",)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, N, C)`` -> ``(B, N, C)``."""
-        if self.training and self.drop1.p > 0:
-            x = self.drop1(self.act(run_linear(self.fc1, x)))
-            return self.drop2(run_linear(self.fc2, x))
-        return self.drop2(run_mlp(self.fc1, self.act, self.fc2, x))
+        """``(..., C)`` -> ``(..., C)``."""
+        if not calm(self) or not all(map(idle, map(self.get_submodule, self.IDLE))):
+            return super().forward(x)
+        return run_mlp(*map(self.get_submodule, self.LAYERS), x)
+
+
+class FastTimmMlp(FastMlp):
+    """timm's ``Mlp``."""
+
+    IDLE = ("drop1", "norm", "drop2")
+
+
+def idle(module: nn.Module) -> bool:
+    """Whether a module gives back what it gets."""
+    if isinstance(module, nn.Dropout):
+        return not (module.training and module.p)
+    return type(module) is nn.Identity
+
+
+def children(module: nn.Module) -> set[str]:
+    """Names of a module's children, without what merging has added."""
+    return {name for name, _ in module.named_children() if name != "merge"}
 
 
 def fast_attention(attention: nn.Module) -> nn.Module:
-    """The module on the fast path, itself where that does not compute the same."""
-    layers = {"qkv", "q_norm", "k_norm", "attn_drop", "norm", "proj", "proj_drop"}
-    plain = {name for name, _ in attention.named_children()} == layers
-    return (
-        FastAttention(attention) if plain and type(attention).__name__ == "Attention" else attention
-    )
+    """Put timm's attention on the fast path, in place, where that computes the same."""
+    if type(attention).__name__ == "Attention" and children(attention) == FastAttention.CHILDREN:
+        exchange(attention, FastAttention)
+    return attention
 
 
 def fast_mlp(mlp: nn.Module) -> nn.Module:
-    """The module on the fast path, itself where that does not compute the same."""
-    layers = {"fc1", "act", "drop1", "norm", "fc2", "drop2"}
-    plain = {name for name, _ in mlp.named_children()} == layers
-    plain = plain and isinstance(mlp.norm, nn.Identity) and isinstance(mlp.fc1, nn.Linear)
-    return FastMlp(mlp) if plain and type(mlp).__name__ == "Mlp" else mlp
+    """Put timm's MLP on the fast path, in place, where that computes the same."""
+    plain = children(mlp) == {*FastTimmMlp.LAYERS, *FastTimmMlp.IDLE}
+    plain = plain and isinstance(mlp.norm, nn.Identity) and not isinstance(mlp.fc1, nn.Conv2d)
+    if plain and type(mlp).__name__ == "Mlp":
+        exchange(mlp, FastTimmMlp)
+    return mlp

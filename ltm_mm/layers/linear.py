@@ -1,6 +1,8 @@
 """Runs plain linear layers on the fast path of ``ops``, whoever built them (ours)."""
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from ..ops import linear, mlp, served
 
@@ -31,7 +33,7 @@ def run_mlp(first: nn.Module, act: nn.Module, second: nn.Module, x: Tensor) -> T
     Returns:
         ``(..., C)``.
     """
-    plain = type(act) is nn.GELU and act.approximate == "none"
+    plain = untouched(act, nn.GELU) and act.approximate == "none"
     if plain and untouched(first) and untouched(second) and served(x, first.weight):  # type: ignore[arg-type]
         layers = [(layer.weight, layer.bias) for layer in (first, second)]
         if all(bias is not None for _, bias in layers):
@@ -39,7 +41,48 @@ def run_mlp(first: nn.Module, act: nn.Module, second: nn.Module, x: Tensor) -> T
     return run_linear(second, act(run_linear(first, x)))
 
 
-def untouched(layer: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
+def untouched(layer: object, kind: type[nn.Module] = nn.Linear) -> bool:
     """Whether calling a module does what its class does, and nothing besides."""
-    hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks
-    return type(layer) is kind and not hooks and "forward" not in vars(layer)
+    return _is(layer, kind) and not hooked(layer) and "forward" not in vars(layer)  # type: ignore[arg-type]
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether calling a module calls hooks, its own or global ones."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or (not torch.compiler.is_compiling() and _has_any_global_hook())
+    )
+
+
+def calm(module: nn.Module) -> bool:
+    """Whether what is inside a module may run in parts: no hook is there that minds.
+
+    A hook that does not mind has an attribute ``in_parts``.
+    """
+    if torch.compiler.is_compiling():  # where nothing runs in parts
+        return True
+    return not _has_any_global_hook() and not any(
+        _minds(child) for child in module.modules() if child is not module
+    )
+
+
+def _minds(module: nn.Module) -> bool:
+    if not hooked(module):
+        return False
+    hooks = (
+        *module._forward_hooks.values(),
+        *module._forward_pre_hooks.values(),
+        *module._backward_hooks.values(),
+        *module._backward_pre_hooks.values(),
+    )
+    return not all(getattr(hook, "in_parts", False) for hook in hooks)
+
+
+def _is(layer: object, kind: type[nn.Module]) -> bool:
+    found = type(layer)
+    if kind is nn.Linear and found.__module__ == "mmcv.cnn.bricks.wrappers":
+        return found.__name__ == "Linear"  # differs for empty inputs of PyTorch 1.5 alone
+    return found is kind

@@ -6,8 +6,6 @@ al., ICLR 2023). Reading the position bias at one token of each group, the four 
 the fused attention are ours.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -140,13 +138,15 @@ class WindowAttention(nn.Module):
             bias = self.position_bias(kinds)
             if kinds is not None:
                 bias = bias.repeat(b, 1, 1, 1)
-        qkv = run_linear(self.qkv, x).view(b * n, count, 3, self.num_heads, c // self.num_heads)
+        qkv = run_linear(self.qkv, x).view(b * n, count, 3, self.num_heads, -1)
         out = window_attention(qkv, bias, self.scale, self.attn_drop if self.training else 0.0)
-        return self.proj_drop(run_linear(self.proj, out.view(b, n, count, c)))
+        return self.proj_drop(run_linear(self.proj, out.view(b, n, count, -1)))
 
 
 class ShiftedWindowAttention(nn.Module):
-    """Cuts a grid into (shifted) windows, attends within them, and puts it together.
+    """How a Swin block cuts its grid into (shifted) windows, and the attention within them.
+
+    It has no ``forward``: :class:`.swin_block.SwinView` runs the block.
 
     Args:
         dim, num_heads, window: as :class:`WindowAttention`.
@@ -160,15 +160,3 @@ class ShiftedWindowAttention(nn.Module):
         super().__init__()
         self.windows = ShiftedWindows(window, window // 2 if shifted else 0)
         self.w_msa = WindowAttention(dim, num_heads, window, self.windows.shift, **kwargs)  # type: ignore[arg-type]
-
-    def forward(self, x: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
-        """Attend within the windows of ``norm(x)``.
-
-        Args:
-            x: grid ``(B, H, W, C)`` of any size.
-            norm: works on every token by itself; padding stays zero after it.
-
-        Returns:
-            ``(B, H, W, C)``.
-        """
-        return self.windows.map(x, lambda windows, kinds, _: self.w_msa(windows, kinds), norm)

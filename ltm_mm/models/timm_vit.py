@@ -1,22 +1,24 @@
-"""Merging inside timm's own ViT classifier (ours); :mod:`.apply` puts it there.
+"""Merging inside timm's own ViT classifier (ours).
 
 timm's blocks know neither the size of their grid nor each other, so the model's class is
 exchanged, too: its two forward passes run all blocks at once, with the grid's size.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from timm.models import VisionTransformer
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from .apply import MergedStage
-from .backbones.global_blocks import GlobalBlocks
+from ..layers.exchange import Exchanged, exchange
+from .backbones.global_blocks import check_blocks, merge_blocks
 from .backbones.vit import TOKENS
 
+if TYPE_CHECKING:
+    from timm.models import VisionTransformer
 
-class MergedVisionTransformer(VisionTransformer):
-    """timm's ``VisionTransformer`` whose ``blocks`` are :class:`MergedVitBlocks`."""
+
+class MergedVisionTransformer(Exchanged):
+    """timm's ``VisionTransformer`` whose blocks merge."""
 
     def forward_features(self, x: Tensor, **masks: object) -> Tensor:
         """Images -> prefix and patch tokens ``(B, T + N, C)``, normalised as timm does."""
@@ -34,6 +36,8 @@ class MergedVisionTransformer(VisionTransformer):
         **masks: object,
     ) -> list | tuple[Tensor, list]:
         """As timm's, but for ``output_dict`` and attention masks; runs all blocks."""
+        from timm.models._features import feature_take_indices
+
         take, last = feature_take_indices(len(self.blocks), indices)[0], len(self.blocks) - 1
         taken = self._run(x, {*take, last}, masks)
         outs = [self.norm(y) if norm else y for y in taken[: len(set(take))]]
@@ -45,12 +49,6 @@ class MergedVisionTransformer(VisionTransformer):
         found = list(zip(maps, prefixes, strict=True)) if return_prefix_tokens else maps
         return found if intermediates_only else (self.norm(taken[-1]), found)
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block's activations in the backward pass, or not."""
-        self.grad_checkpointing = enable
-        for block in self.blocks:
-            block.with_cp = enable
-
     def _run(self, x: Tensor, take: Iterable[int], masks: dict) -> list[Tensor]:
         if any(value is not None and value is not False for value in masks.values()):
             raise ValueError(
@@ -58,33 +56,25 @@ class MergedVisionTransformer(VisionTransformer):
             )
         size = self._grid(x)
         tokens = self.norm_pre(self._pos_embed(self.patch_embed(x)))
-        return self.blocks(tokens, size, take)
+        return self.blocks(tokens, size, take, self.grad_checkpointing)
 
     def _grid(self, x: Tensor) -> tuple[int, int]:
         return tuple(self.patch_embed.dynamic_feat_size(tuple(x.shape[2:])))
 
 
-class MergedVitBlocks(GlobalBlocks, MergedStage):
-    """In the place of a timm ViT's ``blocks``.
+def check_vit(vit: "VisionTransformer") -> None:
+    """Raise a ValueError if a model drops patches at random, or has other blocks than plain ones."""
+    if not isinstance(vit.patch_drop, nn.Identity):
+        raise ValueError("a ViT with patch_drop_rate has no grid to lead back to: set it to 0")
+    check_blocks(vit.blocks)
+
+
+def merge_vit(vit: "VisionTransformer", counts: Sequence[int]) -> None:
+    """Let a ViT merge tokens, in place.
 
     Args:
-        vit: the model; its class is exchanged.
+        vit: timm's; its class is exchanged, and those of its blocks.
         counts: tokens that are left of every 196 after each block's attention.
-
-    Raises:
-        ValueError: if the model drops patches at random, or has other blocks than timm's
-            plain ones.
     """
-
-    def __init__(self, vit: VisionTransformer, counts: Sequence[int]) -> None:
-        if not isinstance(vit.patch_drop, nn.Identity):
-            raise ValueError("a ViT with patch_drop_rate has no grid to lead back to: set it to 0")
-        super().__init__(
-            vit.blocks, counts, TOKENS, vit.num_prefix_tokens, with_cp=vit.grad_checkpointing
-        )
-        self._original = (vit.blocks,)
-        vit.__class__ = MergedVisionTransformer
-
-    def let_go(self, parent: nn.Module) -> None:
-        """Give the model its class back."""
-        parent.__class__ = VisionTransformer
+    merge_blocks(vit.blocks, counts, TOKENS, vit.num_prefix_tokens)
+    exchange(vit, MergedVisionTransformer)

@@ -25,10 +25,14 @@ class ShiftedWindows:
     Attributes:
         size: tokens per window side (w).
         shift: tokens that the grid is rolled up and left by, ``0 <= shift < size``.
+        axes: whether rows, and whether columns are shifted at all.
+        pad_first: whether a grid is padded before it is rolled (mmdet's order) or after (timm's).
     """
 
     size: int
     shift: int = 0
+    axes: tuple[bool, bool] = (True, True)
+    pad_first: bool = True
 
     def map(
         self,
@@ -55,18 +59,19 @@ class ShiftedWindows:
 
     def cut(self, x: Tensor) -> Tensor:
         """Windows ``(B, n, N, C)`` of a grid ``(B, H, W, C)``."""
-        x = pad_to_windows(x, self.size)
+        x = pad_to_windows(x, self.size) if self.pad_first else x
         if self.shift:
-            x = x.roll((-self.shift, -self.shift), (1, 2))
-        return to_windows(x, self.size)
+            x = x.roll([-shift for shift in self._shifts()], (1, 2))
+        return to_windows(x if self.pad_first else pad_to_windows(x, self.size), self.size)
 
     def join(self, windows: Tensor, height: int, width: int) -> Tensor:
         """The grid ``(B, height, width, C)`` of its windows."""
         rows, cols = self.counts(height, width)
         x = from_windows(windows, self.size, rows * self.size, cols * self.size)
+        x = x if self.pad_first else crop(x, height, width)
         if self.shift:
-            x = x.roll((self.shift, self.shift), (1, 2))
-        return crop(x, height, width)
+            x = x.roll(self._shifts(), (1, 2))
+        return crop(x, height, width) if self.pad_first else x
 
     def counts(self, height: int, width: int) -> tuple[int, int]:
         """Windows per column and per row of a grid."""
@@ -74,7 +79,11 @@ class ShiftedWindows:
 
     def kinds(self, height: int, width: int, device: torch.device) -> Tensor | None:
         """Which shift mask each window takes ``(n,)``; None without a shift."""
-        return window_kinds(*self.counts(height, width), device) if self.shift else None
+        if not self.shift:
+            return None
+        kinds = window_kinds(*self.counts(height, width), device)
+        by_rows, by_cols = self.axes  # an axis that is not shifted has no last window
+        return kinds if by_rows and by_cols else kinds & (2 * by_rows + by_cols)
 
     def mass(self, height: int, width: int, like: Tensor) -> Tensor | None:
         """1 for a token, 0 for padding ``(1, n, N)``; None where nothing is padded."""
@@ -84,6 +93,9 @@ class ShiftedWindows:
         if not self.shift:
             return real_tokens(height, width, self.size, like=like)
         return self.cut(like.new_ones(1, height, width, 1)).squeeze(-1)
+
+    def _shifts(self) -> list[int]:
+        return [self.shift * axis for axis in self.axes]
 
     def _at_once(self, x: Tensor, work: OnWindows) -> Tensor:
         _, height, width, _ = x.shape
@@ -98,11 +110,14 @@ class ShiftedWindows:
         w, out = self.size, x.new_empty(x.shape)
         rows, cols = self.counts(height, width)
         kinds, mass = self.kinds(height, width, x.device), self.mass(height, width, x)
-        lefts = _pieces(0, cols, w, self.shift, width)
+        (down, right), (tall, wide) = self._shifts(), (height, width)
+        if self.pad_first:
+            tall, wide = rows * w, cols * w
+        lefts = _pieces(0, cols, w, right, width, wide)
         step = max(band // (b * cols * w * w * c), 1)
         for first in range(0, rows, step):
             last = min(first + step, rows)
-            tops = _pieces(first, last, w, self.shift, height)
+            tops = _pieces(first, last, w, down, height, tall)
             shape = (b, last - first, cols, w, w, c)
             cut = x.new_empty(shape)
             if mass is not None:  # padding lies in the last two windows of a row or column
@@ -140,21 +155,23 @@ class _Piece:
     grid: slice
 
 
-def _pieces(first: int, last: int, window: int, shift: int, size: int) -> list[_Piece]:
+def _pieces(first: int, last: int, window: int, shift: int, size: int, rolled: int) -> list[_Piece]:
     """Where the rows (or columns) of shifted windows lie in their grid.
 
     Args:
         first, last: the windows ``first .. last - 1``.
         window: rows per window.
-        shift: rows that the windows are shifted by; the padded grid goes round.
+        shift: rows that the windows are shifted by.
         size: rows of the grid without padding.
+        rolled: rows of the grid that goes round: with its padding, or ``size``.
 
     Returns:
         As few pieces as there can be; rows that are in none are padding.
     """
-    full = -(-size // window) * window
-    start, stop = first * window + shift, last * window + shift
-    spans = [(start, min(stop, size), 0), (0, min(stop - full, size), full - start)]
+    shift %= rolled
+    start, stop = first * window + shift, min(last * window, rolled) + shift
+    begin = max(start - rolled, 0)  # of those that have come round
+    spans = [(start, min(stop, size), 0), (begin, min(stop - rolled, size), rolled - start + begin)]
     pieces = []
     for begin, end, at in spans:  # rows of the grid; where the first one lies in the windows
         while begin < end:

@@ -18,11 +18,11 @@ from torch import nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ..adapters import merges, remove
 from ..checkpoints import load_into
 from ..engine import UserError, load_config, parse_keep, use_ltm
 from ..engine.merging_blocks import mask_modules
 from ..engine.run import drop_pretrained
-from ..models.apply import MergedStage, remove
 from .artist import Artist, Points
 from .figures import DPI
 
@@ -160,7 +160,7 @@ def plain_model(merged: nn.Module, cfg: Config) -> nn.Module:
     Raises:
         UserError: if the config's backbone cannot be exchanged.
     """
-    if any(isinstance(m, MergedStage) for m in merged.modules()):
+    if merges(merged):
         return plain_twin(merged)
     cfg = deepcopy(cfg)
     use_ltm(cfg, None)
@@ -190,7 +190,7 @@ def plain_twin(model: nn.Module) -> nn.Module:
         ValueError: if it was not: build the config again with ``keep=None`` then, and
             :func:`share_weights`.
     """
-    if not any(isinstance(m, MergedStage) for m in model.modules()):
+    if not merges(model):
         raise ValueError(f"ltm_mm.apply was not used on this {type(model).__name__}")
     return remove(deepcopy(model))
 

@@ -38,7 +38,7 @@ from ltm_mm.analysis.shrunk import smaller_sizes
 from ltm_mm.engine import UserError, load_config
 from ltm_mm.merging import record_merges
 from ltm_mm.models import LTMEfficientViT, LTMSwin, LTMViT
-from ltm_mm.models.backbones.global_blocks import GlobalBlock
+from ltm_mm.models.backbones.global_blocks import Chain, GlobalBlock
 from ltm_mm.models.backbones.swin import SwinBlock
 from ltm_mm.ops import window_regions
 from ltm_mm.visualization.predictions import Instances
@@ -267,7 +267,7 @@ def test_tome_loses_nothing_where_tokens_come_in_pairs():
     tome.blocks[1].pairs = 0  # runs on eight tokens that count twice each
     plain = vit.blocks(x, (4, 4), (1,))
     assert_close(tome.blocks(x, (4, 4), (1,)), plain, atol=1e-5, rtol=1e-5)
-    assert tome.blocks[0](x, (4, 4), None)[0].shape[1] == 9
+    assert tome.blocks[0](x, Chain((4, 4))).shape[1] == 9
 
 
 # ------------------------------------------------------------------------------- models in memory

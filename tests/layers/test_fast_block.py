@@ -1,5 +1,7 @@
 """timm's attention and MLP on the fast path equal timm's."""
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -18,7 +20,7 @@ from ltm_mm.layers.fast_block import FastAttention, FastMlp
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention(options, masked):
     theirs = Attention(24, num_heads=3, **options).eval()
-    ours = fast_attention(theirs)
+    ours = fast_attention(copy.deepcopy(theirs))
     assert isinstance(ours, FastAttention)
     assert list(ours.state_dict()) == list(theirs.state_dict())
     x = torch.randn(2, 11, 24, requires_grad=True)
@@ -26,7 +28,8 @@ def test_attention(options, masked):
     found, expected = ours(x, attn_mask=mask), theirs(x, attn_mask=mask)
     assert_close(found, expected, rtol=1e-5, atol=1e-6)
     grads = [
-        torch.autograd.grad(y.square().sum(), [x, *theirs.parameters()]) for y in (found, expected)
+        torch.autograd.grad(y.square().sum(), [x, *module.parameters()])
+        for y, module in ((found, ours), (expected, theirs))
     ]
     assert_close(*grads, rtol=1e-4, atol=1e-5)
 
@@ -36,7 +39,7 @@ def test_attention(options, masked):
 @pytest.mark.parametrize("training", [False, True])
 def test_mlp(act, drop, training):
     theirs = Mlp(24, 96, act_layer=act, drop=drop).train(training)
-    ours = fast_mlp(theirs).train(training)
+    ours = fast_mlp(copy.deepcopy(theirs))
     assert isinstance(ours, FastMlp)
     assert list(ours.state_dict()) == list(theirs.state_dict())
     x, found = torch.randn(2, 11, 24), []
@@ -48,7 +51,9 @@ def test_mlp(act, drop, training):
 
 def test_what_is_built_otherwise_stays_as_it_is():
     for attention in (Attention(24, 3, gated=True), AttentionRope(24, 3)):
-        assert fast_attention(attention) is attention
+        assert not isinstance(fast_attention(attention), FastAttention)
     for mlp in (GluMlp(24), Mlp(24, norm_layer=nn.LayerNorm), Mlp(24, use_conv=True)):
-        assert fast_mlp(mlp) is mlp
-    assert fast_attention(timm.create_model("vit_tiny_patch16_224", depth=1).blocks[0].attn)
+        assert not isinstance(fast_mlp(mlp), FastMlp)
+    attention = timm.create_model("vit_tiny_patch16_224", depth=1).blocks[0].attn
+    assert fast_attention(attention) is attention
+    assert isinstance(attention, FastAttention)

@@ -11,10 +11,10 @@ from torch import nn
 from torch.testing import assert_close
 
 import ltm_mm
+from ltm_mm.adapters import apply, remove
 from ltm_mm.checkpoints.timm import convert_swin
 from ltm_mm.merging import MASKS
 from ltm_mm.models import LTMEfficientViT, LTMMobileViT, LTMSwin, LTMViT
-from ltm_mm.models.apply import apply, remove
 
 from .contract import settled
 
@@ -87,8 +87,6 @@ def outputs(model: nn.Module) -> list[torch.Tensor]:
     return list(out) if isinstance(out, list | tuple) else [out]
 
 
-# How names of parameters change while merging is on: timm's Swin gets mmdet's.
-RENAMED = {"timm swin"}
 LEARNED = {"timm efficientvit", "timm efficientvit features"}  # masks have parameters
 
 
@@ -97,6 +95,7 @@ def test_removed_is_bit_identical_to_before(name):
     model = settled(MODELS[name]())
     before, state = outputs(model), copy.deepcopy(model.state_dict())
     parameters = {id(p) for p in model.parameters()}
+    modules, kinds = {id(m) for m in model.modules()}, list(map(type, model.modules()))
 
     assert apply(model, keep=0.4) is model
     merged = outputs(model)
@@ -108,11 +107,13 @@ def test_removed_is_bit_identical_to_before(name):
         assert all(".merge." in key for key in new)
     else:
         assert parameters == {id(p) for p in model.parameters()}
-    if name not in LEARNED | RENAMED:
+    if name not in LEARNED:
         assert list(model.state_dict()) == list(state)
+    assert modules <= {id(m) for m in model.modules()}
 
     assert remove(model) is model
     assert list(model.state_dict()) == list(state)
+    assert list(map(type, model.modules())) == kinds
     for key, value in model.state_dict().items():
         assert torch.equal(value, state[key]), key
     for a, b in zip(outputs(model), before, strict=True):
@@ -159,16 +160,12 @@ def test_a_models_own_options_stay(options):
 
 @pytest.mark.parametrize("keep", [0.4, (None, 25, 9, (25, 4))])
 def test_applied_to_timms_swin_equals_the_backbone_of_the_same_plan(keep):
-    """While merging is on, timm's parameters have mmdet's names."""
     model = settled(timm_swin())
     mine = LTMSwin(**TINY | dict(depths=(2, 2, 2, 2)), keep=keep).eval()
     state = convert_swin(model.state_dict())
     left = mine.load_state_dict(state, strict=False)
     assert all(k.startswith("norm") or k.endswith("_index") for k in left.missing_keys)
     apply(model, keep=keep).eval()
-    for layer, stage, plan in zip(model.layers, mine.stages, mine.plan, strict=True):
-        if min(plan) < 49:
-            assert list(layer.blocks.state_dict()) == list(stage.blocks.state_dict())
     maps, x = [], torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     mine.norm0 = mine.norm1 = mine.norm2 = mine.norm3 = nn.Identity()
     for layer in model.layers:
@@ -277,9 +274,10 @@ def test_a_copy_is_independent():
 
 def test_unmerged_stages_are_left_alone():
     model = swin_of("mmdet")
-    stages = list(model.stages)
+    before = [type(stage.blocks[0]) for stage in model.stages]
     apply(model, keep=(None, None, 25, None))
-    assert [model.stages[i] is stages[i] for i in range(4)] == [True, True, False, True]
+    after = [type(stage.blocks[0]) for stage in model.stages]
+    assert [a is b for a, b in zip(after, before, strict=True)] == [True, True, False, True]
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,11 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from ltm_mm.layers.exchange import give_back
 from ltm_mm.merging import record_merges
 from ltm_mm.merging.grid import GridMerge
 from ltm_mm.models import LTMEfficientViT
-from ltm_mm.models.backbones.efficientvit import EfficientVitLTMStage
+from ltm_mm.models.backbones.efficientvit import merge_stage
 
 from .contract import BackboneContract, randomise
 
@@ -163,18 +164,21 @@ def test_merged_tokens_beyond_the_edge_are_left_out():
     assert maps[2].shape[2:] == (9, 11)
 
 
-def test_a_stage_shares_timms_blocks_and_leaves_it_as_it_was():
+def test_a_stage_merges_in_place_and_is_given_back_as_it_was():
     stage = timm.create_model("efficientvit_b0").stages[2].eval()
     x = torch.randn(1, 32, 20, 20)
+    names, modules = list(stage.state_dict()), list(stage.modules())
     with torch.no_grad():
         before = stage(x)
-    names = list(stage.state_dict())
-    mine = EfficientVitLTMStage(stage, (36, 16), window=8).double()
-    assert {id(p) for p in stage.parameters()} <= {id(p) for p in mine.parameters()}
-    mine.float()
+        assert merge_stage(stage, (36, 16), window=8) is stage
+        assert (stage(x) - before).abs().max() > 1e-4
+    assert {id(m) for m in modules} < {id(m) for m in stage.modules()}
+    for module in list(stage.modules()):
+        give_back(module)
     with torch.no_grad():
         assert_close(stage(x), before, rtol=0, atol=0)
     assert list(stage.state_dict()) == names
+    assert list(map(type, stage.modules())) == list(map(type, modules))
 
 
 def test_norm_eval_keeps_running_statistics():

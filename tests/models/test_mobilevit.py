@@ -1,5 +1,7 @@
 """LTM-MobileViT against timm's MobileViT, and its own options."""
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -10,7 +12,7 @@ from torch.testing import assert_close
 
 from ltm_mm.merging import record_merges
 from ltm_mm.models import LTMMobileViT
-from ltm_mm.models.backbones.mobilevit import MobileVitLTMBlock
+from ltm_mm.models.backbones.mobilevit import merge_block
 
 from .contract import BackboneContract, randomise
 
@@ -77,7 +79,7 @@ def test_equals_timms_features_only_model(arch, size):
 
 def test_unfolding_and_folding_are_timms_and_exact():
     block = timm.create_model("mobilevit_xxs").stages[2][1].eval()
-    mine = MobileVitLTMBlock(block, (64, 64))
+    mine = merge_block(copy.deepcopy(block), (64, 64))
     x = torch.randn(2, 48, 12, 20)
     with torch.no_grad():
         assert_close(mine(x), block(x), rtol=1e-5, atol=1e-5)
@@ -89,7 +91,7 @@ def test_unfolding_and_folding_are_timms_and_exact():
 class Passed(nn.Module):
     """A transformer that changes nothing."""
 
-    def forward(self, x, size, take):
+    def forward(self, x, size, take, with_cp):
         assert x.shape[1] == size[0] * size[1]
         return [x]
 
@@ -125,7 +127,7 @@ def test_merging_does_not_pay_by_default():
 def test_the_four_grids_of_an_image_are_merged_each_by_itself():
     """Pixels of one place in their patches do not meet those of another."""
     block = randomise(timm.create_model("mobilevit_xxs").stages[2][1]).eval()
-    mine = MobileVitLTMBlock(block, (32, 8))
+    mine = merge_block(copy.deepcopy(block), (32, 8))
     x = torch.randn(1, 64, 12, 20)
     other = x.clone()
     other[:, :, 4, 7] += torch.randn(64)

@@ -228,7 +228,7 @@ def test_a_token_is_seen_in_its_own_window(token, keep, mask):
 
 def test_a_recorded_merge_is_a_whole_grids(monkeypatch):
     """Even where the block would otherwise work on some rows of windows at a time."""
-    monkeypatch.setattr("ltm_mm.models.backbones.swin.MERGED_BAND", 1)
+    monkeypatch.setattr("ltm_mm.layers.swin_block.MERGED_BAND", 1)
     model = randomise(LTMSwin(**ONE, keep=9)).eval()
     with record_merges(model) as merges, torch.no_grad():
         model(torch.randn(2, 3, 100, 120))

@@ -1,5 +1,7 @@
 """LTM-ViT against timm's VisionTransformer, and its own options."""
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -9,7 +11,7 @@ from torch.testing import assert_close
 
 from ltm_mm.merging import ChainMerge, match, record_merges, rounds
 from ltm_mm.models import LTMViT
-from ltm_mm.models.backbones.global_blocks import GlobalBlock, GlobalBlocks
+from ltm_mm.models.backbones.global_blocks import GlobalBlock, merge_blocks
 
 from .contract import BackboneContract, randomise
 
@@ -203,7 +205,7 @@ def test_merging_identical_copies_changes_nothing(weighted, monkeypatch):
     blocks, prefix = timm_blocks(), torch.randn(2, 3, 24)
     kinds = torch.randn(2, 6, 24)
     copies = kinds[:, torch.randperm(96) % 6]  # sixteen of each kind
-    merged = GlobalBlocks(blocks, (96, 48, 24, 24), 96, prefix=3)
+    merged = merge_blocks(copy.deepcopy(blocks), (96, 48, 24, 24), 96, prefix=3)
     expected = [torch.cat((prefix, copies), 1)]
     with torch.no_grad():
         for block in blocks:
@@ -247,7 +249,7 @@ def slow_blocks(blocks: nn.ModuleList, x: Tensor, counts: list[int], prefix: int
 def test_a_chain_of_merges_is_undone_step_by_step(counts, prefix):
     blocks = timm_blocks().double()
     x = torch.randn(2, prefix + 60, 24, dtype=torch.float64, requires_grad=True)
-    merged = GlobalBlocks(blocks, counts, 60, prefix)
+    merged = merge_blocks(copy.deepcopy(blocks), counts, 60, prefix)
     expected = [slow_blocks(blocks, image, counts, prefix) for image in x]
     expected = [torch.stack(maps) for maps in zip(*expected, strict=True)]
     found = merged(x, (6, 10), range(4))
@@ -258,9 +260,9 @@ def test_a_chain_of_merges_is_undone_step_by_step(counts, prefix):
     grads = [
         torch.autograd.grad(
             sum((m * w).sum() for m, w in zip(maps, weights, strict=True)),
-            [x, *blocks.parameters()],
+            [x, *own.parameters()],
         )
-        for maps in (found, expected)
+        for maps, own in ((found, merged), (expected, blocks))
     ]
     assert_close(*grads, rtol=1e-5, atol=1e-5)
 

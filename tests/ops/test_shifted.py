@@ -8,14 +8,17 @@ from ltm_mm.ops import ShiftedWindows, served
 
 SIZES = [(23, 31), (14, 21), (3, 2), (1, 40), (29, 7), (1, 1), (7, 7)]
 sizes = pytest.mark.parametrize("size", SIZES)
-shifts = pytest.mark.parametrize(("window", "shift"), [(7, 0), (7, 3), (4, 2), (5, 4), (1, 0)])
+WINDOWS = [ShiftedWindows(7, 0), ShiftedWindows(7, 3), ShiftedWindows(4, 2), ShiftedWindows(5, 4)]
+WINDOWS += [ShiftedWindows(1, 0), ShiftedWindows(7, 3, (True, False))]
+WINDOWS += [ShiftedWindows(7, 3, pad_first=False), ShiftedWindows(4, 2, (False, True), False)]
+shifts = pytest.mark.parametrize("cut", WINDOWS, ids=str)
 
 
 @sizes
 @shifts
-def test_windows_are_those_of_the_rolled_and_padded_grid(window, shift, size):
-    height, width = size
-    cut, x = ShiftedWindows(window, shift), torch.randn(2, height, width, 3)
+def test_windows_are_those_of_the_rolled_and_padded_grid(cut, size):
+    (height, width), window = size, cut.size
+    x = torch.randn(2, height, width, 3)
     rows, cols = cut.counts(height, width)
     windows = cut.cut(x)
     assert windows.shape == (2, rows * cols, window**2, 3)
@@ -23,10 +26,13 @@ def test_windows_are_those_of_the_rolled_and_padded_grid(window, shift, size):
         for c in range(cols):
             for i in range(window):
                 for k in range(window):
-                    y = (r * window + i + shift) % (rows * window)
-                    z = (c * window + k + shift) % (cols * window)
-                    real = y < height and z < width
-                    expected = x[:, y, z] if real else torch.zeros(2, 3)
+                    y, z = r * window + i, c * window + k
+                    real = y < height and z < width  # where the grid is padded after the roll
+                    y, z = y + cut.shift * cut.axes[0], z + cut.shift * cut.axes[1]
+                    if cut.pad_first:
+                        y, z = y % (rows * window), z % (cols * window)
+                        real = y < height and z < width
+                    expected = x[:, y % height, z % width] if real else torch.zeros(2, 3)
                     found = windows[:, r * cols + c, i * window + k]
                     assert_close(found, expected, rtol=0, atol=0)
     assert_close(cut.join(windows, height, width), x, rtol=0, atol=0)
@@ -34,11 +40,11 @@ def test_windows_are_those_of_the_rolled_and_padded_grid(window, shift, size):
 
 @sizes
 @shifts
-def test_mass_marks_what_is_no_padding(window, shift, size):
-    cut, ones = ShiftedWindows(window, shift), torch.ones(1, *size, 1)
+def test_mass_marks_what_is_no_padding(cut, size):
+    ones = torch.ones(1, *size, 1)
     mass = cut.mass(*size, ones)
     if mass is None:
-        assert size[0] % window == size[1] % window == 0
+        assert size[0] % cut.size == size[1] % cut.size == 0
     else:
         assert_close(mass, cut.cut(ones).squeeze(-1), rtol=0, atol=0)
         assert mass.min() == 0
@@ -46,9 +52,9 @@ def test_mass_marks_what_is_no_padding(window, shift, size):
 
 @sizes
 @shifts
-def test_in_bands_as_all_at_once(window, shift, size):
+def test_in_bands_as_all_at_once(cut, size):
     """Work that tells windows, their kinds and their padding apart."""
-    cut, x = ShiftedWindows(window, shift), torch.randn(2, *size, 3)
+    x = torch.randn(2, *size, 3)
     if not served(x, x):
         pytest.skip("no oneDNN here: there are no bands")
     calls = []
@@ -64,7 +70,7 @@ def test_in_bands_as_all_at_once(window, shift, size):
     assert calls == [rows * cols]
     for step in (1, 2, rows):
         calls.clear()
-        band = step * 2 * cols * window**2 * 3
+        band = step * 2 * cols * cut.size**2 * 3
         with torch.no_grad():
             assert_close(cut.map(x, work, torch.exp, band), expected, rtol=1e-6, atol=1e-6)
         assert calls == [cols * min(step, rows - first) for first in range(0, rows, step)]
@@ -90,4 +96,6 @@ def test_a_gradient_goes_through_windows_once():
 def test_kinds_are_those_of_last_rows_and_columns():
     cut, cpu = ShiftedWindows(7, 3), torch.device("cpu")
     assert cut.kinds(9, 16, cpu).tolist() == [0, 0, 1, 2, 2, 3]
+    assert ShiftedWindows(7, 3, (True, False)).kinds(9, 16, cpu).tolist() == [0, 0, 0, 2, 2, 2]
+    assert ShiftedWindows(7, 3, (False, True)).kinds(9, 16, cpu).tolist() == [0, 0, 1, 0, 0, 1]
     assert ShiftedWindows(7).kinds(9, 16, cpu) is None

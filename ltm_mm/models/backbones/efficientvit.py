@@ -13,7 +13,7 @@ Not to be confused with the EfficientViT of MSRA (Liu et al., CVPR 2023; timm's
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ...layers import fold_convs
+from ...layers.exchange import Exchanged, exchange
 from ...merging import recording, tell
 from ...merging.grid import GridMerge, GridMerger, unmerge_all
 from ...presets import Keep, Plan, check_window, resolve_plan
@@ -81,7 +82,7 @@ class LTMEfficientViT(LTMBackbone):
         self.plan = resolve_stage_plans(keep, reference.stages, window_size)
         self.stem = fold_convs(reference.stem)
         self.stages = nn.ModuleList(
-            EfficientVitLTMStage(fold_convs(stage), plan, window_size, with_cp)
+            merge_stage(fold_convs(stage), plan, window_size, with_cp)
             for stage, plan in zip(
                 reference.stages[: max(self.out_indices) + 1], self.plan, strict=False
             )
@@ -120,93 +121,100 @@ class LTMEfficientViT(LTMBackbone):
                 module.reset_parameters()
 
 
-class EfficientVitLTMStage(nn.Module):
+class EfficientVitLTMStage(Exchanged):
     """A stage of timm's EfficientViT that merges on the way in and unmerges at its end.
 
-    It shares the given stage's blocks and can stand in its place: the same parameter
-    names, plus those that contain ``.merge.``. The given stage is not changed.
-
-    Args:
-        stage: timm's ``EfficientVitStage`` or ``EfficientVitLargeStage``.
-        plan: tokens per window that each attention block's local module runs on, one square
-            number per attention block; ``()`` for a stage without attention.
-        window: tokens per window side.
-        with_cp: recompute each block's activations in the backward pass.
+    See :func:`merge_stage`.
     """
 
-    def __init__(
-        self,
-        stage: nn.Module,
-        plan: Sequence[int],
-        window: int,
-        with_cp: bool = False,
-    ) -> None:
-        super().__init__()
-        self.with_cp = with_cp
-        self.blocks = nn.ModuleList()
-        sides = [round(count**0.5) for count in plan]
-        grids, after = iter((window, *sides)), iter(sides)
-        for block in stage.blocks:
-            if hasattr(block, "context_module"):
-                block = AttentionBlock(block, next(grids), next(after))
-            self.blocks.append(block)
+    EXTRAS = ("with_cp",)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C_in, H, W)`` -> ``(B, C, ceil(H/2), ceil(W/2))``."""
         merge: GridMerge | None = None
         for block in self.blocks:
-            x = _fast_layout(x)
-            if not isinstance(block, AttentionBlock):
-                x = self._run(block, x)
-                continue
-            x, merged = self._run(block, x, merge)
-            merge = merge if merged is None else merged
+            x, merge = self._run(block, _fast_layout(x), merge)
         return unmerge_all(x.permute(0, 2, 3, 1), merge).permute(0, 3, 1, 2)
 
-    def _run(self, block: nn.Module, *args: Any) -> Any:
-        if self.with_cp and args[0].requires_grad:
+    def _run(
+        self, block: nn.Module, x: Tensor, merge: GridMerge | None
+    ) -> tuple[Tensor, GridMerge | None]:
+        """What goes out of a block, and the last merge so far."""
+
+        def run(x: Tensor, merge: GridMerge | None) -> tuple[Tensor, GridMerge | None]:
+            if not isinstance(block, AttentionBlock):
+                return block(x), merge
+            chain = GridChain(merge)
+            return block(x, chain), chain.last
+
+        if self.with_cp and x.requires_grad:
             return checkpoint(
-                block, *args, use_reentrant=False, context_fn=lambda: _contexts(block)
+                run, x, merge, use_reentrant=False, context_fn=lambda: _contexts(block)
             )
-        return block(*args)
+        return run(x, merge)
 
 
-class AttentionBlock(nn.Module):
-    """Attention on all that comes in, a merge where planned, and the local module.
+@dataclass
+class GridChain:
+    """What a block hands on beside its map.
 
-    Args:
-        block: timm's ``EfficientVitBlock``, whose modules it shares.
-        grid: tokens per window side that come in.
-        after: tokens per window side that go out.
+    Attributes:
+        last: the merge that made the tokens; None: they are the map's.
     """
 
-    def __init__(self, block: nn.Module, grid: int, after: int) -> None:
-        super().__init__()
-        self.context_module = block.context_module
-        self.merge = None
-        if after < grid:
-            norm = block.context_module.main.proj.norm.weight
-            self.merge = GridMerger(grid, after).to(norm)
-        self.local_module = block.local_module
+    last: GridMerge | None
 
-    def forward(self, x: Tensor, earlier: GridMerge | None) -> tuple[Tensor, GridMerge | None]:
+
+class AttentionBlock(Exchanged):
+    """timm's ``EfficientVitBlock``: attention, a merge where planned, and the local module."""
+
+    EXTRAS = ("merge",)
+
+    def forward(self, x: Tensor, chain: GridChain | None = None) -> Tensor:
         """Run the block.
 
         Args:
             x: tokens or merged tokens ``(B, C, H, W)``.
-            earlier: the merge that made them, if any.
+            chain: of the stage's pass; gets the merge that the block makes.
 
         Returns:
-            The grid that goes out ``(B, C, h, w)``, and this block's merge if it makes one.
+            The grid that goes out ``(B, C, h, w)``.
         """
         x = _fast_layout(self.context_module(x))
-        merged = None
-        if self.merge is not None:
-            merged = self.merge(x.permute(0, 2, 3, 1), earlier)
+        if self.merge is not None and chain is not None:
+            chain.last = self.merge(x.permute(0, 2, 3, 1), chain.last)
             if recording():
-                tell(self.merge.mask, merged)
-            x = merged.slots.permute(0, 3, 1, 2)
-        return self.local_module(x), merged
+                tell(self.merge.mask, chain.last)
+            x = chain.last.slots.permute(0, 3, 1, 2)
+        return self.local_module(x)
+
+
+def merge_stage(
+    stage: nn.Module, plan: Sequence[int], window: int, with_cp: bool = False
+) -> nn.Module:
+    """Let a stage merge tokens, in place; it gets parameters whose names contain ``.merge.``.
+
+    Args:
+        stage: timm's ``EfficientVitStage`` or ``EfficientVitLargeStage``; its class is exchanged,
+            and those of its attention blocks.
+        plan: tokens per window that each attention block's local module runs on, one square
+            number per attention block; ``()`` for a stage without attention.
+        window: tokens per window side.
+        with_cp: recompute each block's activations in the backward pass.
+
+    Returns:
+        The stage itself.
+    """
+    before, sides = window, iter(round(count**0.5) for count in plan)
+    for block in stage.blocks:  # type: ignore[union-attr]
+        if hasattr(block, "context_module"):
+            side = next(sides)
+            norm = block.context_module.main.proj.norm.weight
+            merge = GridMerger(before, side).to(norm) if side < before else None
+            exchange(block, AttentionBlock, merge=merge)
+            before = side
+    exchange(stage, EfficientVitLTMStage, with_cp=with_cp)
+    return stage
 
 
 def resolve_stage_plans(keep: Keep, stages: Sequence[nn.Module], window: int) -> Plan:

@@ -7,6 +7,7 @@ ours, as everywhere here.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
 import torch
@@ -15,51 +16,39 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...layers import fast_attention, fast_mlp
+from ...layers.exchange import Exchanged, exchange
+from ...layers.fast_block import children
 from ...merging import ChainMerge, Groups, match, recording, rounds, tell
 
 PARTS = {"norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2"}
 Size = tuple[int, int]
 
 
-class GlobalBlocks(nn.Sequential):
-    """Blocks that merge on the way in; their maps are unmerged to all tokens.
+@dataclass
+class Chain:
+    """What the blocks of one pass hand on beside their tokens.
 
-    They share the given blocks' layers and have the same parameter names. The given blocks are
-    not changed.
-
-    Args:
-        blocks: timm's ``Block`` modules.
-        plan: tokens that are left of every ``tokens`` after each block's attention, never
-            rising; merged tokens live on through the later blocks.
-        tokens: what the plan's numbers are of.
-        prefix: class and register tokens before the grid's; never merged.
+    Attributes:
+        size: H and W of the grid.
         with_cp: recompute each block's activations in the backward pass.
-
-    Raises:
-        ValueError: if a block is built otherwise than timm's plain ``Block``.
+        merges: those made so far.
     """
 
-    def __init__(
-        self,
-        blocks: Iterable[nn.Module],
-        plan: Sequence[int],
-        tokens: int,
-        prefix: int = 0,
-        with_cp: bool = False,
-    ) -> None:
-        before = (tokens, *plan[:-1])  # what comes into each block
-        super().__init__(
-            *(
-                GlobalBlock(
-                    block, GlobalMatch(keep, last, tokens) if keep < last else None, prefix, with_cp
-                )
-                for block, last, keep in zip(blocks, before, plan, strict=True)
-            )
-        )
-        self.prefix = prefix
+    size: Size
+    with_cp: bool = False
+    merges: list[ChainMerge] = field(default_factory=list)
 
-    def forward(  # type: ignore[override]
-        self, x: Tensor, size: Size, take: Iterable[int]
+    @property
+    def last(self) -> ChainMerge | None:
+        """The merge that made the tokens; None: they are the grid's."""
+        return self.merges[-1] if self.merges else None
+
+
+class GlobalBlocks(Exchanged):
+    """A sequence of blocks that merge on the way in; their maps are unmerged to all tokens."""
+
+    def forward(
+        self, x: Tensor, size: Size, take: Iterable[int], with_cp: bool = False
     ) -> list[Tensor]:
         """Run the blocks.
 
@@ -67,78 +56,60 @@ class GlobalBlocks(nn.Sequential):
             x: prefix and grid tokens, row by row ``(B, T + H * W, C)``.
             size: H and W of the grid.
             take: blocks whose outputs are wanted.
+            with_cp: recompute each block's activations in the backward pass.
 
         Returns:
             One ``(B, T + H * W, C)`` per block of ``take``, in the blocks' order.
         """
-        taken, merges, outs = set(take), [], []
+        taken, chain, outs = set(take), Chain(size, with_cp), []
         for k, block in enumerate(self):
-            x, merged = block(x, size, merges[-1] if merges else None)
-            if merged is not None:
-                merges.append(merged)
+            x = block(x, chain)
             if k in taken:
-                outs.append(self._unmerged(x, merges))
+                outs.append(_unmerged(x, chain.merges, block.prefix))
         return outs
 
-    def _unmerged(self, x: Tensor, merges: Sequence[ChainMerge]) -> Tensor:
-        if not merges:
-            return x
-        grid = x[:, self.prefix :]
-        for merge in reversed(merges):
-            grid = merge.tokens + merge.mask.unmerge(grid - merge.merged)
-        return torch.cat((x[:, : self.prefix], grid), 1)
+
+def _unmerged(x: Tensor, merges: Sequence[ChainMerge], prefix: int) -> Tensor:
+    if not merges:
+        return x
+    grid = x[:, prefix:]
+    for merge in reversed(merges):
+        grid = merge.tokens + merge.mask.unmerge(grid - merge.merged)
+    return torch.cat((x[:, :prefix], grid), 1)
 
 
-class GlobalBlock(nn.Module):
-    """Attention among all tokens, a merge where planned, and the MLP.
+class GlobalBlock(Exchanged):
+    """timm's ``Block``: attention among all tokens, a merge where planned, and the MLP.
 
-    Args:
-        block: timm's ``Block``, whose layers it shares.
-        merge: groups what is left after the attention; None: nothing is merged.
-        prefix: class and register tokens before the grid's.
-        with_cp: recompute the activations in the backward pass.
-
-    Raises:
-        ValueError: if the block is built otherwise than timm's plain ``Block``.
+    Its ``merge`` groups what is left after the attention (None: nothing is merged), ``prefix``
+    counts the class and register tokens before the grid's.
     """
 
-    def __init__(
-        self,
-        block: nn.Module,
-        merge: "GlobalMatch | None",
-        prefix: int,
-        with_cp: bool = False,
-    ) -> None:
-        super().__init__()
-        if {name for name, _ in block.named_children()} != PARTS:
-            raise ValueError(
-                f"{type(block).__name__} cannot merge tokens: only timm's plain transformer "
-                "Block, of vit_small_patch16_224 and the like, can"
-            )
-        self.prefix = prefix
-        self.with_cp = with_cp
-        self.norm1, self.attn = block.norm1, fast_attention(block.attn)
-        self.ls1, self.drop_path1 = block.ls1, block.drop_path1
-        self.merge = merge
-        self.norm2, self.mlp = block.norm2, fast_mlp(block.mlp)
-        self.ls2, self.drop_path2 = block.ls2, block.drop_path2
+    EXTRAS = ("merge", "prefix")
 
-    def forward(
-        self, x: Tensor, size: Size, earlier: ChainMerge | None
-    ) -> tuple[Tensor, ChainMerge | None]:
+    def forward(self, x: Tensor, chain: object = None, **options: object) -> Tensor:
         """Run the block.
 
         Args:
             x: prefix and grid tokens, or merged tokens ``(B, T + M, C)``.
-            size: H and W of the grid.
-            earlier: the merge that made them, if any.
+            chain: of this pass; gets the merge that the block makes.
+            **options: timm's; none is taken.
 
         Returns:
-            What goes out ``(B, T + M', C)``, and this block's merge if it makes one.
+            What goes out ``(B, T + M', C)``.
         """
-        if self.with_cp and x.requires_grad:
-            return checkpoint(self._run, x, size, earlier, use_reentrant=False)
-        return self._run(x, size, earlier)
+        if not isinstance(chain, Chain):
+            raise ValueError(
+                "a merging ViT's block runs within its model's forward pass alone, and takes no "
+                "attention mask: call ltm_mm.remove(model) first"
+            )
+        if chain.with_cp and x.requires_grad:
+            x, merged = checkpoint(self._run, x, chain.size, chain.last, use_reentrant=False)
+        else:
+            x, merged = self._run(x, chain.size, chain.last)
+        if merged is not None:
+            chain.merges.append(merged)
+        return x
 
     def _run(
         self, x: Tensor, size: Size, earlier: ChainMerge | None
@@ -162,6 +133,45 @@ class GlobalBlock(nn.Module):
     def _attention_bias(self, sizes: Tensor) -> Tensor:
         """Log of how many tokens every key stands for ``(B, 1, 1, T + M)``."""
         return F.pad(sizes.log(), (self.prefix, 0))[:, None, None]
+
+
+def merge_blocks(
+    blocks: nn.Sequential, plan: Sequence[int], tokens: int, prefix: int = 0
+) -> nn.Sequential:
+    """Let a sequence of timm's blocks merge, in place; see :class:`GlobalBlocks`.
+
+    Args:
+        blocks: timm's ``Block`` modules; their classes are exchanged, and the sequence's.
+        plan: tokens that are left of every ``tokens`` after each block's attention, never
+            rising; merged tokens live on through the later blocks.
+        tokens: what the plan's numbers are of.
+        prefix: class and register tokens before the grid's; never merged.
+
+    Returns:
+        The sequence itself.
+
+    Raises:
+        ValueError: if a block is built otherwise than timm's plain ``Block``.
+    """
+    check_blocks(blocks)
+    before = (tokens, *plan[:-1])  # what comes into each block
+    for block, last, keep in zip(blocks, before, plan, strict=True):
+        merge = GlobalMatch(keep, last, tokens) if keep < last else None
+        exchange(block, GlobalBlock, merge=merge, prefix=prefix)
+        fast_attention(block.attn)
+        fast_mlp(block.mlp)
+    exchange(blocks, GlobalBlocks)
+    return blocks
+
+
+def check_blocks(blocks: Iterable[nn.Module]) -> None:
+    """Raise a ValueError unless all are timm's plain blocks."""
+    for block in blocks:
+        if children(block) != PARTS:
+            raise ValueError(
+                f"{type(block).__name__} cannot merge tokens: only timm's plain transformer "
+                "Block, of vit_small_patch16_224 and the like, can"
+            )
 
 
 class GlobalMatch(nn.Module):

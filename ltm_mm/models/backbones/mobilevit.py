@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...layers.exchange import Exchanged, exchange
 from ...presets import Keep, Plan, resolve_plan
 from .base import LTMBackbone, copy_weights
-from .global_blocks import GlobalBlocks
+from .global_blocks import merge_blocks
 
 ARCHS = ("xxs", "xs", "s")
 TOKENS = 64  # what a plan's numbers are of
@@ -121,30 +122,10 @@ class LTMMobileViT(LTMBackbone):
         copy_weights(_timm_model(*self._build), self)
 
 
-class MobileVitLTMBlock(nn.Module):
-    """timm's ``MobileVitBlock`` whose transformer merges tokens.
+class MobileVitLTMBlock(Exchanged):
+    """timm's ``MobileVitBlock`` whose transformer merges tokens; see :func:`merge_block`."""
 
-    It shares the given block's layers and can stand in its place, with the same parameter
-    names. The given block is not changed.
-
-    Args:
-        block: timm's ``MobileVitBlock``.
-        plan: tokens that are left of every 64 after each transformer block's attention.
-        with_cp: recompute the transformer's activations in the backward pass.
-    """
-
-    def __init__(
-        self,
-        block: nn.Module,
-        plan: Sequence[int],
-        with_cp: bool = False,
-    ) -> None:
-        super().__init__()
-        self.patch = tuple(block.patch_size)
-        self.conv_kxk, self.conv_1x1 = block.conv_kxk, block.conv_1x1
-        self.transformer = GlobalBlocks(block.transformer, plan, TOKENS, with_cp=with_cp)
-        self.norm = block.norm
-        self.conv_proj, self.conv_fusion = block.conv_proj, block.conv_fusion
+    EXTRAS = ("with_cp",)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C_in, H, W)`` -> ``(B, C_out, H, W)``."""
@@ -152,7 +133,7 @@ class MobileVitLTMBlock(nn.Module):
         x = self.conv_1x1(self.conv_kxk(x))
         # As the reference: a map that patches do not fit is resized to one that they do.
         # (Not -(-n // p): ONNX divides towards zero.)
-        whole = [(n + p - 1) // p * p for n, p in zip(size, self.patch, strict=True)]
+        whole = [(n + p - 1) // p * p for n, p in zip(size, self.patch_size, strict=True)]
         # Compiled and exported it always is: no branch on symbolic sizes.
         fits = not torch.compiler.is_compiling() and list(size) == whole
         if not fits:
@@ -167,13 +148,30 @@ class MobileVitLTMBlock(nn.Module):
 
     def _attend(self, x: Tensor) -> Tensor:
         """Unfold ``(B, C, H, W)``, run the transformer on each place's grid, and fold."""
-        (b, c, height, width), (ph, pw) = x.shape, self.patch
+        (b, c, height, width), (ph, pw) = x.shape, self.patch_size
         rows, cols = height // ph, width // pw
         x = x.reshape(b, c, rows, ph, cols, pw).permute(0, 3, 5, 2, 4, 1)
         x = x.reshape(b * ph * pw, rows * cols, c)  # (B * places, N, C)
-        (x,) = self.transformer(x, (rows, cols), (len(self.transformer) - 1,))
+        last = (len(self.transformer) - 1,)
+        (x,) = self.transformer(x, (rows, cols), last, self.with_cp)
         x = self.norm(x).reshape(b, ph, pw, rows, cols, c)
         return x.permute(0, 5, 3, 1, 4, 2).reshape(b, c, height, width)
+
+
+def merge_block(block: nn.Module, plan: Sequence[int], with_cp: bool = False) -> nn.Module:
+    """Let a MobileViT block's transformer merge tokens, in place.
+
+    Args:
+        block: timm's ``MobileVitBlock``.
+        plan: tokens that are left of every 64 after each transformer block's attention.
+        with_cp: recompute the transformer's activations in the backward pass.
+
+    Returns:
+        The block itself.
+    """
+    merge_blocks(block.transformer, plan, TOKENS)  # type: ignore[arg-type]
+    exchange(block, MobileVitLTMBlock, with_cp=with_cp)
+    return block
 
 
 def resolve_stage_plans(keep: Keep, stages: Sequence[nn.Module]) -> Plan:
@@ -196,7 +194,7 @@ def resolve_stage_plans(keep: Keep, stages: Sequence[nn.Module]) -> Plan:
 
 
 def _merging(block: nn.Module, plan: Sequence[int], with_cp: bool) -> nn.Module:
-    return MobileVitLTMBlock(block, plan, with_cp) if hasattr(block, "transformer") else block
+    return merge_block(block, plan, with_cp) if hasattr(block, "transformer") else block
 
 
 def _timm_model(arch: str, in_channels: int, drop_path_rate: float) -> nn.Module:

@@ -18,10 +18,9 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...layers import ShiftedWindowAttention, WindowAttention
-from ...merging import Mask, WindowMerge, build_mask, merged_block, recording, tell
+from ...layers import ShiftedWindowAttention, SwinView, WindowAttention
+from ...merging import build_mask
 from ...merging.masks import REGIONS, check_mask
-from ...ops import add_by_rows
 from ...presets import Keep, Plan, check_window, resolve_plan
 from .base import LTMBackbone
 from .swin_leaves import FeedForward, PatchEmbed, PatchMerging, build_norm
@@ -32,7 +31,6 @@ ARCHS: dict[str, dict] = {
     "base": dict(embed_dims=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
     "large": dict(embed_dims=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48)),
 }
-MERGED_BAND = 2**20  # values of merged tokens that a block works on at a time
 ARCHS |= {name[0]: arch for name, arch in ARCHS.items()}
 
 
@@ -353,36 +351,18 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
-        run = self._plain if self.merge is None else self._merged
+        view = SwinView(
+            self,
+            self.attn.windows,
+            self.norm1,
+            self.attn.w_msa,
+            self.drop_path,
+            self.norm2,
+            self.ffn,
+            self.drop_path,
+            self.ffn.hidden,
+            self.merge,
+        )
         if self.with_cp and x.requires_grad:
-            return checkpoint(run, x, use_reentrant=False)
-        return run(x)
-
-    def _plain(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(x, self.norm1))
-        if self.training:  # stochastic depth drops whole images
-            return x + self.drop_path(self.ffn(self.norm2(x)))
-        return add_by_rows(x, lambda rows: self.ffn(self.norm2(rows)), self.ffn.hidden)
-
-    def _merged(self, x: Tensor) -> Tensor:
-        def work(tokens: Tensor, kinds: Tensor | None, mass: Tensor | None) -> Tensor:
-            mask = self.merge(tokens, mass, kinds)
-
-            def block(merged: Tensor) -> Tensor:
-                if recording():
-                    flat = merged.flatten(1, 2)
-                    tell(self.merge, WindowMerge(x, flat, mask, self.attn.windows))
-                return self._on_groups(merged, mask, kinds)
-
-            return merged_block(tokens, mask, block)
-
-        band = MERGED_BAND * self.attn.windows.size**2 // self.merge.keep
-        return self.attn.windows.map(x, work, band=None if recording() else band)
-
-    def _on_groups(self, x: Tensor, mask: Mask, kinds: Tensor | None) -> Tensor:
-        """The block on merged tokens ``(B, n, P, C)``."""
-        normed = self.norm1(x)
-        if mask.mass is not None:  # padding is zero after the norm, as in the reference
-            normed = normed * (mask.masses() > 0).unsqueeze(-1).to(normed.dtype)
-        x = x + self.drop_path(self.attn.w_msa(normed, kinds, mask))
-        return x + self.drop_path(self.ffn(self.norm2(x)))
+            return checkpoint(view.run, x, use_reentrant=False)
+        return view.run(x)

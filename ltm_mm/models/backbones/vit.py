@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...presets import Keep, resolve_plan
 from .base import LTMBackbone, copy_weights
-from .global_blocks import GlobalBlocks
+from .global_blocks import merge_blocks
 
 ARCHS = ("tiny", "small", "base", "large")
 TOKENS = 196  # patches of an image of 224 x 224 pixels, which a plan's numbers are of
@@ -109,12 +109,9 @@ class LTMViT(LTMBackbone):
         self.pos_of_prefix = not reference.no_embed_class
         self.patch_embed = reference.patch_embed
         self.norm_pre = reference.norm_pre
-        self.blocks = GlobalBlocks(
-            reference.blocks[:built],
-            self.plan[0][:built],
-            TOKENS,
-            reference.num_prefix_tokens,
-            with_cp,
+        self.prefix, self.with_cp = reference.num_prefix_tokens, with_cp
+        self.blocks = merge_blocks(
+            reference.blocks[:built], self.plan[0][:built], TOKENS, self.prefix
         )
         self.norm = _last_norm(reference) if final_norm else nn.Identity()
         self.pyramid = SimplePyramid(dim) if simple_pyramid else None
@@ -142,10 +139,9 @@ class LTMViT(LTMBackbone):
         grid = self.patch_embed(x)  # (B, h, w, C)
         size = (grid.shape[1], grid.shape[2])
         tokens = self.norm_pre(self._embed(grid))  # (B, T + h * w, C)
-        prefix = self.blocks.prefix
         maps = [
-            self.norm(y)[:, prefix:].unflatten(1, size).permute(0, 3, 1, 2).contiguous()
-            for y in self.blocks(tokens, size, self.out_indices)
+            self.norm(y)[:, self.prefix :].unflatten(1, size).permute(0, 3, 1, 2).contiguous()
+            for y in self.blocks(tokens, size, self.out_indices, self.with_cp)
         ]
         if self.pyramid is None:
             return tuple(maps)
@@ -166,7 +162,7 @@ class LTMViT(LTMBackbone):
         ]
         position: Tensor | int = 0
         if self.pos_embed is not None:
-            prefix = self.blocks.prefix if self.pos_of_prefix else 0
+            prefix = self.prefix if self.pos_of_prefix else 0
             position = resample_abs_pos_embed(self.pos_embed, size, list(self.pos_grid), prefix)
         if self.pos_of_prefix:
             return torch.cat((*extra, x), 1) + position

@@ -1,0 +1,124 @@
+"""Token merging on a model in memory: put it on, take it off (ours).
+
+Nothing in the model is replaced: blocks of stages that merge exchange their class for one that
+runs on merged tokens, and reads the block's own layers in every pass.
+"""
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from ..layers.exchange import Exchanged, give_back
+from ..merging.masks import check_mask
+from ..models.backbones.base import LTMBackbone
+from ..presets import Keep, Plan
+from .families import FAMILIES, SERVED, Family
+
+
+def apply(
+    model: nn.Module, keep: Keep = "balanced", mask: str = "match", window_size: int | None = None
+) -> nn.Module:
+    """Merge tokens in a model that is already built, in place.
+
+    Its modules and parameters stay the same objects under the same names (an optimiser that holds
+    them goes on), and so do its hooks; outputs keep their shapes. Only masks that learn add
+    parameters, under names with ``merge``. Gradient checkpointing, another input size, layers that
+    are wrapped or replaced, ``load_state_dict`` and ``to`` work as without merging.
+
+    Args:
+        model: a detector, segmentor, classifier or backbone with blocks of one family; see
+            ``docs/any-swin.md`` for the libraries.
+        keep: the merging plan, as ``LTMSwin``, ``LTMEfficientViT``, ``LTMMobileViT`` and
+            ``LTMViT`` take it.
+        mask: 'match'; for a Swin also 'weighted' or 'soft', as ``LTMSwin`` takes it.
+        window_size: tokens per merging window side of an EfficientViT (8 by default); a
+            Swin's windows are its own, a ViT has none.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        ValueError: if it is no model, has no such blocks, merges already, or the plan
+            does not fit.
+    """
+    exchange_stages(model, keep, mask, window_size)
+    return model
+
+
+def exchange_stages(
+    model: nn.Module,
+    keep: Keep,
+    mask: str = "match",
+    window_size: int | None = None,
+    everywhere: bool = False,
+) -> None:
+    """As :func:`apply`.
+
+    Args:
+        model, keep, mask, window_size: as there.
+        everywhere: whether stages that merge nothing run on our code, too, so that times
+            differ by merging alone.
+    """
+    family, stages, plan = planned(model, keep, mask, window_size)
+    family.check(model, stages)
+    whole = family.whole(stages, window_size)
+    for stage, counts in zip(stages, plan, strict=True):
+        if counts and (everywhere or min(counts) < whole):
+            family.put_on(stage, counts, mask, window_size)
+
+
+def planned(
+    model: nn.Module, keep: Keep, mask: str = "match", window_size: int | None = None
+) -> tuple[type[Family], list, Plan]:
+    """A plain model's family, its stages, and the tokens that each of their blocks keeps.
+
+    Raises:
+        ValueError: as :func:`apply`.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be a built model (an nn.Module), got {model!r}")
+    if merges(model) or any(isinstance(m, LTMBackbone) for m in model.modules()):
+        raise ValueError(
+            "the model merges tokens already: call ltm_mm.remove(model) first, or change its "
+            "backbone's `keep`"
+        )
+    found = ((family, family.stages(model)) for family in FAMILIES)
+    family, stages = next(((f, s) for f, s in found if s), (None, []))
+    if family is None:
+        raise ValueError(f"{type(model).__name__} has no stages to merge in: use {SERVED}")
+    check_mask(mask)
+    if mask != "match" and not family.masks:
+        raise ValueError(f"mask={mask!r} is for a Swin; this is a {family.name}")
+    if window_size is not None and not family.takes_window:
+        raise ValueError(f"window_size is for an EfficientViT; this is a {family.name}")
+    return family, stages, family.plan(keep, stages, window_size)
+
+
+def remove(model: nn.Module) -> nn.Module:
+    """Take the merging of :func:`apply` off again, in place.
+
+    Args:
+        model: a model that ``apply`` was called on; any other is left as it is.
+
+    Returns:
+        The model itself: every module has its own class again. Parameters, hooks and what was
+        changed meanwhile stay.
+    """
+    for module in list(_applied(model)):
+        give_back(module)
+    return model
+
+
+def merges(model: nn.Module) -> bool:
+    """Whether :func:`apply` was called on a model."""
+    return any(True for _ in _applied(model))
+
+
+def _applied(module: nn.Module) -> Iterator[nn.Module]:
+    """Modules whose classes are exchanged; those of our own backbones are not meant."""
+    if isinstance(module, LTMBackbone):
+        return
+    if isinstance(module, Exchanged):
+        yield module
+    for child in module.children():
+        yield from _applied(child)

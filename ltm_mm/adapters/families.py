@@ -1,0 +1,214 @@
+"""Where a model has what can merge, family by family (ours)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from ..models.backbones import efficientvit, mobilevit, vit
+from ..models.backbones.swin import swin_plan
+from ..models.timm_vit import check_vit, merge_vit
+from ..presets import Keep, Plan, resolve_plan
+from .mm import MMSwinBlock
+from .swin import MergedSwin, comes_from, put_on
+from .timm import TimmSwinBlock
+
+SERVED = (
+    "mmdet's, mmseg's or timm's SwinTransformer, timm's EfficientViT (MIT Han Lab), MobileViT "
+    "or VisionTransformer"
+)
+SWINS: tuple[type[MergedSwin], ...] = (MMSwinBlock, TimmSwinBlock)
+
+
+class Family:
+    """What is common to the blocks of a family; its stages are of any type.
+
+    Attributes:
+        name: as in :data:`ltm_mm.presets.PRESETS`.
+        masks: whether masks other than 'match' can be had.
+        takes_window: whether the window is the caller's to choose.
+    """
+
+    name: str
+    masks = False
+    takes_window = False
+
+    @staticmethod
+    def stages(model: nn.Module) -> list[Any]:
+        """All stages, in order."""
+        raise NotImplementedError
+
+    @staticmethod
+    def check(model: nn.Module, stages: Sequence[Any]) -> None:
+        """Raise a ValueError if something stands against merging here."""
+
+    @staticmethod
+    def whole(stages: Sequence[Any], window: int | None) -> int:
+        """The number that is all tokens in a plan."""
+        raise NotImplementedError
+
+    @staticmethod
+    def plan(keep: Keep, stages: Sequence[Any], window: int | None) -> Plan:
+        """The tokens that every block of every stage keeps."""
+        raise NotImplementedError
+
+    @staticmethod
+    def put_on(stage: Any, counts: Sequence[int], mask: str, window: int | None) -> None:
+        """Exchange the classes of a stage's blocks."""
+        raise NotImplementedError
+
+
+class Swin(Family):
+    """Swin blocks; a stage is a list of those with one parent."""
+
+    name = "swin"
+    masks = True
+
+    @staticmethod
+    def stages(model: nn.Module) -> list[list[nn.Module]]:
+        """All stages, in order."""
+        found = [[c for c in m.children() if adapter(c)] for m in model.modules()]
+        return [blocks for blocks in found if blocks]
+
+    @staticmethod
+    def check(model: nn.Module, stages: Sequence[list[nn.Module]]) -> None:
+        """Raise a ValueError unless all windows are alike."""
+        sizes = {adapter_of(block).cut(block).size for stage in stages for block in stage}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"all windows of the model must have one size to be merged, found "
+                f"{' and '.join(map(str, sorted(sizes)))}: build it for larger images, or a timm "
+                "model with always_partition=True"
+            )
+
+    @staticmethod
+    def whole(stages: Sequence[list[nn.Module]], window: int | None) -> int:
+        """Tokens per window."""
+        block = stages[0][0]
+        return adapter_of(block).cut(block).size ** 2
+
+    @staticmethod
+    def plan(keep: Keep, stages: Sequence[list[nn.Module]], window: int | None) -> Plan:
+        """The tokens that every block of every stage keeps of a window."""
+        block = stages[0][0]
+        width = adapter_of(block).norms(block)[0].weight.numel()  # type: ignore[operator, union-attr]
+        size = adapter_of(block).cut(block).size
+        return swin_plan(keep, [len(stage) for stage in stages], size, width)
+
+    @staticmethod
+    def put_on(
+        stage: list[nn.Module], counts: Sequence[int], mask: str, window: int | None
+    ) -> None:
+        """Exchange the classes of a stage's blocks."""
+        for block, count in zip(stage, counts, strict=True):
+            put_on(block, adapter_of(block), mask, count)
+
+
+def adapter(module: nn.Module) -> type[MergedSwin] | None:
+    """The adapter of a Swin block; None for any other module."""
+    return next((own for own in SWINS if own.matches(module)), None)
+
+
+def adapter_of(block: nn.Module) -> type[MergedSwin]:
+    """The adapter of a Swin block."""
+    found = adapter(block)
+    assert found is not None
+    return found
+
+
+class ViT(Family):
+    """timm's ViT; its one stage is the whole model."""
+
+    name = "vit"
+
+    @staticmethod
+    def stages(model: nn.Module) -> list[nn.Module]:
+        """The model in a model."""
+        return [m for m in model.modules() if comes_from(m, "timm", "VisionTransformer")]
+
+    @staticmethod
+    def check(model: nn.Module, stages: Sequence[nn.Module]) -> None:
+        """Raise a ValueError if a ViT's blocks cannot merge."""
+        for own in stages:
+            check_vit(own)  # type: ignore[arg-type]
+
+    @staticmethod
+    def whole(stages: Sequence[nn.Module], window: int | None) -> int:
+        """What plans are of."""
+        return vit.TOKENS
+
+    @staticmethod
+    def plan(keep: Keep, stages: Sequence[nn.Module], window: int | None) -> Plan:
+        """The tokens that are left after every block."""
+        blocks: Any = stages[0].blocks
+        model = (ViT.name, blocks[0].norm1.weight.numel())
+        return resolve_plan(keep, [len(blocks)], vit.TOKENS, model, True)
+
+    @staticmethod
+    def put_on(stage: nn.Module, counts: Sequence[int], mask: str, window: int | None) -> None:
+        """Exchange the classes of the model and its blocks."""
+        merge_vit(stage, counts)  # type: ignore[arg-type]
+
+
+class MobileViT(Family):
+    """timm's MobileViT; a stage is a ``MobileVitBlock``."""
+
+    name = "mobilevit"
+
+    @staticmethod
+    def stages(model: nn.Module) -> list[nn.Module]:
+        """All stages with a transformer, in order."""
+        return [m for m in model.modules() if comes_from(m, "timm", "MobileVitBlock")]
+
+    @staticmethod
+    def whole(stages: Sequence[nn.Module], window: int | None) -> int:
+        """What plans are of."""
+        return mobilevit.TOKENS
+
+    @staticmethod
+    def plan(keep: Keep, stages: Sequence[Any], window: int | None) -> Plan:
+        """The tokens that are left after every block."""
+        # The first two stages have no block that could be found.
+        depths = [0, 0, *(len(stage.transformer) for stage in stages)]
+        model = (MobileViT.name, stages[0].transformer[0].norm1.weight.numel())
+        return resolve_plan(keep, depths, mobilevit.TOKENS, model, True)[2:]
+
+    @staticmethod
+    def put_on(stage: nn.Module, counts: Sequence[int], mask: str, window: int | None) -> None:
+        """Exchange the classes of a block and its transformer's."""
+        mobilevit.merge_block(stage, counts)
+
+
+class EfficientViT(Family):
+    """timm's EfficientViT of MIT Han Lab."""
+
+    name = "efficientvit"
+    takes_window = True
+
+    @staticmethod
+    def stages(model: nn.Module) -> list[nn.Module]:
+        """All stages, in order; MSRA's network of the same name has others."""
+        names = ("EfficientVitStage", "EfficientVitLargeStage")
+        return [
+            m
+            for m in model.modules()
+            if comes_from(m, "timm", *names) and not type(m).__module__.endswith("_msra")
+        ]
+
+    @staticmethod
+    def whole(stages: Sequence[nn.Module], window: int | None) -> int:
+        """Tokens per window."""
+        return (8 if window is None else window) ** 2
+
+    @staticmethod
+    def plan(keep: Keep, stages: Sequence[nn.Module], window: int | None) -> Plan:
+        """The tokens that every attention block keeps of a window."""
+        return efficientvit.resolve_stage_plans(keep, stages, 8 if window is None else window)
+
+    @staticmethod
+    def put_on(stage: nn.Module, counts: Sequence[int], mask: str, window: int | None) -> None:
+        """Exchange the classes of a stage and its attention blocks."""
+        efficientvit.merge_stage(stage, counts, 8 if window is None else window)
+
+
+FAMILIES: tuple[type[Family], ...] = (Swin, ViT, MobileViT, EfficientViT)

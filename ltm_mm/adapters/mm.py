@@ -1,0 +1,104 @@
+"""mmdet's, mmseg's and mmpretrain's Swin blocks as ours (ours)."""
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..layers import SwinView, Where, calm, run_mlp
+from ..layers.exchange import Exchanged
+from ..layers.fast_block import children, idle
+from ..ops import ShiftedWindows
+from .swin import MergedSwin, QkvAttention, comes_from, within
+
+PACKAGES = ("mmdet", "mmseg", "mmpretrain")
+
+
+class MMSwinBlock(MergedSwin):
+    """``SwinBlock`` of mmdet, mmseg or mmpretrain."""
+
+    @staticmethod
+    def matches(module: nn.Module) -> bool:
+        """Whether it is one, with the attention of Swin V1."""
+        return any(comes_from(module, package, "SwinBlock") for package in PACKAGES) and (
+            hasattr(module.attn.w_msa, "relative_position_bias_table")
+        )
+
+    @staticmethod
+    def cut(block: nn.Module) -> ShiftedWindows:
+        """The windows of a block."""
+        return ShiftedWindows(block.attn.window_size, block.attn.shift_size)  # type: ignore[arg-type]
+
+    @staticmethod
+    def parts(block: nn.Module) -> dict[nn.Module, type[Exchanged]]:
+        """Attention and MLP."""
+        found = {block.attn: Shifted, block.attn.w_msa: QkvAttention}  # type: ignore[union-attr]
+        plain = children(block.ffn) == {"layers", "dropout_layer", "gamma2"}  # type: ignore[arg-type]
+        return found | ({block.ffn: FFN} if plain and len(block.ffn.layers) == 3 else {})  # type: ignore
+
+    def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+        """``(B, H * W, C)``, (H, W) -> ``(B, H * W, C)``."""
+        windows = self._windows(*hw_shape)
+        grid = x.unflatten(1, hw_shape)
+        if self.with_cp and x.requires_grad:
+            grid = checkpoint(self.run, grid, windows, use_reentrant=False)
+        else:
+            grid = self.run(grid, windows)
+        return grid.flatten(1, 2)
+
+    def _windows(self, height: int, width: int) -> ShiftedWindows:
+        windows = MMSwinBlock.cut(self)
+        # mmpretrain's does not shift the windows of a grid that is as small as one.
+        if not getattr(self.attn, "pad_small_map", True) and min(height, width) <= windows.size:
+            if min(height, width) < windows.size:
+                raise ValueError(
+                    f"a map of {height} x {width} tokens is smaller than a window of "
+                    f"{windows.size}: build the model with pad_small_map=True"
+                )
+            return ShiftedWindows(windows.size)
+        return windows
+
+    def view(self, windows: ShiftedWindows) -> SwinView:
+        """What the block is made of now."""
+        return MMView(
+            self,
+            windows,
+            self.norm1,
+            within(self.attn, windows),
+            self.attn.drop,
+            self.norm2,
+            lambda x: self.ffn(x, identity=x.new_zeros(())),
+            nn.Identity(),  # is in `ffn`
+            self.ffn.feedforward_channels,
+            self.merge,
+        )
+
+
+class MMView(SwinView):
+    """As :class:`SwinView`; ``ffn`` adds what it updates."""
+
+    def _second(self, x: Tensor) -> Tensor:
+        return self.block.ffn(self.norm2(x), identity=x)
+
+
+class Shifted(Exchanged):
+    """``ShiftWindowMSA`` for windows that are cut already."""
+
+    def forward(self, query: Tensor, hw_shape: object) -> Tensor:
+        """Windows ``(B * n, N, C)`` and where they lie; with anything else as before."""
+        if not isinstance(hw_shape, Where):
+            return super().forward(query, hw_shape)
+        return self.w_msa(query, hw_shape)
+
+
+class FFN(Exchanged):
+    """mmcv's ``FFN`` of two layers on the fast path of ``ops``."""
+
+    def forward(self, x: Tensor, identity: Tensor | None = None) -> Tensor:
+        """``(..., C)``, and what the result is added to (None: x; 0: nothing)."""
+        first, second, last_drop = self.layers
+        plain = calm(self) and idle(first[2]) and idle(last_drop) and idle(self.gamma2)
+        if not plain or not self.add_identity:
+            return super().forward(x, identity=identity)
+        out = self.dropout_layer(run_mlp(first[0], first[1], second, x))
+        if identity is not None and identity.ndim == 0:
+            return out
+        return out + (x if identity is None else identity)

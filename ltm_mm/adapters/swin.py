@@ -1,0 +1,170 @@
+"""What the Swin blocks of all libraries have in common on merged tokens (ours)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import SwinView, Where, WindowAttentionView, hooked
+from ..layers.exchange import Exchanged, exchange
+from ..merging import build_mask
+from ..merging.masks import REGIONS
+from ..ops import ShiftedWindows
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a block's mask module was made for.
+
+    Attributes:
+        mask: see :func:`ltm_mm.merging.build_mask`.
+        keep: tokens kept per window.
+        window, shift: in tokens.
+    """
+
+    mask: str
+    keep: int
+    window: int
+    shift: int
+
+
+class MergedSwin(Exchanged):
+    """A Swin block on merged tokens; a subclass for each library says how to read its blocks."""
+
+    EXTRAS = ("merge", "fit")
+    merge: nn.Module | None
+    fit: Fit | None
+
+    @staticmethod
+    def matches(module: nn.Module) -> bool:
+        """Whether a module is a block of this library."""
+        raise NotImplementedError
+
+    @staticmethod
+    def cut(block: nn.Module) -> ShiftedWindows:
+        """The windows of a block that is not exchanged."""
+        raise NotImplementedError
+
+    @staticmethod
+    def norms(block: nn.Module) -> tuple[nn.Module, nn.Module]:
+        """The norms of a block's attention and MLP."""
+        return block.norm1, block.norm2  # type: ignore[return-value]
+
+    @staticmethod
+    def parts(block: nn.Module) -> dict[nn.Module, type[Exchanged]]:
+        """Modules in a block whose classes are exchanged, too, and what for."""
+        raise NotImplementedError
+
+    def view(self, windows: ShiftedWindows) -> SwinView:
+        """What the block is made of now."""
+        raise NotImplementedError
+
+    def run(self, x: Tensor, windows: ShiftedWindows) -> Tensor:
+        """The block on a grid ``(B, H, W, C)``."""
+        if self.merge is not None:
+            self.refit(windows)
+        return self.view(windows).run(x)
+
+    def refit(self, windows: ShiftedWindows) -> None:
+        """Make the mask module anew where windows have changed; the kept share stays."""
+        fit, merge = self.fit, self.merge
+        assert fit is not None
+        assert merge is not None
+        same_shift = windows.shift in (0, fit.shift)
+        if windows.size == fit.window and same_shift:
+            return
+        if fit.mask == "soft":
+            raise ValueError(
+                f"a soft mask of {fit.window} x {fit.window} tokens does not fit windows of "
+                f"{windows.size} x {windows.size}: call ltm_mm.remove before you change the size, "
+                "and ltm_mm.apply after it"
+            )
+        learned = dict(merge.named_parameters())
+        keep = round(fit.keep / fit.window**2 * windows.size**2)
+        put_mask(self, fit.mask, keep, windows)
+        for name, parameter in learned.items():
+            setattr(self.merge, name, parameter)
+
+
+def put_on(block: nn.Module, adapter: type[MergedSwin], mask: str, keep: int) -> None:
+    """Exchange a block's class, so that it keeps ``keep`` tokens of each window."""
+    windows = adapter.cut(block)
+    parts = adapter.parts(block)
+    exchange(block, adapter, merge=None, fit=None)
+    if keep < windows.size**2:
+        put_mask(block, mask, keep, windows)
+    for module, mixin in parts.items():
+        exchange(module, mixin)
+
+
+def put_mask(block: nn.Module, mask: str, keep: int, windows: ShiftedWindows) -> None:
+    """Give an exchanged block a new mask module."""
+    weight = type(block).norms(block)[0].weight  # type: ignore[attr-defined]
+    tokens = windows.size**2
+    keep = min(max(keep, min(REGIONS, tokens) if windows.shift else 1), tokens - 1)
+    made = build_mask(mask, weight.numel(), windows.size, keep, windows.shift)
+    block.merge = made.to(weight.device, weight.dtype).train(block.training)
+    block.fit = Fit(mask, keep, windows.size, windows.shift)  # type: ignore[assignment]
+
+
+def square(window: object) -> int:
+    """Tokens per window side.
+
+    Raises:
+        ValueError: if windows are not square.
+    """
+    rows, cols = (window, window) if isinstance(window, int) else window  # type: ignore[misc]
+    if rows != cols:
+        raise ValueError(f"only square windows can be merged, the model's are {rows} x {cols}")
+    return int(rows)
+
+
+def within(attention: nn.Module, windows: ShiftedWindows) -> Callable[..., Tensor]:
+    """An exchanged attention as :class:`SwinView` calls it.
+
+    Args:
+        attention: called with windows ``(B * n, N, C)`` and a :class:`Where`.
+        windows: of the block.
+    """
+
+    def attend(x: Tensor, kinds: Tensor | None, mask: object) -> Tensor:
+        shape = (x.shape[0], x.shape[1])
+        where = Where(windows, shape, kinds, mask)  # type: ignore[arg-type]
+        out = attention(x.flatten(0, 1), where)
+        return (out[0] if isinstance(out, tuple) else out).unflatten(0, shape)
+
+    return attend
+
+
+class QkvAttention(Exchanged):
+    """Window attention with the attributes of the authors' own, as most libraries have it."""
+
+    def forward(self, x: Tensor, mask: object = None) -> Tensor:
+        """Windows ``(B * n, N, C)`` and where they lie; with anything else as before."""
+        if not isinstance(mask, Where):
+            return super().forward(x, mask)
+        return WindowAttentionView(
+            self.qkv,
+            self.proj,
+            self.proj_drop,
+            self.relative_position_bias_table,
+            self.num_heads,
+            self.scale,
+            self.attn_drop.p,
+            self.training,
+            weigher(self.softmax, self.attn_drop),
+        ).run(x, mask)
+
+
+def weigher(softmax: nn.Module, dropout: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """Softmax and dropout, where someone watches one of them."""
+    if torch.compiler.is_compiling() or not (hooked(softmax) or hooked(dropout)):
+        return None
+    return lambda logits: dropout(softmax(logits))
+
+
+def comes_from(module: nn.Module, package: str, *names: str) -> bool:
+    """Whether a module is of a package's class of one of these names."""
+    kind = type(module)
+    return kind.__name__ in names and kind.__module__.partition(".")[0] == package

@@ -1,0 +1,51 @@
+"""timm's Swin blocks as ours (ours)."""
+
+from torch import Tensor, nn
+
+from ..layers import SwinView
+from ..layers.exchange import Exchanged
+from ..layers.fast_block import FastTimmMlp
+from ..ops import ShiftedWindows
+from .swin import MergedSwin, QkvAttention, comes_from, square, within
+
+
+class TimmSwinBlock(MergedSwin):
+    """timm's ``SwinTransformerBlock``."""
+
+    @staticmethod
+    def matches(module: nn.Module) -> bool:
+        """Whether it is one, of Swin V1."""
+        return comes_from(module, "timm", "SwinTransformerBlock") and hasattr(
+            module.attn, "relative_position_bias_table"
+        )
+
+    @staticmethod
+    def cut(block: nn.Module) -> ShiftedWindows:
+        """The windows of a block: rolled first, padded then; no shift along one window."""
+        down, right = block.shift_size  # type: ignore[misc]
+        size = square(block.window_size)
+        return ShiftedWindows(size, max(down, right), (down > 0, right > 0), pad_first=False)
+
+    @staticmethod
+    def parts(block: nn.Module) -> dict[nn.Module, type[Exchanged]]:
+        """Attention and MLP."""
+        return {block.attn: QkvAttention, block.mlp: FastTimmMlp}  # type: ignore[dict-item]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
+        return self.run(x, TimmSwinBlock.cut(self))
+
+    def view(self, windows: ShiftedWindows) -> SwinView:
+        """What the block is made of now."""
+        return SwinView(
+            self,
+            windows,
+            self.norm1,
+            within(self.attn, windows),
+            self.drop_path1,
+            self.norm2,
+            self.mlp,
+            self.drop_path2,
+            self.mlp.fc1.out_features,
+            self.merge,
+        )

@@ -1,0 +1,58 @@
+"""Exchanging a module's class, so that it runs otherwise and is the same object (ours).
+
+Parameters, names, hooks, and whoever holds the module stay. Copies and pickles keep the class.
+"""
+
+from functools import cache
+from typing import Any
+
+from torch import nn
+
+
+class Exchanged(nn.Module):
+    """Base of what a module's class is exchanged for: comes before the module's own class.
+
+    ``super().forward`` is the module's own.
+    """
+
+    EXTRAS: tuple[str, ...] = ()  # attributes and submodules that the module has meanwhile
+
+    def __reduce_ex__(self, protocol: object) -> tuple:
+        """A class made while running has no name to be found by: name what it is made of."""
+        mixin, kind = type(self).__bases__
+        return _blank, (mixin, kind), self.__getstate__()
+
+
+@cache
+def _exchanged(mixin: type[Exchanged], kind: type[nn.Module]) -> type[nn.Module]:
+    names = dict(__module__=kind.__module__, __qualname__=kind.__qualname__, __doc__=kind.__doc__)
+    return type(kind.__name__, (mixin, kind), names)
+
+
+def _blank(mixin: type[Exchanged], kind: type[nn.Module]) -> nn.Module:
+    made = _exchanged(mixin, kind)
+    return made.__new__(made)
+
+
+def exchange(module: nn.Module, mixin: type[Exchanged], **extras: Any) -> None:
+    """Exchange a module's class for one that ``mixin`` comes first in.
+
+    Args:
+        module: any; nothing in it is replaced.
+        mixin: brings the ``forward``.
+        **extras: attributes and submodules to set, of those that the mixin names.
+    """
+    module.__class__ = _exchanged(mixin, type(module))
+    for name, value in extras.items():
+        setattr(module, name, value)
+
+
+def give_back(module: nn.Module) -> None:
+    """Give a module back the class that it had; any other module stays as it is."""
+    if not isinstance(module, Exchanged):
+        return
+    mixin, kind = type(module).__bases__
+    for name in mixin.EXTRAS:
+        if hasattr(module, name):
+            delattr(module, name)
+    module.__class__ = kind
