@@ -11,13 +11,27 @@ from ..models.timm_vit import check_vit, merge_vit
 from ..presets import Keep, Plan, resolve_plan
 from .mm import MMSwinBlock
 from .swin import MergedSwin, comes_from, put_on
-from .timm import TimmSwinBlock
+from .official import OfficialSwinBlock, OfficialSwinV2Block
+from .timm import TimmSwinBlock, TimmSwinV2Block
+from .torchvision import TorchvisionSwinBlock, TorchvisionSwinV2Block
+from .transformers import HFOldSwinLayer, HFSwinLayer, HFSwinV2Layer
 
 SERVED = (
-    "mmdet's, mmseg's or timm's SwinTransformer, timm's EfficientViT (MIT Han Lab), MobileViT "
-    "or VisionTransformer"
+    "a Swin of mmdet, mmseg, mmpretrain, timm, torchvision, transformers or its authors, timm's "
+    "EfficientViT (MIT Han Lab), MobileViT or VisionTransformer"
 )
-SWINS: tuple[type[MergedSwin], ...] = (MMSwinBlock, TimmSwinBlock)
+SWINS: tuple[type[MergedSwin], ...] = (
+    MMSwinBlock,
+    TimmSwinBlock,
+    TimmSwinV2Block,
+    TorchvisionSwinBlock,
+    TorchvisionSwinV2Block,
+    HFSwinLayer,
+    HFOldSwinLayer,
+    HFSwinV2Layer,
+    OfficialSwinBlock,
+    OfficialSwinV2Block,
+)
 
 
 class Family:

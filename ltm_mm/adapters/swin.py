@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..layers import SwinView, Where, WindowAttentionView, hooked
+from ..layers import SwinView, Where, WindowAttentionView, cosine, hooked, untouched
 from ..layers.exchange import Exchanged, exchange
 from ..merging import build_mask
 from ..merging.masks import REGIONS
-from ..ops import ShiftedWindows
+from ..ops import ShiftedWindows, linear
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,41 @@ class QkvAttention(Exchanged):
             self.training,
             weigher(self.softmax, self.attn_drop),
         ).run(x, mask)
+
+
+class CosineAttention(Exchanged):
+    """Swin V2's window attention, with the attributes of the authors' own."""
+
+    def forward(self, x: Tensor, mask: object = None) -> Tensor:
+        """Windows ``(B * n, N, C)`` and where they lie; with anything else as before."""
+        if not isinstance(mask, Where):
+            return super().forward(x, mask)
+        bias = None
+        if self.q_bias is not None:
+            bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
+        return WindowAttentionView(
+            lambda x: cosine(run_biased(self.qkv, x, bias), self.num_heads, self.logit_scale),
+            self.proj,
+            self.proj_drop,
+            continuous_bias(self.cpb_mlp, self.relative_coords_table),
+            self.num_heads,
+            1.0,
+            self.attn_drop.p,
+            self.training,
+            weigher(self.softmax, self.attn_drop),
+        ).run(x, mask)
+
+
+def run_biased(layer: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer with a bias that is not its own."""
+    if untouched(layer):
+        return linear(x, layer.weight, bias)  # type: ignore[arg-type]
+    return layer(x) if bias is None else layer(x) + bias
+
+
+def continuous_bias(mlp: nn.Module, coords: Tensor) -> Tensor:
+    """Swin V2's position biases ``((2w - 1)**2, heads)``, which an MLP makes of places."""
+    return 16 * mlp(coords).flatten(0, -2).sigmoid()
 
 
 def weigher(softmax: nn.Module, dropout: nn.Module) -> Callable[[Tensor], Tensor] | None:

@@ -1,12 +1,14 @@
 """timm's Swin blocks as ours (ours)."""
 
+from dataclasses import replace
+
 from torch import Tensor, nn
 
 from ..layers import SwinView
 from ..layers.exchange import Exchanged
 from ..layers.fast_block import FastTimmMlp
 from ..ops import ShiftedWindows
-from .swin import MergedSwin, QkvAttention, comes_from, square, within
+from .swin import CosineAttention, MergedSwin, QkvAttention, comes_from, square, within
 
 
 class TimmSwinBlock(MergedSwin):
@@ -14,10 +16,8 @@ class TimmSwinBlock(MergedSwin):
 
     @staticmethod
     def matches(module: nn.Module) -> bool:
-        """Whether it is one, of Swin V1."""
-        return comes_from(module, "timm", "SwinTransformerBlock") and hasattr(
-            module.attn, "relative_position_bias_table"
-        )
+        """Whether it is one; timm's of before 0.9 is the authors' own."""
+        return comes_from(module, "timm", "SwinTransformerBlock") and hasattr(module, "drop_path1")
 
     @staticmethod
     def cut(block: nn.Module) -> ShiftedWindows:
@@ -49,3 +49,23 @@ class TimmSwinBlock(MergedSwin):
             self.mlp.fc1.out_features,
             self.merge,
         )
+
+
+class TimmSwinV2Block(TimmSwinBlock):
+    """timm's ``SwinTransformerV2Block``."""
+
+    @staticmethod
+    def matches(module: nn.Module) -> bool:
+        """Whether it is one."""
+        return comes_from(module, "timm", "SwinTransformerV2Block") and hasattr(
+            module.attn, "relative_coords_table"
+        )
+
+    @staticmethod
+    def parts(block: nn.Module) -> dict[nn.Module, type[Exchanged]]:
+        """Attention and MLP."""
+        return {block.attn: CosineAttention, block.mlp: FastTimmMlp}  # type: ignore[dict-item]
+
+    def view(self, windows: ShiftedWindows) -> SwinView:
+        """What the block is made of now."""
+        return replace(super().view(windows), post_norm=True)

@@ -1,6 +1,7 @@
 """Runs plain linear layers on the fast path of ``ops``, whoever built them (ours)."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
@@ -33,12 +34,18 @@ def run_mlp(first: nn.Module, act: nn.Module, second: nn.Module, x: Tensor) -> T
     Returns:
         ``(..., C)``.
     """
-    plain = untouched(act, nn.GELU) and act.approximate == "none"
-    if plain and untouched(first) and untouched(second) and served(x, first.weight):  # type: ignore[arg-type]
+    if _is_gelu(act) and untouched(first) and untouched(second) and served(x, first.weight):  # type: ignore[arg-type]
         layers = [(layer.weight, layer.bias) for layer in (first, second)]
         if all(bias is not None for _, bias in layers):
             return mlp(x, *layers)  # type: ignore[arg-type]
     return run_linear(second, act(run_linear(first, x)))
+
+
+def _is_gelu(act: nn.Module) -> bool:
+    """Whether an activation is the exact GELU, PyTorch's or transformers'."""
+    if type(act).__name__ == "GELUActivation" and not hooked(act):
+        return getattr(act, "act", None) is F.gelu
+    return untouched(act, nn.GELU) and act.approximate == "none"
 
 
 def untouched(layer: object, kind: type[nn.Module] = nn.Linear) -> bool:

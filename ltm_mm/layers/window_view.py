@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ..merging import Mask
 from ..ops import ShiftedWindows, pair_places, relative_position_index, shift_masks, window_regions
+from .linear import run_linear
 from .window_attention import WindowAttention
 
 
@@ -134,6 +135,4 @@ def _window_tables(window: int, shift: int, device: torch.device) -> WindowTable
 
 def joined(*layers: nn.Module) -> Callable[[Tensor], Tensor]:
     """Layers whose outputs for one input stand side by side."""
-    from .linear import run_linear
-
     return lambda x: torch.cat([run_linear(layer, x) for layer in layers], -1)

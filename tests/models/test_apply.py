@@ -283,7 +283,7 @@ def test_unmerged_stages_are_left_alone():
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        (lambda: nn.Linear(2, 2), {}, "Linear has no stages to merge in: use mmdet's"),
+        (lambda: nn.Linear(2, 2), {}, "Linear has no stages to merge in: use a Swin of mmdet"),
         (lambda: "swin_tiny", {}, "model must be a built model .*, got 'swin_tiny'"),
         # MSRA's EfficientViT, whose stages have the same name.
         (lambda: timm.create_model("efficientvit_m0"), {}, "EfficientVitMsra has no stages"),

@@ -1,0 +1,101 @@
+"""The authors' Swin and Swin V2 blocks as ours, into whatever repository they were copied (ours).
+
+Source of the facts: microsoft/Swin-Transformer (MIT), its detection and segmentation forks, and
+Mask2Former's ``modeling/backbone/swin.py``. The blocks are known by how they are built.
+"""
+
+import inspect
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from ..layers import SwinView
+from ..layers.exchange import Exchanged
+from ..layers.fast_block import FastMlp, children
+from ..ops import ShiftedWindows
+from .swin import CosineAttention, MergedSwin, QkvAttention, square, within
+
+BLOCK = {"norm1", "attn", "drop_path", "norm2", "mlp"}
+ATTENTION = {"qkv", "attn_drop", "proj", "proj_drop", "softmax"}
+MLP = {"fc1", "act", "fc2", "drop"}
+# Of a classifier's block, which knows its size, and of a detector's, which is told it.
+FORWARD = (["self", "x"], ["self", "x", "mask_matrix"])
+
+
+class OfficialSwinBlock(MergedSwin):
+    """``SwinTransformerBlock`` with ``WindowAttention`` and ``Mlp``."""
+
+    @staticmethod
+    def matches(module: nn.Module) -> bool:
+        """Whether a module is built like one."""
+        return built_alike(module, ATTENTION) and all(
+            hasattr(module.attn, name)
+            for name in ("relative_position_bias_table", "num_heads", "scale")
+        )
+
+    @staticmethod
+    def cut(block: nn.Module) -> ShiftedWindows:
+        """The windows of a block."""
+        return ShiftedWindows(square(block.window_size), square(block.shift_size))
+
+    @staticmethod
+    def parts(block: nn.Module) -> dict[nn.Module, type[Exchanged]]:
+        """Attention and MLP."""
+        return {block.attn: QkvAttention, block.mlp: FastMlp}  # type: ignore[dict-item]
+
+    def forward(self, x: Tensor, mask_matrix: Tensor | None = None) -> Tensor:
+        """``(B, H * W, C)`` -> ``(B, H * W, C)``; the shift's mask is not needed."""
+        # A detector's stage tells its blocks H and W before it calls them.
+        told = getattr(self, "H", None) is not None
+        size = (self.H, self.W) if told else tuple(self.input_resolution)
+        if size[0] * size[1] != x.shape[1]:
+            raise ValueError(f"{x.shape[1]} tokens are no grid of {size[0]} x {size[1]}")
+        grid = x.unflatten(1, size)
+        return self.run(grid, type(self).cut(self)).flatten(1, 2)
+
+    def view(self, windows: ShiftedWindows) -> SwinView:
+        """What the block is made of now."""
+        return SwinView(
+            self,
+            windows,
+            self.norm1,
+            within(self.attn, windows),
+            self.drop_path,
+            self.norm2,
+            self.mlp,
+            self.drop_path,
+            self.mlp.fc1.out_features,
+            self.merge,
+        )
+
+
+class OfficialSwinV2Block(OfficialSwinBlock):
+    """The same of Swin V2."""
+
+    @staticmethod
+    def matches(module: nn.Module) -> bool:
+        """Whether a module is built like one."""
+        return built_alike(module, ATTENTION | {"cpb_mlp"}) and all(
+            hasattr(module.attn, name)
+            for name in ("relative_coords_table", "num_heads", "logit_scale", "q_bias", "v_bias")
+        )
+
+    @staticmethod
+    def parts(block: nn.Module) -> dict[nn.Module, type[Exchanged]]:
+        """Attention and MLP."""
+        return {block.attn: CosineAttention, block.mlp: FastMlp}  # type: ignore[dict-item]
+
+    def view(self, windows: ShiftedWindows) -> SwinView:
+        """What the block is made of now."""
+        return replace(super().view(windows), post_norm=True)
+
+
+def built_alike(module: nn.Module, attention: set[str]) -> bool:
+    """Whether a module has a Swin block's parts under the authors' names."""
+    if children(module) != BLOCK or not hasattr(module, "window_size"):
+        return False
+    if children(module.attn) != attention or children(module.mlp) != MLP:  # type: ignore[arg-type]
+        return False
+    taken = list(inspect.signature(type(module).forward).parameters)
+    sized = hasattr(module, "input_resolution") or taken == FORWARD[1]
+    return hasattr(module, "shift_size") and taken in FORWARD and sized

@@ -1,0 +1,240 @@
+"""Swin blocks of Hugging Face's transformers as ours (ours).
+
+Blocks are known by how they are built: Swin's of transformers 5 (``q_proj``, ``o_proj``), and
+those with ``attention.self`` and ``attention.output`` (MaskFormer's, Donut's, Swin V2's). Models that contain them (UperNet, Mask2Former, Grounding DINO, ...) need no more.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import SwinView, Where, WindowAttentionView, calm, cosine, hooked, run_mlp
+from ..layers.exchange import Exchanged
+from ..layers.fast_block import FastMlp, children, idle
+from ..layers.window_view import joined
+from ..ops import ShiftedWindows
+from .swin import MergedSwin, continuous_bias, square, within
+
+NEW = {"attention", "layernorm_before", "layernorm_after", "mlp", "dropout", "drop_path"}
+OLD = {"attention", "layernorm_before", "layernorm_after", "intermediate", "output", "drop_path"}
+
+
+def of_transformers(module: nn.Module, parts: set[str]) -> bool:
+    """Whether a module is a layer of transformers 5 with windows and these parts."""
+    kind = type(module)
+    if kind.__module__.partition(".")[0] != "transformers" or children(module) != parts:
+        return False
+    taken = inspect.signature(kind.forward).parameters
+    return hasattr(module, "shift_size") and "head_mask" not in taken
+
+
+class HFSwinLayer(MergedSwin):
+    """``SwinLayer``."""
+
+    @staticmethod
+    def matches(module: nn.Module) -> bool:
+        """Whether it is one."""
+        return of_transformers(module, NEW) and hasattr(module.attention, "o_proj")
+
+    @staticmethod
+    def cut(block: nn.Module) -> ShiftedWindows:
+        """The windows of a block."""
+        return ShiftedWindows(square(int(block.window_size)), int(block.shift_size))  # type: ignore[arg-type]
+
+    @staticmethod
+    def norms(block: nn.Module) -> tuple[nn.Module, nn.Module]:
+        """The norms of a block's attention and MLP."""
+        return block.layernorm_before, block.layernorm_after  # type: ignore[return-value]
+
+    @staticmethod
+    def parts(block: nn.Module) -> dict[nn.Module, type[Exchanged]]:
+        """Attention and MLP."""
+        return {block.attention: Attention, block.mlp: Mlp}  # type: ignore[dict-item]
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        input_dimensions: tuple[int, int],
+        always_partition: bool = False,
+        **options: object,
+    ) -> tuple[Tensor, None]:
+        """``(B, H * W, C)``, (H, W) -> the same, and no attention weights."""
+        if not always_partition:
+            self.set_shift_and_window_size(input_dimensions)
+        return self.on_grid(hidden_states, input_dimensions), None
+
+    def on_grid(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """``(B, H * W, C)``, (H, W) -> ``(B, H * W, C)``."""
+        return self.run(x.unflatten(1, tuple(size)), HFSwinLayer.cut(self)).flatten(1, 2)
+
+    def view(self, windows: ShiftedWindows) -> SwinView:
+        """What the block is made of now."""
+        attend = within(self.attention, windows)
+        return SwinView(
+            self,
+            windows,
+            self.layernorm_before,
+            lambda *own: self.dropout(attend(*own)),
+            self.drop_path,
+            self.layernorm_after,
+            self.mlp,
+            self.dropout,
+            self.mlp.fc1.out_features,
+            self.merge,
+        )
+
+
+class HFOldSwinLayer(HFSwinLayer):
+    """``MaskFormerSwinLayer`` and ``DonutSwinLayer``."""
+
+    @staticmethod
+    def matches(module: nn.Module) -> bool:
+        """Whether it is one."""
+        return of_transformers(module, OLD) and hasattr(
+            module.attention.self, "relative_position_bias_table"
+        )
+
+    @staticmethod
+    def parts(block: nn.Module) -> dict[nn.Module, type[Exchanged]]:
+        """What attends."""
+        return {block.attention.self: SelfAttention}  # type: ignore[union-attr, dict-item]
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        input_dimensions: tuple[int, int],
+        output_attentions: bool | None = False,
+        always_partition: bool | None = False,
+    ) -> tuple[Tensor]:
+        """``(B, H * W, C)``, (H, W) -> the same; attention weights cannot be had."""
+        if output_attentions:
+            raise ValueError(
+                "a block that merges has no attention weights of tokens: call it without "
+                "output_attentions, or call ltm_mm.remove(model) first"
+            )
+        # Donut's fits its windows to the map; MaskFormer's and Swin V2's do not.
+        if hasattr(self, "set_shift_and_window_size") and not always_partition:
+            self.set_shift_and_window_size(input_dimensions)
+        return (self.on_grid(hidden_states, input_dimensions),)
+
+    def view(self, windows: ShiftedWindows) -> SwinView:
+        """What the block is made of now."""
+        return SwinView(
+            self,
+            windows,
+            self.layernorm_before,
+            within(self.attention, windows),
+            self.drop_path,
+            self.layernorm_after,
+            self.feed_forward,
+            nn.Identity(),
+            self.intermediate.dense.out_features,
+            self.merge,
+        )
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """The MLP, which lies in two modules."""
+        first, last = self.intermediate, self.output
+        watched = hooked(first) or hooked(last) or not (calm(first) and calm(last))
+        if watched or not idle(last.dropout):
+            return last(first(x))
+        return run_mlp(first.dense, first.intermediate_act_fn, last.dense, x)
+
+
+class HFSwinV2Layer(HFOldSwinLayer):
+    """``Swinv2Layer``."""
+
+    @staticmethod
+    def matches(module: nn.Module) -> bool:
+        """Whether it is one."""
+        return of_transformers(module, OLD) and hasattr(module.attention.self, "logit_scale")
+
+    @staticmethod
+    def parts(block: nn.Module) -> dict[nn.Module, type[Exchanged]]:
+        """What attends."""
+        return {block.attention.self: SelfAttentionV2}  # type: ignore[union-attr, dict-item]
+
+    def view(self, windows: ShiftedWindows) -> SwinView:
+        """What the block is made of now."""
+        return replace(super().view(windows), drop_path2=self.drop_path, post_norm=True)
+
+
+class Attention(Exchanged):
+    """``SwinAttention`` of transformers 5 for windows that are cut already."""
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: object = None, **options: object
+    ) -> tuple[Tensor, Tensor | None]:
+        """Windows ``(B * n, N, C)`` and where they lie; with anything else as before."""
+        if not isinstance(attention_mask, Where):
+            return super().forward(hidden_states, attention_mask, **options)
+        view = WindowAttentionView(
+            joined(self.q_proj, self.k_proj, self.v_proj),
+            self.o_proj,
+            nn.Identity(),
+            self.relative_position_bias.relative_position_bias_table,
+            self.num_attention_heads,
+            self.scaling,
+            self.attention_dropout,
+            self.training,
+        )
+        return view.run(hidden_states, attention_mask), None
+
+
+class SelfAttention(Exchanged):
+    """``attention.self`` for windows that are cut already; ``attention.output`` projects."""
+
+    def forward(self, hidden_states: Tensor, *args: object, **options: object) -> tuple:
+        """Windows ``(B * n, N, C)`` and where they lie; with anything else as before."""
+        where = args[0] if args else options.get("attention_mask")
+        if not isinstance(where, Where):
+            return super().forward(hidden_states, *args, **options)
+        return (self.attention_view().run(hidden_states, where),)
+
+    def attention_view(self) -> WindowAttentionView:
+        """What the attention is made of now."""
+        return WindowAttentionView(
+            joined(self.query, self.key, self.value),
+            nn.Identity(),
+            nn.Identity(),
+            self.relative_position_bias_table,
+            self.num_attention_heads,
+            self.attention_head_size**-0.5,
+            self.dropout.p,
+            self.training,
+            self.weigher(),
+        )
+
+    def weigher(self) -> Callable[[Tensor], Tensor] | None:
+        """Softmax and dropout, where someone watches the latter."""
+        watched = not torch.compiler.is_compiling() and hooked(self.dropout)
+        return (lambda logits: self.dropout(logits.softmax(-1))) if watched else None
+
+
+class SelfAttentionV2(SelfAttention):
+    """The same of Swin V2."""
+
+    def attention_view(self) -> WindowAttentionView:
+        """What the attention is made of now."""
+        own = joined(self.query, self.key, self.value)
+        return WindowAttentionView(
+            lambda x: cosine(own(x), self.num_attention_heads, self.logit_scale),
+            nn.Identity(),
+            nn.Identity(),
+            continuous_bias(self.continuous_position_bias_mlp, self.relative_coords_table),
+            self.num_attention_heads,
+            1.0,
+            self.dropout.p,
+            self.training,
+            self.weigher(),
+        )
+
+
+class Mlp(FastMlp):
+    """``SwinMLP``."""
+
+    LAYERS = ("fc1", "activation_fn", "fc2")
+    IDLE = ()

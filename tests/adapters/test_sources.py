@@ -1,0 +1,119 @@
+"""Merging on the Swin of every library: on, off, and nothing lost in between."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import ltm_mm
+from ltm_mm.adapters.apply import exchange_stages
+from ltm_mm.merging import MASKS
+
+from .sources import EVEN, ODD, ONE_SIZE, SOURCES, build, outputs
+
+sources = pytest.mark.parametrize("name", SOURCES)
+
+
+@sources
+@pytest.mark.parametrize("grad", [False, True], ids=["fast path", "gradients"])
+def test_on_our_code_with_all_tokens_nothing_changes(name, grad):
+    model = build(name)
+    for size in (EVEN,) if name in ONE_SIZE else (EVEN, ODD, (32, 228)):
+        expected = outputs(model, size)
+        exchange_stages(model, None, everywhere=True)
+        found = outputs(model, size, grad)
+        ltm_mm.remove(model)
+        assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@sources
+def test_merged_and_taken_off_again(name):
+    model = build(name)
+    size = EVEN if name in ONE_SIZE else ODD
+    before, state = outputs(model, size), copy.deepcopy(model.state_dict())
+    kinds, modules = list(map(type, model.modules())), list(model.modules())
+    ltm_mm.apply(model, keep=0.4)
+    assert list(model.state_dict()) == list(state)
+    merged = outputs(model, size)
+    assert [m.shape for m in merged] == [b.shape for b in before]
+    assert (merged[-1] - before[-1]).abs().max() > 1e-4
+    assert_close(outputs(model, size, grad=True), merged, rtol=1e-4, atol=1e-5)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):  # noqa: S301
+        assert_close(outputs(twin, size), merged, rtol=0, atol=0)
+        assert_close(outputs(ltm_mm.remove(twin), size), before, rtol=0, atol=0)
+    ltm_mm.remove(model)
+    assert list(map(type, model.modules())) == kinds
+    assert all(a is b for a, b in zip(model.modules(), modules, strict=True))
+    assert_close(outputs(model, size), before, rtol=0, atol=0)
+    assert_close(dict(model.state_dict()), dict(state), rtol=0, atol=0)
+
+
+@sources
+def test_blocks_that_keep_all_among_others_that_merge(name):
+    """As many groups as tokens change nothing, whatever the library's order of padding."""
+    model = build(name)
+    size = EVEN if name in ONE_SIZE else ODD
+    before = outputs(model, size)
+    stages = sum(1 for _ in exchange_counts(model))
+    ltm_mm.apply(model, keep=(*[None] * (stages - 1), (25, None)))
+    last = [m for m in model.modules() if getattr(m, "fit", None) is not None]
+    assert len(last) == 1
+    last[0].merge = None
+    assert_close(outputs(model, size), before, rtol=1e-5, atol=1e-5)
+
+
+def exchange_counts(model):
+    from ltm_mm.adapters.apply import planned
+
+    return planned(model, None)[2]
+
+
+@sources
+@pytest.mark.parametrize("mask", MASKS)
+def test_every_parameter_gets_a_gradient(name, mask):
+    model = build(name)
+    ltm_mm.apply(model, keep=0.4, mask=mask)
+    model.train(True)
+    sum(out.square().mean() for out in outputs(model, EVEN, grad=True)).backward()
+    # A Swin's last output norms of other stages than asked for do not exist here.
+    assert not [n for n, p in model.named_parameters() if p.grad is None]
+
+
+@sources
+def test_hooks_fire_as_they_did(name):
+    """On every module of the model, and as often: once, for all that it works on."""
+    model, calls = build(name), []
+    for path, module in model.named_modules():
+        module.register_forward_hook(lambda *_, path=path: calls.append(path))
+        if isinstance(module, torch.nn.Linear) and "cpb_mlp" not in path:  # ReLU in place
+            module.register_full_backward_pre_hook(lambda *_, path=path: calls.append((path, "b")))
+    sum(out.square().mean() for out in outputs(model, grad=True)).backward()
+    before = sorted(map(str, calls))
+    calls.clear()
+    ltm_mm.apply(model, keep=0.4)
+    sum(out.square().mean() for out in outputs(model, grad=True)).backward()
+    after = sorted(map(str, calls))
+    # torchvision's attention reads its linear layers' weights and calls none of them.
+    assert set(before) <= set(after) if "torchvision" in name else after == before
+    calls.clear()
+    outputs(model)
+    assert len(calls) == len(set(calls)) or "drop" in str(calls)
+
+
+@sources
+def test_merging_all_the_same_in_half_precision_and_back(name):
+    model = build(name)
+    reference = outputs(copy.deepcopy(model).double().float())
+    ltm_mm.apply(model, keep=0.4).bfloat16()
+    x = torch.randn(1, 3, *EVEN).bfloat16()
+    with torch.no_grad():
+        for again in (lambda: None, lambda: ltm_mm.remove(model)):
+            again()
+            out = model(x)
+            out = out[-1] if isinstance(out, list | tuple) else out
+            assert out.dtype == torch.bfloat16
+            assert out.isfinite().all()
+    model.load_state_dict(build(name).state_dict(), assign=True)
+    assert_close(outputs(model.float()), reference, rtol=1e-5, atol=1e-5)
