@@ -13,7 +13,7 @@ from ..layers import SwinView
 from ..layers.exchange import Exchanged
 from ..layers.fast_block import FastMlp, children
 from ..ops import ShiftedWindows
-from .swin import CosineAttention, MergedSwin, QkvAttention, square, within
+from .swin import CosineAttention, MergedSwin, QkvAttention, hidden, square, within
 
 BLOCK = {"norm1", "attn", "drop_path", "norm2", "mlp"}
 ATTENTION = {"qkv", "attn_drop", "proj", "proj_drop", "softmax"}
@@ -64,7 +64,7 @@ class OfficialSwinBlock(MergedSwin):
             self.norm2,
             self.mlp,
             self.drop_path,
-            self.mlp.fc1.out_features,
+            hidden(self.mlp.fc1),
             self.merge,
         )
 

@@ -120,6 +120,11 @@ def square(window: object) -> int:
     return int(rows)
 
 
+def hidden(layer: nn.Module) -> int:
+    """Channels that an MLP's first layer makes; about so many where something took its place."""
+    return getattr(layer, "out_features", 1024)
+
+
 def within(attention: nn.Module, windows: ShiftedWindows) -> Callable[..., Tensor]:
     """An exchanged attention as :class:`SwinView` calls it.
 

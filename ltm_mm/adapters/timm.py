@@ -8,7 +8,7 @@ from ..layers import SwinView
 from ..layers.exchange import Exchanged
 from ..layers.fast_block import FastTimmMlp
 from ..ops import ShiftedWindows
-from .swin import CosineAttention, MergedSwin, QkvAttention, comes_from, square, within
+from .swin import CosineAttention, MergedSwin, QkvAttention, comes_from, hidden, square, within
 
 
 class TimmSwinBlock(MergedSwin):
@@ -46,7 +46,7 @@ class TimmSwinBlock(MergedSwin):
             self.norm2,
             self.mlp,
             self.drop_path2,
-            self.mlp.fc1.out_features,
+            hidden(self.mlp.fc1),
             self.merge,
         )
 

@@ -10,7 +10,7 @@ from ..layers import SwinView, Where, WindowAttentionView, cosine, run_linear, u
 from ..layers.exchange import Exchanged
 from ..layers.fast_block import FastMlp
 from ..ops import ShiftedWindows, linear
-from .swin import MergedSwin, comes_from, continuous_bias, square, within
+from .swin import MergedSwin, comes_from, continuous_bias, hidden, square, within
 
 
 class TorchvisionSwinBlock(MergedSwin):
@@ -50,7 +50,7 @@ class TorchvisionSwinBlock(MergedSwin):
             self.norm2,
             self.mlp,
             self.stochastic_depth,
-            self.mlp[0].out_features,
+            hidden(self.mlp[0]),
             self.merge,
         )
 
@@ -88,7 +88,7 @@ class Attention(Exchanged):
             lambda x: F.dropout(x, self.dropout, self.training),
             self.relative_position_bias_table,
             self.num_heads,
-            (self.qkv.in_features // self.num_heads) ** -0.5,
+            (self.qkv.weight.shape[1] // self.num_heads) ** -0.5,
             self.attention_dropout,
             self.training,
         )

@@ -16,7 +16,7 @@ from ..layers.exchange import Exchanged
 from ..layers.fast_block import FastMlp, children, idle
 from ..layers.window_view import joined
 from ..ops import ShiftedWindows
-from .swin import MergedSwin, continuous_bias, square, within
+from .swin import MergedSwin, continuous_bias, hidden, square, within
 
 NEW = {"attention", "layernorm_before", "layernorm_after", "mlp", "dropout", "drop_path"}
 OLD = {"attention", "layernorm_before", "layernorm_after", "intermediate", "output", "drop_path"}
@@ -82,7 +82,7 @@ class HFSwinLayer(MergedSwin):
             self.layernorm_after,
             self.mlp,
             self.dropout,
-            self.mlp.fc1.out_features,
+            hidden(self.mlp.fc1),
             self.merge,
         )
 
@@ -131,7 +131,7 @@ class HFOldSwinLayer(HFSwinLayer):
             self.layernorm_after,
             self.feed_forward,
             nn.Identity(),
-            self.intermediate.dense.out_features,
+            hidden(self.intermediate.dense),
             self.merge,
         )
 

@@ -50,9 +50,12 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         b, n, c = x.shape
-        bias = torch.cat((self.q_bias, 0 * self.v_bias, self.v_bias)) if self.v2 else self.qkv.bias
-        qkv = F.linear(x, self.qkv.weight, bias).reshape(b, n, 3, self.num_heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        if self.v2:
+            bias = torch.cat((self.q_bias, 0 * self.v_bias, self.v_bias))
+            qkv = F.linear(x, self.qkv.weight, bias)
+        else:
+            qkv = self.qkv(x)
+        q, k, v = qkv.reshape(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         if self.v2:
             q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
             logits = q @ k.mT * self.logit_scale.clamp(max=math.log(100)).exp()

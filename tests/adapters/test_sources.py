@@ -89,31 +89,49 @@ def test_hooks_fire_as_they_did(name):
         module.register_forward_hook(lambda *_, path=path: calls.append(path))
         if isinstance(module, torch.nn.Linear) and "cpb_mlp" not in path:  # ReLU in place
             module.register_full_backward_pre_hook(lambda *_, path=path: calls.append((path, "b")))
-    sum(out.square().mean() for out in outputs(model, grad=True)).backward()
-    before = sorted(map(str, calls))
-    calls.clear()
-    ltm_mm.apply(model, keep=0.4)
-    sum(out.square().mean() for out in outputs(model, grad=True)).backward()
-    after = sorted(map(str, calls))
-    # torchvision's attention reads its linear layers' weights and calls none of them.
-    assert set(before) <= set(after) if "torchvision" in name else after == before
-    calls.clear()
-    outputs(model)
-    assert len(calls) == len(set(calls)) or "drop" in str(calls)
+    seen = []
+    for merging in (False, True):
+        if merging:
+            ltm_mm.apply(model, keep=0.4)
+        for grad in (True, False):  # without gradients blocks run in parts, if nobody looks
+            calls.clear()
+            maps = outputs(model, grad=grad)
+            if grad:
+                sum(out.square().mean() for out in maps).backward()
+            seen.append(sorted(map(str, calls)))
+    for before, after in zip(seen[:2], seen[2:], strict=True):
+        if "torchvision" in name or "v2" in name:  # these read weights and call no linear layer
+            assert set(before) < set(after)
+        else:
+            assert after == before
 
 
 @sources
-def test_merging_all_the_same_in_half_precision_and_back(name):
-    model = build(name)
-    reference = outputs(copy.deepcopy(model).double().float())
-    ltm_mm.apply(model, keep=0.4).bfloat16()
-    x = torch.randn(1, 3, *EVEN).bfloat16()
-    with torch.no_grad():
-        for again in (lambda: None, lambda: ltm_mm.remove(model)):
-            again()
+def test_in_half_precision_while_merging_and_after_it(name):
+    def run(model):
+        x = torch.randn(1, 3, *EVEN, generator=torch.Generator().manual_seed(1)).bfloat16()
+        with torch.no_grad():
             out = model(x)
-            out = out[-1] if isinstance(out, list | tuple) else out
-            assert out.dtype == torch.bfloat16
-            assert out.isfinite().all()
-    model.load_state_dict(build(name).state_dict(), assign=True)
-    assert_close(outputs(model.float()), reference, rtol=1e-5, atol=1e-5)
+        return out[-1] if isinstance(out, list | tuple) else out
+
+    model = build(name)
+    plain = copy.deepcopy(model).bfloat16()
+    out = run(ltm_mm.apply(model, keep=0.4).bfloat16())
+    assert out.dtype == torch.bfloat16
+    assert out.isfinite().all()
+    try:
+        expected = run(plain)
+    except RuntimeError:  # some libraries' shift masks stay in single precision
+        return
+    assert_close(run(ltm_mm.remove(model)), expected, rtol=0, atol=0)
+
+
+@sources
+def test_parameters_put_in_meanwhile_stay(name):
+    model, other = ltm_mm.apply(build(name), keep=0.4), build(name)
+    for parameter in other.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.1)
+    model.load_state_dict(other.state_dict(), assign=True)
+    merged = outputs(model)
+    assert_close(outputs(ltm_mm.remove(model)), outputs(other), rtol=0, atol=0)
+    assert_close(outputs(ltm_mm.apply(other, keep=0.4)), merged, rtol=0, atol=0)

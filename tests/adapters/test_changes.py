@@ -1,0 +1,232 @@
+"""What a user may do between apply and remove, each by its library's own means."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+import ltm_mm
+from ltm_mm.layers.fast_block import FastTimmMlp
+from ltm_mm.models import LTMSwin
+
+from .sources import EVEN, ODD, TINY, build, mm_swin, outputs, timm_swin
+
+VIT = dict(embed_dim=24, num_heads=2, depth=4)
+
+
+def saved(model: nn.Module) -> int:
+    """Values that a forward pass keeps for the backward pass."""
+    total = 0
+
+    def pack(tensor):
+        nonlocal total
+        total += tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs(model, grad=True)
+    return total
+
+
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    sum(out.square().mean() for out in outputs(model, grad=True)).backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def set_timm(model, on):
+    model.set_grad_checkpointing(on)
+
+
+def set_mm(model, on):
+    for module in model.modules():
+        if hasattr(module, "with_cp"):
+            module.with_cp = on
+
+
+def set_official(model, on):
+    for layer in model.layers:
+        layer.use_checkpoint = on
+
+
+CHECKPOINTING = {
+    "timm": set_timm,
+    "timm v2": set_timm,
+    "mmdet": set_mm,
+    "official detector": set_official,
+}
+
+
+@pytest.mark.parametrize("name", CHECKPOINTING)
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_checkpointing_by_the_librarys_own_switch(name, order):
+    model = build(name)
+    if order == "before":
+        CHECKPOINTING[name](model, True)
+    ltm_mm.apply(model, keep=0.4)
+    if order == "after":
+        CHECKPOINTING[name](model, True)
+    little, grads = saved(model), gradients(model)
+    CHECKPOINTING[name](model, False)
+    assert little < saved(model) * 0.5
+    assert_close(grads, gradients(model), rtol=1e-4, atol=1e-6)
+
+
+class Lora(nn.Module):
+    """A linear layer with a low-rank update."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.down = nn.Linear(base.in_features, 2, bias=False)
+        self.up = nn.Linear(2, base.out_features, bias=False)
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x))
+
+
+def add_lora(model: nn.Module) -> int:
+    torch.manual_seed(5)
+    found = [
+        (module, name)
+        for module in model.modules()
+        for name, child in module.named_children()
+        if name in ("qkv", "proj", "fc1") and isinstance(child, nn.Linear)
+    ]
+    for module, name in found:
+        setattr(module, name, Lora(getattr(module, name)))
+    return len(found)
+
+
+@pytest.mark.parametrize("name", ["mmdet", "timm", "official detector"])
+def test_lora_before_and_after(name):
+    before, after = build(name), build(name)
+    count = add_lora(before)
+    plain = outputs(before)
+    ltm_mm.apply(before, keep=0.4)
+    ltm_mm.apply(after, keep=0.4)
+    assert add_lora(after) == count > 0
+    assert_close(outputs(after), outputs(before), rtol=0, atol=0)
+    gradients(after)
+    assert all(m.up.weight.grad.abs().max() > 0 for m in after.modules() if isinstance(m, Lora))
+    assert_close(outputs(ltm_mm.remove(after)), plain, rtol=0, atol=0)
+    assert sum(isinstance(m, Lora) for m in after.modules()) == count
+
+
+def test_another_input_size_and_with_it_another_window():
+    """timm's windows grow with the image; the share of tokens that are kept stays."""
+    model = timm_swin(always_partition=False, strict_img_size=True)
+    twin = copy.deepcopy(model)
+    ltm_mm.apply(model, keep=(None, None, 25, None))
+    for one in (model, twin):
+        one.eval().set_input_size((256, 256))
+    assert outputs(model, (256, 256))[0].shape == (2, 5)
+    merge = model.layers[2].blocks[1].merge
+    assert (model.layers[2].blocks[1].window_size, merge.keep) == ((8, 8), round(64 * 25 / 49))
+    ltm_mm.apply(ltm_mm.remove(model), keep=(None, None, 33, None))
+    expected = outputs(model, (256, 256))
+    ltm_mm.apply(twin, keep=(None, None, 33, None))
+    assert_close(outputs(twin, (256, 256)), expected, rtol=0, atol=0)
+    model.set_input_size((256, 512))
+    with pytest.raises(ValueError, match="only square windows can be merged"):
+        outputs(model, (256, 512))
+
+
+@pytest.mark.parametrize("mask", ["weighted", "soft"])
+def test_learned_masks_where_the_window_changes(mask):
+    model = ltm_mm.apply(timm_swin(always_partition=False, strict_img_size=True), 25, mask)
+    learned = model.layers[0].blocks[0].merge
+    model.eval().set_input_size((256, 256))
+    if mask == "soft":
+        with pytest.raises(ValueError, match="a soft mask of 7 x 7 tokens does not fit"):
+            outputs(model, (256, 256))
+    else:
+        outputs(model, (256, 256))
+        assert model.layers[0].blocks[0].merge.weight is learned.weight
+
+
+def test_windows_that_begin_to_shift():
+    """Where the image was as small as a window, no shift was: regions must not mix later on."""
+    model = build("timm")
+    model.set_input_size((224, 224), always_partition=False)
+    ltm_mm.apply(model, keep=9)
+    assert model.layers[3].blocks[1].merge.codes is None
+    model.set_input_size((448, 448), window_size=7)
+    outputs(model, (448, 448))
+    assert model.layers[3].blocks[1].merge.codes is not None
+
+
+def test_a_pruned_vit():
+    model, twin = (timm.create_model("vit_tiny_patch16_224", **VIT).eval() for _ in range(2))
+    twin.load_state_dict(model.state_dict())
+    ltm_mm.apply(model, keep=((150, 100, 50, 50),))
+    twin.prune_intermediate_layers([1])
+    ltm_mm.apply(twin, keep=((150, 100),))
+    expected = outputs(twin)
+    assert model.prune_intermediate_layers([1]) == [1]
+    assert len(model.blocks) == 2
+    assert_close(outputs(model), expected, rtol=0, atol=0)
+    ltm_mm.remove(model)
+    assert_close(outputs(model), outputs(ltm_mm.remove(twin)), rtol=0, atol=0)
+
+
+def test_hooks_and_lora_in_a_vit():
+    model, calls = timm.create_model("vit_tiny_patch16_224", **VIT).eval(), []
+    add_lora(model)
+    plain = outputs(model)
+    ltm_mm.apply(model, keep=0.5)
+    merged = outputs(model)
+    for path, module in model.named_modules():
+        module.register_forward_hook(lambda _m, _x, y, path=path: calls.append((path, y)))
+    assert_close(outputs(model), merged, rtol=1e-5, atol=1e-5)
+    seen = dict(calls)
+    assert {f"blocks.{k}.{part}" for k in range(4) for part in ("attn.qkv", "mlp", "mlp.act")} < {
+        *seen
+    }
+    assert isinstance(seen["blocks.1"], torch.Tensor)
+    assert isinstance(model.blocks[0].mlp, FastTimmMlp)
+    assert_close(outputs(ltm_mm.remove(model)), plain, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="runs within its model's forward pass alone"):
+        ltm_mm.apply(model, keep=0.5).blocks[0](torch.randn(1, 197, 24))
+
+
+@pytest.mark.parametrize("keep", ["fast", (None, None, (None, 36, 25, 9), 16)])
+@pytest.mark.parametrize("size", [EVEN, ODD])
+def test_merged_mm_swin_is_the_backbone_of_the_same_plan(keep, size):
+    model = build("mmdet")
+    mine = LTMSwin(**TINY, keep=keep)
+    mine.load_state_dict(model.state_dict())
+    mine.train(False)
+    ltm_mm.apply(model, keep=keep)
+    assert_close(outputs(model, size), outputs(mine, size), rtol=1e-5, atol=1e-5)
+
+
+def test_mmpretrain_keeps_its_rules_for_small_maps():
+    from mmpretrain.models import SwinTransformer
+
+    arch = dict(embed_dims=16, depths=[2, 2, 4, 2], num_heads=[1, 2, 4, 8])
+    model = SwinTransformer(arch=arch, out_indices=(0, 1, 2, 3))
+    model.train(False)
+    before = outputs(model)
+    from ltm_mm.adapters.apply import exchange_stages
+
+    exchange_stages(model, None, everywhere=True)
+    assert_close(outputs(model), before, rtol=1e-5, atol=1e-5)  # 7 x 7 tokens: no shift
+    with pytest.raises(ValueError, match="build the model with pad_small_map=True"):
+        outputs(model, (192, 192))
+
+
+def test_a_swin_of_an_optimiser_learns_on():
+    model = mm_swin("mmdet")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    weight = model.stages[2].blocks[1].attn.w_msa.qkv.weight
+    before = weight.detach().clone()
+    ltm_mm.apply(model, keep=0.4)
+    gradients(model)
+    optimizer.step()
+    ltm_mm.remove(model)
+    assert model.stages[2].blocks[1].attn.w_msa.qkv.weight is weight
+    assert (weight - before).abs().max() > 0
