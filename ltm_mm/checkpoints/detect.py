@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from . import mit_han_lab, mm, official, timm
+from . import mit_han_lab, mm, official, timm, torchvision, transformers
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema")
 
@@ -23,6 +23,9 @@ class Source(NamedTuple):
 SOURCES = (
     Source("mit-han-lab EfficientViT", r"^(input_stem|stages\.\d+)\.op_list\.",
            mit_han_lab.convert_efficientvit),
+    Source("Hugging Face Swin", r"^encoder\.layers\.\d+\.blocks\.\d+\.attention\.",
+           transformers.convert_swin),
+    Source("torchvision Swin", r"^features\.1\.0\.attn\.qkv\.", torchvision.convert_swin),
     Source("OpenMMLab Swin", r"^stages\.\d+\.blocks\.\d+\.attn\.w_msa\.qkv\.", mm.convert_swin),
     Source("official Swin", r"^layers\.0\.downsample\.", official.convert_swin),
     Source("timm Swin", r"^layers[._]\d+\.blocks\.\d+\.attn\.qkv\.", timm.convert_swin),
@@ -80,6 +83,6 @@ def detect(keys: Iterable[str]) -> Source | None:
         ValueError: for Swin V2, whose attention is another function.
     """
     keys = list(keys)
-    if any(re.search(r"\.attn\.(w_msa\.)?(logit_scale|cpb_mlp\.)", key) for key in keys):
+    if any(re.search(r"\.att(n|ention)\.(w_msa\.|self\.)?(logit_scale|cpb_mlp\.)", key) for key in keys):
         raise ValueError("the checkpoint holds Swin V2 weights; only Swin (V1) is served here")
     return next((s for s in SOURCES if any(re.search(s.pattern, key) for key in keys)), None)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from . import official
+from . import official, transformers
 
 # In the order they nest, outermost first. `encoder.` is SimMIM's; the second `model.` is that
 # of timm's feature extractors.
@@ -30,6 +30,9 @@ def strip_prefixes(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Returns:
         A new dict with the backbone's keys alone; shares its tensors.
     """
+    prefix = transformers.find_prefix(state_dict)
+    if prefix is not None:
+        return transformers.strip_prefix(state_dict, prefix)
     out = dict(state_dict)
     for prefix in PREFIXES:
         if any(key.startswith(prefix) for key in out):

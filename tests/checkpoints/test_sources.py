@@ -106,6 +106,28 @@ def test_absolute_embedding_is_resized() -> None:
     assert_close(grown.absolute_pos_embed, expected)
 
 
+@pytest.mark.parametrize("wrap", ["{}", "module.{}"])
+def test_torchvisions_swin_gives_its_outputs(wrap: str) -> None:
+    from torchvision.models import swin_transformer as tv
+
+    own = dict(patch_size=[4, 4], embed_dim=8, depths=[2, 2, 2], num_heads=[1, 2, 4])
+    theirs = randomize(tv.SwinTransformer(window_size=[4, 4], num_classes=3, **own))
+    mine = LTMSwin(keep=None, **TINY).eval()
+    state = {wrap.format(key): value for key, value in theirs.state_dict().items()}
+    load_backbone(mine, state)
+    x, outs = torch.rand(2, 3, 128, 160, generator=torch.Generator().manual_seed(1)), []
+    for place in (1, 3, 5):
+        theirs.features[place].register_forward_hook(lambda _m, _x, y: outs.append(y))
+    with torch.no_grad():
+        theirs(x)
+        for a, b in zip(mine(x), outs, strict=True):
+            expected = F.layer_norm(b, b.shape[-1:])
+            assert_close(a.permute(0, 2, 3, 1), expected, rtol=1e-5, atol=1e-5)
+    v2 = tv.SwinTransformer(window_size=[4, 4], block=tv.SwinTransformerBlockV2, **own)
+    with pytest.raises(ValueError, match="the checkpoint holds Swin V2 weights"):
+        to_backbone(v2.state_dict(), mine)
+
+
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -315,7 +337,8 @@ TIMM_TINY = (
         ("stages.2.1.transformer.0.attn.qkv.weight", "timm MobileViT"),
         ("stages_2.1.transformer.0.attn.qkv.weight", "timm MobileViT"),
         ("blocks.3.attn.qkv.weight", "timm ViT"),
-        ("layers.0.blocks.0.attn.w_msa.qkv.weight", "timm Swin"),
+        ("encoder.layers.0.blocks.0.attention.self.query.weight", "Hugging Face Swin"),
+        ("features.1.0.attn.qkv.weight", "torchvision Swin"),
         ("layer1.0.conv1.weight", None),
     ],
 )

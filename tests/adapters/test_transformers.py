@@ -1,0 +1,230 @@
+"""Merging on Swins of transformers, and on models that contain them; nothing is downloaded."""
+
+import copy
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.testing import assert_close
+
+import ltm_mm
+from ltm_mm.adapters.apply import exchange_stages
+from ltm_mm.checkpoints import load_backbone
+from ltm_mm.models import LTMSwin
+from tests.models.contract import settled
+
+hf = pytest.importorskip("transformers", minversion="5")
+
+SWIN = dict(embed_dim=16, depths=(2, 2, 4, 2), num_heads=(1, 2, 4, 8), drop_path_rate=0.0)
+STAGES = [f"stage{k}" for k in (1, 2, 3, 4)]
+SMALL = dict(feature_size=32, hidden_dim=32, mask_feature_size=32, dim_feedforward=32)
+
+
+def backbone_config(v2: bool = False) -> object:
+    kind = hf.Swinv2Config if v2 else hf.SwinConfig
+    return kind(**SWIN, window_size=7, image_size=224, out_features=STAGES)
+
+
+def upernet() -> nn.Module:
+    return hf.UperNetForSemanticSegmentation(
+        hf.UperNetConfig(
+            backbone_config=backbone_config(),
+            hidden_size=16,
+            auxiliary_channels=16,
+            auxiliary_in_channels=64,
+            num_labels=3,
+        )
+    )
+
+
+def mask2former() -> nn.Module:
+    return hf.Mask2FormerForUniversalSegmentation(
+        hf.Mask2FormerConfig(
+            backbone_config=backbone_config(),
+            **SMALL,
+            encoder_feedforward_dim=32,
+            encoder_layers=1,
+            decoder_layers=2,
+            num_attention_heads=2,
+            num_queries=5,
+            num_labels=3,
+        )
+    )
+
+
+def maskformer() -> nn.Module:
+    decoder = hf.DetrConfig(
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        num_queries=5,
+    )
+    return hf.MaskFormerForInstanceSegmentation(
+        hf.MaskFormerConfig(
+            fpn_feature_size=32,
+            mask_feature_size=32,
+            backbone_config=hf.SwinConfig(**SWIN, out_features=STAGES),
+            decoder_config=decoder,
+            num_labels=3,
+        )
+    )
+
+
+MODELS = {
+    "backbone": lambda: hf.SwinBackbone(backbone_config()),
+    "backbone v2": lambda: hf.Swinv2Backbone(backbone_config(True)),
+    "classifier": lambda: hf.SwinForImageClassification(hf.SwinConfig(**SWIN)),
+    "classifier v2": lambda: hf.Swinv2ForImageClassification(hf.Swinv2Config(**SWIN)),
+    "upernet": upernet,
+    "mask2former": mask2former,
+    "maskformer": maskformer,
+}
+models = pytest.mark.parametrize("name", MODELS)
+
+
+def build(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return settled(MODELS[name]()).eval()
+
+
+def outputs(model: nn.Module, size: tuple[int, int] = (224, 224), grad: bool = False) -> list:
+    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    with torch.set_grad_enabled(grad):
+        out = model(pixel_values=x)
+    for key in ("feature_maps", "logits", "masks_queries_logits"):
+        if getattr(out, key, None) is not None:
+            found = getattr(out, key)
+            return list(found) if isinstance(found, tuple) else [found]
+    raise AssertionError(type(out))
+
+
+def sizes_of(name: str) -> list[tuple[int, int]]:
+    return [(224, 224)] if "classifier" in name else [(224, 224), (100, 132)]
+
+
+@models
+@pytest.mark.parametrize("grad", [False, True], ids=["fast path", "gradients"])
+def test_on_our_code_with_all_tokens_nothing_changes(name, grad):
+    model = build(name)
+    for size in sizes_of(name):
+        expected = outputs(model, size)
+        exchange_stages(model, None, everywhere=True)
+        assert_close(outputs(model, size, grad), expected, rtol=2e-5, atol=2e-5)
+        ltm_mm.remove(model)
+
+
+@models
+def test_merged_and_taken_off_again(name, tmp_path):
+    model = build(name)
+    size = sizes_of(name)[-1]
+    before, state = outputs(model, size), copy.deepcopy(model.state_dict())
+    kinds = list(map(type, model.modules()))
+    ltm_mm.apply(model, keep=0.4)
+    assert list(model.state_dict()) == list(state)
+    merged = outputs(model, size)
+    assert [m.shape for m in merged] == [b.shape for b in before]
+    assert (merged[-1] - before[-1]).abs().max() > 1e-5
+    assert_close(outputs(copy.deepcopy(model), size), merged, rtol=0, atol=0)
+    ltm_mm.remove(model)
+    assert list(map(type, model.modules())) == kinds
+    assert_close(outputs(model, size), before, rtol=0, atol=0)
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    assert_close(outputs(again, size), before, rtol=0, atol=0)
+    ltm_mm.apply(again, keep=0.4)
+    assert_close(outputs(again, size), merged, rtol=0, atol=0)
+
+
+def test_a_training_step_of_upernet_and_mask2former():
+    for name, labels in (
+        ("upernet", dict(labels=torch.randint(3, (2, 96, 128)))),
+        (
+            "mask2former",
+            dict(
+                mask_labels=[torch.randint(2, (2, 96, 128)).float()] * 2,
+                class_labels=[torch.tensor([0, 2])] * 2,
+            ),
+        ),
+    ):
+        model = ltm_mm.apply(build(name), keep=0.4).train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        weight = next(p for n, p in model.named_parameters() if "blocks.0.attention.q_proj" in n)
+        before = weight.detach().clone()
+        model(pixel_values=torch.randn(2, 3, 96, 128), **labels).loss.backward()
+        optimizer.step()
+        assert (weight - before).abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["backbone", "backbone v2", "classifier"])
+def test_checkpointing_by_the_librarys_own_switch(name):
+    model = ltm_mm.apply(build(name), keep=0.4).train()
+    saved, grads = [], []
+    for on in (True, False):
+        if on:
+            model.gradient_checkpointing_enable()
+        else:
+            model.gradient_checkpointing_disable()
+        count = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: count.append(t.numel()) or t, lambda t: t
+        ):
+            torch.manual_seed(3)
+            out = outputs(model, grad=True)
+        model.zero_grad()
+        sum(o.square().mean() for o in out).backward()
+        saved.append(sum(count))
+        grads.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    assert saved[0] < saved[1] * 0.9
+    assert_close(*grads, rtol=1e-3, atol=1e-5)
+
+
+def test_hooks_fire_as_they_did():
+    for name in ("backbone", "backbone v2"):
+        model, calls, seen = build(name), [], []
+        for path, module in model.named_modules():
+            module.register_forward_hook(lambda *_, path=path: calls.append(path))
+        for merging in (False, True):
+            if merging:
+                ltm_mm.apply(model, keep=0.4)
+            calls.clear()
+            outputs(model)
+            seen.append(sorted(calls))
+        # Swin's own position bias is a module that gives the table of all tokens.
+        missing = set(seen[0]) - set(seen[1])
+        assert all(path.endswith("relative_position_bias") for path in missing)
+        assert not set(seen[1]) - set(seen[0])
+
+
+def test_attention_weights_cannot_be_had():
+    model = ltm_mm.apply(build("backbone v2"), keep=0.4)
+    with pytest.raises(ValueError, match="has no attention weights of tokens"):
+        model(torch.randn(1, 3, 224, 224), output_attentions=True)
+
+
+@pytest.mark.parametrize("name", ["backbone", "upernet", "mask2former", "maskformer"])
+def test_merged_as_ltm_swin_with_the_same_weights(name, tmp_path):
+    """As the model holds its weights, and as it writes them."""
+    model = build(name)
+    model.save_pretrained(tmp_path)
+    for weights in (model.state_dict(), load_file(tmp_path / "model.safetensors")):
+        mine = LTMSwin(embed_dims=16, depths=SWIN["depths"], num_heads=SWIN["num_heads"], keep=0.4)
+        report = load_backbone(mine, weights)
+        assert not report.fresh, report
+    own = next(m for m in model.modules() if type(m).__name__.endswith("SwinBackbone"))
+    ltm_mm.apply(model, keep=0.4)
+    mine.eval()
+    for size in ((224, 224), (100, 132)):
+        x = torch.randn(1, 3, *size)
+        with torch.no_grad():
+            assert_close(list(mine(x)), list(own(x).feature_maps), rtol=1e-5, atol=1e-5)
+
+
+def test_swin_v2_weights_are_named():
+    mine = LTMSwin(embed_dims=16, depths=SWIN["depths"], num_heads=SWIN["num_heads"])
+    with pytest.raises(ValueError, match="the checkpoint holds Swin V2 weights"):
+        load_backbone(mine, build("backbone v2").state_dict())
