@@ -56,6 +56,12 @@ class MergedSwin(Exchanged):
         """Modules in a block whose classes are exchanged, too, and what for."""
         raise NotImplementedError
 
+    @staticmethod
+    def as_map(block: nn.Module, args: tuple, out: Tensor) -> Tensor:
+        """A block's output, of a call with these arguments, as ``(B, C, H, W)``."""
+        grid = out if out.ndim == 4 else out.unflatten(1, tuple(args[1]))
+        return grid.permute(0, 3, 1, 2)
+
     def view(self, windows: ShiftedWindows) -> SwinView:
         """What the block is made of now."""
         raise NotImplementedError

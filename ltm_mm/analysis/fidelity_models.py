@@ -7,8 +7,10 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..adapters.apply import exchange_stages, planned
+from ..adapters.families import Swin, adapter_of
 from ..models.backbones.base import LTMBackbone
 from ..presets import Keep, Plan
 
@@ -94,7 +96,8 @@ def run_with_maps(
         image: what ``predict`` takes.
         predict: gets model and image; a backbone's returns its maps.
         maps: gets model and image, returns the backbone's maps; None: those of
-            ``model.backbone`` where that is called, else of timm's ``forward_intermediates``.
+            ``model.backbone`` where that is called, of timm's ``forward_intermediates``, else of
+            every Swin stage.
 
     Returns:
         The prediction (None where there are only maps), and the maps ``(B, C, h, w)``.
@@ -107,12 +110,14 @@ def run_with_maps(
     if maps is None and hasattr(model, "backbone"):
         hook = model.backbone.register_forward_hook(lambda m, a, out: caught.append(out))
         handles.append(hook)
+    elif maps is None and not hasattr(model, "forward_intermediates"):
+        handles += _catch_stages(model, caught)
     try:
-        out = predict(model, image)
+        out = _plain_output(predict(model, image))
     finally:
         for handle in handles:
             handle.remove()
-    found = [m for one in caught for m in ([one] if isinstance(one, Tensor) else one)]
+    found = [m for one in map(_plain_output, caught) for m in _as_list(one)]
     if _are_maps(out):
         found, out = list(out), None
     elif maps is not None:
@@ -120,6 +125,32 @@ def run_with_maps(
     elif not found:
         found = backbone_maps(model, image)
     return out, found
+
+
+def _as_list(out: object) -> Sequence[Tensor]:
+    return [out] if isinstance(out, Tensor) else out  # type: ignore[return-value]
+
+
+def _catch_stages(model: nn.Module, caught: list[object]) -> list[RemovableHandle]:
+    """Hooks that catch the output map of every Swin stage."""
+
+    def catch(block: nn.Module, args: tuple, kwargs: dict, out: object) -> None:
+        out = out[0] if isinstance(out, tuple) else out
+        caught.append(adapter_of(block).as_map(block, (*args, *kwargs.values()), out))
+
+    last = [stage[-1] for stage in Swin.stages(model)]
+    return [block.register_forward_hook(catch, with_kwargs=True) for block in last]
+
+
+def _plain_output(out: object) -> object:
+    """Logits or maps of an output of transformers; any other output as it is."""
+    if hasattr(out, "masks_queries_logits"):  # MaskFormer's kinds: classes of masks
+        classes = out.class_queries_logits.softmax(-1)[..., :-1]
+        return torch.einsum("bqc,bqhw->bchw", classes, out.masks_queries_logits.sigmoid())
+    for key in ("logits", "feature_maps"):
+        if getattr(out, key, None) is not None:
+            return getattr(out, key)
+    return out
 
 
 def _are_maps(out: object) -> bool:
@@ -144,7 +175,7 @@ def backbone_maps(model: nn.Module, image: object) -> list[Tensor]:
             options["indices"] = sorted({max(depth * k // 4 - 1, 0) for k in (1, 2, 3, 4)})
             options["norm"] = True
         return backbone.forward_intermediates(image, intermediates_only=True, **options)
-    out = backbone(image)
+    out = _plain_output(backbone(image))
     if not _are_maps(out):
         raise ValueError(
             f"{type(backbone).__name__} returns no maps: give a function of model and image that "

@@ -135,3 +135,17 @@ def test_parameters_put_in_meanwhile_stay(name):
     merged = outputs(model)
     assert_close(outputs(ltm_mm.remove(model)), outputs(other), rtol=0, atol=0)
     assert_close(outputs(ltm_mm.apply(other, keep=0.4)), merged, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["mmpretrain", "torchvision", "timm v2", "official detector"])
+def test_fidelity_of_such_a_model(name):
+    model = build(name)
+    images = [torch.randn(1, 3, *EVEN) for _ in range(2)]
+    found = ltm_mm.fidelity(model, images, [0.7, 0.3], baselines=(), rounds=0, progress=False)
+    rows = {row.name: row for row in found.rows}
+    stages = len(exchange_counts(model))
+    assert rows["plain, our blocks"].errors == pytest.approx([0] * stages, abs=1e-5)
+    assert all(0 < a < b < 1 for a, b in zip(rows["0.7"].errors, rows["0.3"].errors, strict=True))
+    assert rows["0.3"].macs < rows["0.7"].macs < rows["plain, our blocks"].macs
+    assert rows["plain, our blocks"].macs == pytest.approx(rows["plain"].macs, rel=1e-6)
+    assert not any(hasattr(m, "fit") for m in model.modules())

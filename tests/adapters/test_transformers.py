@@ -228,3 +228,15 @@ def test_swin_v2_weights_are_named():
     mine = LTMSwin(embed_dims=16, depths=SWIN["depths"], num_heads=SWIN["num_heads"])
     with pytest.raises(ValueError, match="the checkpoint holds Swin V2 weights"):
         load_backbone(mine, build("backbone v2").state_dict())
+
+
+@models
+def test_fidelity_of_such_a_model(name):
+    model = build(name)
+    images = [torch.randn(1, 3, 224, 224)]
+    found = ltm_mm.fidelity(model, images, [0.7, 0.3], baselines=(), rounds=0, progress=False)
+    errors = {row.name: row.errors for row in found.rows}
+    assert errors["plain, our blocks"] == pytest.approx([0] * 4, abs=1e-5)
+    assert all(0 < a < b < 1 for a, b in zip(errors["0.7"], errors["0.3"], strict=True))
+    if "backbone" not in name:
+        assert all(row.agreement for row in found.rows)
