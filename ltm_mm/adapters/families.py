@@ -10,8 +10,8 @@ from ..models.backbones.swin import swin_plan
 from ..models.timm_vit import check_vit, merge_vit
 from ..presets import Keep, Plan, resolve_plan
 from .mm import MMSwinBlock
-from .swin import MergedSwin, comes_from, put_on
 from .official import OfficialSwinBlock, OfficialSwinV2Block
+from .swin import MergedSwin, comes_from, put_on
 from .timm import TimmSwinBlock, TimmSwinV2Block
 from .torchvision import TorchvisionSwinBlock, TorchvisionSwinV2Block
 from .transformers import HFOldSwinLayer, HFSwinLayer, HFSwinV2Layer

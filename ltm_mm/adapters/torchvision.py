@@ -25,7 +25,9 @@ class TorchvisionSwinBlock(MergedSwin):
     def cut(block: nn.Module) -> ShiftedWindows:
         """The windows of a block."""
         down, right = block.attn.shift_size  # type: ignore[union-attr, misc]
-        return ShiftedWindows(square(block.attn.window_size), max(down, right), (down > 0, right > 0))  # type: ignore[union-attr]
+        return ShiftedWindows(
+            square(block.attn.window_size), max(down, right), (down > 0, right > 0)
+        )  # type: ignore[union-attr]
 
     @staticmethod
     def parts(block: nn.Module) -> dict[nn.Module, type[Exchanged]]:

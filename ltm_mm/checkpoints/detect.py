@@ -83,6 +83,8 @@ def detect(keys: Iterable[str]) -> Source | None:
         ValueError: for Swin V2, whose attention is another function.
     """
     keys = list(keys)
-    if any(re.search(r"\.att(n|ention)\.(w_msa\.|self\.)?(logit_scale|cpb_mlp\.)", key) for key in keys):
+    if any(
+        re.search(r"\.att(n|ention)\.(w_msa\.|self\.)?(logit_scale|cpb_mlp\.)", key) for key in keys
+    ):
         raise ValueError("the checkpoint holds Swin V2 weights; only Swin (V1) is served here")
     return next((s for s in SOURCES if any(re.search(s.pattern, key) for key in keys)), None)

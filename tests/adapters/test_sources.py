@@ -40,7 +40,7 @@ def test_merged_and_taken_off_again(name):
     assert [m.shape for m in merged] == [b.shape for b in before]
     assert (merged[-1] - before[-1]).abs().max() > 1e-4
     assert_close(outputs(model, size, grad=True), merged, rtol=1e-4, atol=1e-5)
-    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):  # noqa: S301
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert_close(outputs(twin, size), merged, rtol=0, atol=0)
         assert_close(outputs(ltm_mm.remove(twin), size), before, rtol=0, atol=0)
     ltm_mm.remove(model)
