@@ -133,6 +133,7 @@ def _timm_counterpart(backbone: Mapping) -> tuple[str, str] | None:
 TIMM_KEYWORDS = {"embed_dim": "embed_dims", "depth": "num_layers"}
 # Follow from our backbones' taking images of any size.
 TIMM_UNUSED = ("features_only", "dynamic_img_size", "dynamic_img_pad", "strict_img_size")
+TIMM_UNUSED += ("drop_rate",)  # of the classifier, which a backbone lacks
 
 
 def _fit_timm(backbone: dict, arch: str) -> None:

@@ -76,12 +76,13 @@ class WindowAttentionView:
             ValueError: if the table of position biases is of another window.
         """
         tables = window_tables(where.windows.size, where.windows.shift, x.device)
+        self.relative_position_index, self.places = tables.relative_position_index, tables.places
+        self.shift_masks, self.region_places = tables.shift_masks, tables.region_places
         if len(self.relative_position_bias_table) != (2 * where.windows.size - 1) ** 2:
             raise ValueError(
                 f"{len(self.relative_position_bias_table)} position biases do not fit windows of "
                 f"{where.windows.size} x {where.windows.size} tokens"
             )
-        vars(self).update(vars(tables))
         x = x.unflatten(0, where.shape)
         if self.weigh is None:
             return WindowAttention.forward(self, x, where.kinds, where.mask).flatten(0, 1)  # type: ignore[arg-type]

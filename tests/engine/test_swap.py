@@ -102,6 +102,16 @@ def test_timm_efficientvit(extra: dict, init_cfg: dict | None) -> None:
             {"arch": "vit_tiny_patch16_224", "out_indices": 3, "num_layers": 4},
         ),
         (
+            {"model_name": "mobilevit_xxs", "out_indices": (-3, -1), "norm_layer": "BN"},
+            {"arch": "xxs", "out_indices": (-3, -1), "norm_layer": "BN"},
+        ),
+        (
+            {"model_name": "vit_tiny_patch16_224", "depth": 4, "out_indices": (-1, -3)}
+            | {"drop_rate": 0.2, "norm_layer": "LN"},
+            {"arch": "vit_tiny_patch16_224", "num_layers": 4, "out_indices": (-1, -3)}
+            | {"norm_layer": "LN"},
+        ),
+        (
             {"model_name": "vit_tiny_patch16_224.augreg_in21k", "out_indices": (5, 11)},
             {"arch": "vit_tiny_patch16_224", "out_indices": (5, 11)},
         ),

@@ -341,7 +341,7 @@ def test_fresh_weights_are_timms():
         (dict(keep=((60, 70, 70, 70),), **TINY), r"stage 0: \(60, 70, 70, 70\) rises"),
         (dict(keep=((0.5, None, 0.5, 0.5),), **TINY), r"\(98, 196, 98, 98\) rises"),
         (dict(keep=197, **TINY), "197 is neither a number of tokens from 1 to 196"),
-        (dict(out_indices=5, **TINY), r"stages from 0 to 3, got \(-1, 0, 1, 2, 3\)"),
+        (dict(out_indices=5, **TINY), "stages from 0 to 3, got 5"),
         (
             dict(simple_pyramid=True, out_indices=(1, 3), **TINY),
             r"one block's map, got out_indices \(1, 3\)",

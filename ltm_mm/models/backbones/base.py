@@ -1,5 +1,6 @@
 """What all backbones here share: the contract of an OpenMMLab backbone (ours)."""
 
+import re
 from collections.abc import Sequence
 from copy import deepcopy
 
@@ -8,6 +9,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...merging import Match, Soft
 from ...presets import Plan
+
+
+BLOCK = r"stages\.\d+\.(blocks\.)?\d+|blocks\.\d+"  # paths of the blocks of all backbones
+STEM = ("patch_embed.", "absolute_pos_embed", "pos_embed", "cls_token", "reg_token", "norm_pre.")
+STEM += ("stem.",)
 
 
 class LTMBackbone(nn.Module):
@@ -20,7 +26,8 @@ class LTMBackbone(nn.Module):
     tuple of NCHW maps.
 
     Args:
-        out_indices: stages whose maps are returned, rising.
+        out_indices: stages whose maps are returned, in their order (-1: the last one); an int:
+            so many of the last ones, as in timm.
         num_stages: how many stages there are.
         frozen_stages: the stem and the stages before this one get no gradient and
             stay in eval mode; -1 freezes nothing.
@@ -39,15 +46,16 @@ class LTMBackbone(nn.Module):
 
     def __init__(
         self,
-        out_indices: Sequence[int],
+        out_indices: Sequence[int] | int,
         num_stages: int,
         frozen_stages: int,
         init_cfg: dict | None,
     ) -> None:
         super().__init__()
-        if not out_indices or any(not 0 <= i < num_stages for i in out_indices):
+        named = range(-out_indices, 0) if isinstance(out_indices, int) else tuple(out_indices)
+        if not named or any(not -num_stages <= i < num_stages for i in named):
             raise ValueError(
-                f"out_indices must name stages from 0 to {num_stages - 1}, got {tuple(out_indices)}"
+                f"out_indices must name stages from 0 to {num_stages - 1}, got {out_indices!r}"
             )
         if not -1 <= frozen_stages <= num_stages:
             raise ValueError(f"frozen_stages must lie in -1..{num_stages}, got {frozen_stages!r}")
@@ -58,7 +66,8 @@ class LTMBackbone(nn.Module):
             )
         self.init_cfg = deepcopy(init_cfg)
         self.is_init = False  # mmengine's models initialise a part once
-        self.out_indices = tuple(out_indices)
+        self.out_indices = tuple(sorted({i % num_stages for i in named}))
+        self.num_stages = num_stages
         self.frozen_stages = frozen_stages
 
     def frozen_modules(self) -> list[nn.Module]:
@@ -70,6 +79,28 @@ class LTMBackbone(nn.Module):
         for module in self.frozen_modules():
             module.eval()
             module.requires_grad_(False)
+
+    def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
+        """How deep a parameter lies, for learning rates that decay layer by layer (mmpretrain's).
+
+        Args:
+            param_name: the parameter's name in the whole model.
+            prefix: of this backbone's parameters, e.g. ``backbone.``.
+
+        Returns:
+            0 for the stem, 1 for the first block, ...; and how many depths there are. What
+            follows the blocks has the last depth, and so have a model's other parts.
+        """
+        blocks = [name for name, _ in self.named_modules() if re.fullmatch(BLOCK, name)]
+        last = len(blocks) + 1
+        if not param_name.startswith(prefix):
+            return last, last + 1
+        name = param_name[len(prefix) :]
+        if found := re.match(BLOCK, name):
+            return blocks.index(found[0]) + 1, last + 1
+        if found := re.match(r"stages\.(\d+)\.", name):  # patch merging, behind a stage
+            return sum(int(b.split(".")[1]) <= int(found[1]) for b in blocks), last + 1
+        return (0 if name.startswith(STEM) else last), last + 1
 
     def train(self, mode: bool = True) -> "LTMBackbone":
         """Switch mode, keep what is frozen in eval mode, and return self."""
@@ -115,3 +146,20 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
     own = target.state_dict()
     found = source.state_dict().items()
     target.load_state_dict({k: v for k, v in found if k in own}, strict=False)
+
+
+def norm_option(name: str | None) -> dict[str, type[nn.Module]]:
+    """timm's keyword for a normalisation layer of mmengine's registry; none for None.
+
+    Raises:
+        ValueError: if there is no such layer.
+    """
+    if name is None:
+        return {}
+    import mmcv.cnn  # noqa: F401  registers 'SyncBN', 'LN2d', ...
+    from mmengine.registry import MODELS
+
+    found = MODELS.get(name)
+    if found is None:
+        raise ValueError(f"norm_layer must name a layer of mmengine's registry, got {name!r}")
+    return dict(norm_layer=found)

@@ -25,7 +25,7 @@ from ...layers.exchange import Exchanged, exchange
 from ...merging import recording, tell
 from ...merging.grid import GridMerge, GridMerger, unmerge_all
 from ...presets import Keep, Plan, check_window, resolve_plan
-from .base import LTMBackbone
+from .base import LTMBackbone, norm_option
 
 ARCHS = ("b0", "b1", "b2", "b3", "l1", "l2", "l3")
 
@@ -51,6 +51,7 @@ class LTMEfficientViT(LTMBackbone):
         window_size: tokens per window side, >= 1, of the grids at stride 16 and 32.
         in_channels: channels of the image.
         out_indices: stages whose maps are returned; later stages are not built.
+        norm_layer: name of another normalisation layer of mmengine's registry, e.g. 'SyncBN'.
         frozen_stages: -1 nothing, 0 the stem, k the first k stages too.
         norm_eval: keep batch normalisation in eval mode while training (running
             statistics as loaded; for small batches).
@@ -69,6 +70,7 @@ class LTMEfficientViT(LTMBackbone):
         window_size: int = 8,
         in_channels: int = 3,
         out_indices: Sequence[int] = (0, 1, 2, 3),
+        norm_layer: str | None = None,
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
@@ -76,7 +78,7 @@ class LTMEfficientViT(LTMBackbone):
     ) -> None:
         if arch not in ARCHS:
             raise ValueError(f"unknown arch {arch!r}: choose from {', '.join(ARCHS)}")
-        reference = _timm_model(arch, in_channels)
+        reference = _timm_model(arch, dict(in_chans=in_channels) | norm_option(norm_layer))
         super().__init__(out_indices, len(reference.stages), frozen_stages, init_cfg)
         self.norm_eval = norm_eval
         self.plan = resolve_stage_plans(keep, reference.stages, window_size)
@@ -239,14 +241,14 @@ def resolve_stage_plans(keep: Keep, stages: Sequence[nn.Module], window: int) ->
     return resolve_plan(keep, depths, window**2, ("efficientvit", width), True, square=True)
 
 
-def _timm_model(arch: str, in_channels: int) -> nn.Module:
+def _timm_model(arch: str, options: dict) -> nn.Module:
     """timm's model, which lends its stem and stages."""
     try:
         from timm.models import efficientvit_mit
     except ImportError as error:
         raise ImportError("LTMEfficientViT needs timm: pip install 'timm>=1.0'") from error
     build = getattr(efficientvit_mit, f"efficientvit_{arch}")
-    return build(in_chans=in_channels, head_widths=(1, 1), num_classes=0)  # no head to draw
+    return build(**options, head_widths=(1, 1), num_classes=0)  # no head to draw
 
 
 def _fast_layout(x: Tensor) -> Tensor:

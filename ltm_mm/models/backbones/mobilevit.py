@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...layers.exchange import Exchanged, exchange
 from ...presets import Keep, Plan, resolve_plan
-from .base import LTMBackbone, copy_weights
+from .base import LTMBackbone, copy_weights, norm_option
 from .global_blocks import merge_blocks
 
 ARCHS = ("xxs", "xs", "s")
@@ -43,6 +43,7 @@ class LTMMobileViT(LTMBackbone):
             stages are not built. The last one's goes through MobileViT's final
             convolution, as in timm.
         drop_path_rate: of the last transformer block's residual branches, 0..1.
+        norm_layer: name of another normalisation layer of mmengine's registry, e.g. 'SyncBN'.
         frozen_stages: -1 nothing, 0 the stem, k the first k stages too.
         norm_eval: keep batch normalisation in eval mode while training (running
             statistics as loaded; for small batches).
@@ -62,6 +63,7 @@ class LTMMobileViT(LTMBackbone):
         in_channels: int = 3,
         out_indices: Sequence[int] = (1, 2, 3, 4),
         drop_path_rate: float = 0.0,
+        norm_layer: str | None = None,
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
@@ -69,7 +71,8 @@ class LTMMobileViT(LTMBackbone):
     ) -> None:
         if arch not in ARCHS:
             raise ValueError(f"unknown arch {arch!r}: choose from {', '.join(ARCHS)}")
-        self_build = (arch, in_channels, drop_path_rate)
+        options = dict(in_chans=in_channels, drop_path_rate=drop_path_rate)
+        self_build = (arch, options | norm_option(norm_layer))
         reference = _timm_model(*self_build)
         count = len(reference.stages)
         super().__init__(out_indices, count, frozen_stages, init_cfg)
@@ -197,12 +200,10 @@ def _merging(block: nn.Module, plan: Sequence[int], with_cp: bool) -> nn.Module:
     return merge_block(block, plan, with_cp) if hasattr(block, "transformer") else block
 
 
-def _timm_model(arch: str, in_channels: int, drop_path_rate: float) -> nn.Module:
+def _timm_model(arch: str, options: dict) -> nn.Module:
     """timm's model without a classifier."""
     try:
         import timm
     except ImportError as error:
         raise ImportError("LTMMobileViT needs timm: pip install 'timm>=1.0'") from error
-    return timm.create_model(
-        f"mobilevit_{arch}", num_classes=0, in_chans=in_channels, drop_path_rate=drop_path_rate
-    )
+    return timm.create_model(f"mobilevit_{arch}", num_classes=0, **options)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...presets import Keep, resolve_plan
-from .base import LTMBackbone, copy_weights
+from .base import LTMBackbone, copy_weights, norm_option
 from .global_blocks import merge_blocks
 
 ARCHS = ("tiny", "small", "base", "large")
@@ -50,6 +50,7 @@ class LTMViT(LTMBackbone):
             the patches' stride, as UPerNet's MultiLevelNeck takes them.
         final_norm: apply the ViT's last norm to the maps, as its classifier has it.
         drop_path_rate: of the last block's residual branches, 0..1.
+        norm_layer: name of another normalisation layer of mmengine's registry, e.g. 'LN'.
         frozen_stages: -1 nothing, 0 patch and position embedding, k the first k blocks
             too.
         with_cp: recompute activations in the backward pass to save memory.
@@ -74,6 +75,7 @@ class LTMViT(LTMBackbone):
         simple_pyramid: bool = False,
         final_norm: bool = False,
         drop_path_rate: float = 0.0,
+        norm_layer: str | None = None,
         frozen_stages: int = -1,
         with_cp: bool = False,
         init_cfg: dict | None = None,
@@ -87,13 +89,12 @@ class LTMViT(LTMBackbone):
         )
         options = {k: v for k, v in options.items() if v is not None}
         options |= dict(in_chans=in_channels, drop_path_rate=drop_path_rate)
+        options |= norm_option(norm_layer)
         reference = _timm_model(arch, options)
         depth, dim = len(reference.blocks), reference.embed_dim
         if out_indices is None:
             quarters = [max(depth * k // 4 - 1, 0) for k in (1, 2, 3, 4)]
             out_indices = quarters[-1:] if simple_pyramid else sorted(set(quarters))
-        elif isinstance(out_indices, int):
-            out_indices = range(depth - out_indices, depth)
         super().__init__(out_indices, depth, frozen_stages, init_cfg)
         if simple_pyramid and len(self.out_indices) != 1:
             raise ValueError(
