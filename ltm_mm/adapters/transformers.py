@@ -1,7 +1,8 @@
 """Swin blocks of Hugging Face's transformers as ours (ours).
 
 Blocks are known by how they are built: Swin's of transformers 5 (``q_proj``, ``o_proj``), and
-those with ``attention.self`` and ``attention.output`` (MaskFormer's, Donut's, Swin V2's). Models that contain them (UperNet, Mask2Former, Grounding DINO, ...) need no more.
+those with ``attention.self`` and ``attention.output`` (MaskFormer's, Donut's, Swin V2's). Models
+that contain them (UperNet, Mask2Former, Grounding DINO, ...) need no more.
 """
 
 import inspect

@@ -1,7 +1,7 @@
 """Models to compare: the same weights with other plans, and on smaller images (ours)."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import lru_cache
 
@@ -143,14 +143,14 @@ def _catch_stages(model: nn.Module, caught: list[object]) -> list[RemovableHandl
 
 
 def _plain_output(out: object) -> object:
-    """Logits or maps of an output of transformers; any other output as it is."""
+    """Logits or maps of an output of transformers (None: it has none); another output as it is."""
     if hasattr(out, "masks_queries_logits"):  # MaskFormer's kinds: classes of masks
         classes = out.class_queries_logits.softmax(-1)[..., :-1]
         return torch.einsum("bqc,bqhw->bchw", classes, out.masks_queries_logits.sigmoid())
     for key in ("logits", "feature_maps"):
         if getattr(out, key, None) is not None:
             return getattr(out, key)
-    return out
+    return None if isinstance(out, Mapping) else out  # nothing that could be compared
 
 
 def _are_maps(out: object) -> bool:

@@ -131,7 +131,7 @@ class WindowAttention(nn.Module):
         Returns:
             As ``x``.
         """
-        b, n, count, c = x.shape
+        b, n, count, _ = x.shape
         if mask is not None:
             bias = self.group_bias(mask, kinds)
         else:

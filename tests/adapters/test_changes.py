@@ -230,3 +230,41 @@ def test_a_swin_of_an_optimiser_learns_on():
     ltm_mm.remove(model)
     assert model.stages[2].blocks[1].attn.w_msa.qkv.weight is weight
     assert (weight - before).abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["mmdet", "timm", "torchvision v2", "official detector"])
+def test_compiled_in_one_graph(name):
+    model = ltm_mm.apply(build(name), keep=0.4)
+    expected = outputs(model)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert_close(outputs(compiled), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mask", ["match", "weighted", "soft"])
+def test_two_steps_of_distributed_training(mask, tmp_path):
+    """Every parameter takes part: one that does not would stop the second step."""
+    from torch import distributed
+    from torch.nn.parallel import DistributedDataParallel
+
+    store = f"file://{tmp_path / 'store'}"
+    distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        model = DistributedDataParallel(ltm_mm.apply(build("timm"), keep=0.4, mask=mask))
+        for _ in range(2):
+            model(torch.randn(1, 3, *EVEN)).sum().backward()
+    finally:
+        distributed.destroy_process_group()
+    assert not [n for n, p in model.named_parameters() if p.grad is None]
+
+
+def test_a_detector_of_torchvision():
+    from torchvision.models._utils import IntermediateLayerGetter
+
+    from .sources import torchvision_swin
+
+    body = ltm_mm.apply(torchvision_swin(), keep=0.4).features.eval()
+    getter = IntermediateLayerGetter(body, {"1": "0", "3": "1"})
+    maps = getter(torch.randn(1, 3, 96, 128))
+    assert [tuple(m.shape) for m in maps.values()] == [(1, 24, 32, 16), (1, 12, 16, 32)]
+    assert sum(type(m).__name__ == "Match" for m in getter.modules()) == 4

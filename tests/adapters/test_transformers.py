@@ -75,9 +75,70 @@ def maskformer() -> nn.Module:
     )
 
 
+def oneformer() -> nn.Module:
+    return hf.OneFormerForUniversalSegmentation(
+        hf.OneFormerConfig(
+            backbone_config=backbone_config(),
+            hidden_dim=32,
+            mask_dim=32,
+            conv_dim=32,
+            encoder_layers=1,
+            decoder_layers=2,
+            num_attention_heads=2,
+            dim_feedforward=32,
+            encoder_feedforward_dim=32,
+            num_queries=5,
+            task_seq_len=8,
+            query_dec_layers=1,
+            is_training=False,
+        )
+    )
+
+
+def grounding_dino() -> nn.Module:
+    layers = dict(encoder_layers=1, decoder_layers=2, encoder_ffn_dim=32, decoder_ffn_dim=32)
+    text = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    return hf.GroundingDinoForObjectDetection(
+        hf.GroundingDinoConfig(
+            backbone_config=hf.SwinConfig(**SWIN, out_features=STAGES[1:]),
+            text_config=dict(model_type="bert", **text),
+            **layers,
+            d_model=32,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            num_queries=5,
+        )
+    )
+
+
+CONTAINERS = {
+    "oneformer": (oneformer, "masks_queries_logits", dict(task_inputs=torch.ones(1, 8))),
+    "grounding dino": (
+        grounding_dino,
+        "pred_boxes",
+        dict(input_ids=torch.tensor([[101, 7, 1012, 102]])),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_models_that_take_more_than_an_image(name):
+    build, key, inputs = CONTAINERS[name]
+    torch.manual_seed(0)
+    model, x = settled(build()).eval(), torch.randn(1, 3, 128, 160)
+    with torch.no_grad():
+        plain = model(pixel_values=x, **inputs)[key]
+        merged = ltm_mm.apply(model, keep=0.4)(pixel_values=x, **inputs)[key]
+        again = ltm_mm.remove(model)(pixel_values=x, **inputs)[key]
+    assert merged.shape == plain.shape
+    assert (merged - plain).abs().max() > 1e-6
+    assert_close(again, plain, rtol=0, atol=0)
+
+
 MODELS = {
     "backbone": lambda: hf.SwinBackbone(backbone_config()),
     "backbone v2": lambda: hf.Swinv2Backbone(backbone_config(True)),
+    "donut": lambda: hf.DonutSwinModel(hf.DonutSwinConfig(**SWIN, image_size=[224, 280])),
     "classifier": lambda: hf.SwinForImageClassification(hf.SwinConfig(**SWIN)),
     "classifier v2": lambda: hf.Swinv2ForImageClassification(hf.Swinv2Config(**SWIN)),
     "upernet": upernet,
@@ -96,7 +157,7 @@ def outputs(model: nn.Module, size: tuple[int, int] = (224, 224), grad: bool = F
     x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
     with torch.set_grad_enabled(grad):
         out = model(pixel_values=x)
-    for key in ("feature_maps", "logits", "masks_queries_logits"):
+    for key in ("feature_maps", "logits", "masks_queries_logits", "last_hidden_state"):
         if getattr(out, key, None) is not None:
             found = getattr(out, key)
             return list(found) if isinstance(found, tuple) else [found]
@@ -104,6 +165,8 @@ def outputs(model: nn.Module, size: tuple[int, int] = (224, 224), grad: bool = F
 
 
 def sizes_of(name: str) -> list[tuple[int, int]]:
+    if name == "donut":
+        return [(224, 280)]
     return [(224, 224)] if "classifier" in name else [(224, 224), (100, 132)]
 
 
@@ -160,6 +223,20 @@ def test_a_training_step_of_upernet_and_mask2former():
         assert (weight - before).abs().max() > 0
 
 
+def passes(model: nn.Module) -> tuple[list[int], dict[str, torch.Tensor]]:
+    """Sizes of what a forward pass keeps, and the gradients."""
+    sizes: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: sizes.append(t.numel()) or t, lambda t: t
+    ):
+        torch.manual_seed(3)
+        out = outputs(model, grad=True)
+    model.zero_grad()
+    sum(o.square().mean() for o in out).backward()
+    grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return sizes, grads
+
+
 @pytest.mark.parametrize("name", ["backbone", "backbone v2", "classifier"])
 def test_checkpointing_by_the_librarys_own_switch(name):
     model = ltm_mm.apply(build(name), keep=0.4).train()
@@ -169,35 +246,27 @@ def test_checkpointing_by_the_librarys_own_switch(name):
             model.gradient_checkpointing_enable()
         else:
             model.gradient_checkpointing_disable()
-        count = []
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda t: count.append(t.numel()) or t, lambda t: t
-        ):
-            torch.manual_seed(3)
-            out = outputs(model, grad=True)
-        model.zero_grad()
-        sum(o.square().mean() for o in out).backward()
-        saved.append(sum(count))
-        grads.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+        sizes, grad = passes(model)
+        saved.append(sum(sizes))
+        grads.append(grad)
     assert saved[0] < saved[1] * 0.9
     assert_close(*grads, rtol=1e-3, atol=1e-5)
 
 
-def test_hooks_fire_as_they_did():
-    for name in ("backbone", "backbone v2"):
-        model, calls, seen = build(name), [], []
-        for path, module in model.named_modules():
-            module.register_forward_hook(lambda *_, path=path: calls.append(path))
-        for merging in (False, True):
-            if merging:
-                ltm_mm.apply(model, keep=0.4)
-            calls.clear()
-            outputs(model)
-            seen.append(sorted(calls))
-        # Swin's own position bias is a module that gives the table of all tokens.
-        missing = set(seen[0]) - set(seen[1])
-        assert all(path.endswith("relative_position_bias") for path in missing)
-        assert not set(seen[1]) - set(seen[0])
+@pytest.mark.parametrize("name", ["backbone", "backbone v2", "donut"])
+def test_hooks_fire_as_they_did(name):
+    model, calls, seen = build(name), [], []
+    for path, module in model.named_modules():
+        module.register_forward_hook(lambda *_, path=path: calls.append(path))
+    for merging in (False, True):
+        if merging:
+            ltm_mm.apply(model, keep=0.4)
+        calls.clear()
+        outputs(model, sizes_of(name)[0])
+        seen.append(sorted(calls))
+    # Swin's own position bias is a module that gives the table of all tokens.
+    seen[0] = [path for path in seen[0] if not path.endswith("relative_position_bias")]
+    assert seen[1] == seen[0]
 
 
 def test_attention_weights_cannot_be_had():
@@ -233,10 +302,10 @@ def test_swin_v2_weights_are_named():
 @models
 def test_fidelity_of_such_a_model(name):
     model = build(name)
-    images = [torch.randn(1, 3, 224, 224)]
+    images = [torch.randn(1, 3, *sizes_of(name)[0])]
     found = ltm_mm.fidelity(model, images, [0.7, 0.3], baselines=(), rounds=0, progress=False)
     errors = {row.name: row.errors for row in found.rows}
     assert errors["plain, our blocks"] == pytest.approx([0] * 4, abs=1e-5)
     assert all(0 < a < b < 1 for a, b in zip(errors["0.7"], errors["0.3"], strict=True))
-    if "backbone" not in name:
+    if "backbone" not in name and name != "donut":
         assert all(row.agreement for row in found.rows)

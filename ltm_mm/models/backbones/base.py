@@ -10,7 +10,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ...merging import Match, Soft
 from ...presets import Plan
 
-
 BLOCK = r"stages\.\d+\.(blocks\.)?\d+|blocks\.\d+"  # paths of the blocks of all backbones
 STEM = ("patch_embed.", "absolute_pos_embed", "pos_embed", "cls_token", "reg_token", "norm_pre.")
 STEM += ("stem.",)
