@@ -105,7 +105,7 @@ class Swin(Family):
     def plan(keep: Keep, stages: Sequence[list[nn.Module]], window: int | None) -> Plan:
         """The tokens that every block of every stage keeps of a window."""
         block = stages[0][0]
-        width = adapter_of(block).norms(block)[0].weight.numel()  # type: ignore[operator, union-attr]
+        width = adapter_of(block).norms(block)[0].weight.numel()
         size = adapter_of(block).cut(block).size
         return swin_plan(keep, [len(stage) for stage in stages], size, width)
 
@@ -144,7 +144,7 @@ class ViT(Family):
     def check(model: nn.Module, stages: Sequence[nn.Module]) -> None:
         """Raise a ValueError if a ViT's blocks cannot merge."""
         for own in stages:
-            check_vit(own)  # type: ignore[arg-type]
+            check_vit(own)
 
     @staticmethod
     def whole(stages: Sequence[nn.Module], window: int | None) -> int:
@@ -161,7 +161,7 @@ class ViT(Family):
     @staticmethod
     def put_on(stage: nn.Module, counts: Sequence[int], mask: str, window: int | None) -> None:
         """Exchange the classes of the model and its blocks."""
-        merge_vit(stage, counts)  # type: ignore[arg-type]
+        merge_vit(stage, counts)
 
 
 class MobileViT(Family):

@@ -25,14 +25,14 @@ class MMSwinBlock(MergedSwin):
     @staticmethod
     def cut(block: nn.Module) -> ShiftedWindows:
         """The windows of a block."""
-        return ShiftedWindows(block.attn.window_size, block.attn.shift_size)  # type: ignore[arg-type]
+        return ShiftedWindows(block.attn.window_size, block.attn.shift_size)
 
     @staticmethod
     def parts(block: nn.Module) -> dict[nn.Module, type[Exchanged]]:
         """Attention and MLP."""
-        found = {block.attn: Shifted, block.attn.w_msa: QkvAttention}  # type: ignore[union-attr]
-        plain = children(block.ffn) == {"layers", "dropout_layer", "gamma2"}  # type: ignore[arg-type]
-        return found | ({block.ffn: FFN} if plain and len(block.ffn.layers) == 3 else {})  # type: ignore
+        found = {block.attn: Shifted, block.attn.w_msa: QkvAttention}
+        plain = children(block.ffn) == {"layers", "dropout_layer", "gamma2"}
+        return found | ({block.ffn: FFN} if plain and len(block.ffn.layers) == 3 else {})
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """``(B, H * W, C)``, (H, W) -> ``(B, H * W, C)``."""

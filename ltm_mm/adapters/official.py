@@ -41,7 +41,7 @@ class OfficialSwinBlock(MergedSwin):
     @staticmethod
     def parts(block: nn.Module) -> dict[nn.Module, type[Exchanged]]:
         """Attention and MLP."""
-        return {block.attn: QkvAttention, block.mlp: FastMlp}  # type: ignore[dict-item]
+        return {block.attn: QkvAttention, block.mlp: FastMlp}
 
     def forward(self, x: Tensor, mask_matrix: Tensor | None = None) -> Tensor:
         """``(B, H * W, C)`` -> ``(B, H * W, C)``; the shift's mask is not needed."""
@@ -86,7 +86,7 @@ class OfficialSwinV2Block(OfficialSwinBlock):
     @staticmethod
     def parts(block: nn.Module) -> dict[nn.Module, type[Exchanged]]:
         """Attention and MLP."""
-        return {block.attn: CosineAttention, block.mlp: FastMlp}  # type: ignore[dict-item]
+        return {block.attn: CosineAttention, block.mlp: FastMlp}
 
     def view(self, windows: ShiftedWindows) -> SwinView:
         """What the block is made of now."""
@@ -96,14 +96,14 @@ class OfficialSwinV2Block(OfficialSwinBlock):
 def size_of(block: nn.Module) -> tuple[int, int]:
     """H and W of a block's grid: a detector's stage tells its blocks before it calls them."""
     told = getattr(block, "H", None) is not None
-    return (block.H, block.W) if told else tuple(block.input_resolution)  # type: ignore
+    return (block.H, block.W) if told else tuple(block.input_resolution)
 
 
 def built_alike(module: nn.Module, attention: set[str]) -> bool:
     """Whether a module has a Swin block's parts under the authors' names."""
     if children(module) != BLOCK or not hasattr(module, "window_size"):
         return False
-    if children(module.attn) != attention or children(module.mlp) != MLP:  # type: ignore[arg-type]
+    if children(module.attn) != attention or children(module.mlp) != MLP:
         return False
     taken = list(inspect.signature(type(module).forward).parameters)
     sized = hasattr(module, "input_resolution") or taken == FORWARD[1]

@@ -49,7 +49,7 @@ class MergedSwin(Exchanged):
     @staticmethod
     def norms(block: nn.Module) -> tuple[nn.Module, nn.Module]:
         """The norms of a block's attention and MLP."""
-        return block.norm1, block.norm2  # type: ignore[return-value]
+        return block.norm1, block.norm2
 
     @staticmethod
     def parts(block: nn.Module) -> dict[nn.Module, type[Exchanged]]:
@@ -106,12 +106,12 @@ def put_on(block: nn.Module, adapter: type[MergedSwin], mask: str, keep: int) ->
 
 def put_mask(block: nn.Module, mask: str, keep: int, windows: ShiftedWindows) -> None:
     """Give an exchanged block a new mask module."""
-    weight = type(block).norms(block)[0].weight  # type: ignore[attr-defined]
+    weight = type(block).norms(block)[0].weight
     tokens = windows.size**2
     keep = min(max(keep, min(REGIONS, tokens) if windows.shift else 1), tokens - 1)
     made = build_mask(mask, weight.numel(), windows.size, keep, windows.shift)
     block.merge = made.to(weight.device, weight.dtype).train(block.training)
-    block.fit = Fit(mask, keep, windows.size, windows.shift)  # type: ignore[assignment]
+    block.fit = Fit(mask, keep, windows.size, windows.shift)
 
 
 def square(window: object) -> int:
@@ -120,7 +120,7 @@ def square(window: object) -> int:
     Raises:
         ValueError: if windows are not square.
     """
-    rows, cols = (window, window) if isinstance(window, int) else window  # type: ignore[misc]
+    rows, cols = (window, window) if isinstance(window, int) else window
     if rows != cols:
         raise ValueError(f"only square windows can be merged, the model's are {rows} x {cols}")
     return int(rows)
@@ -141,7 +141,7 @@ def within(attention: nn.Module, windows: ShiftedWindows) -> Callable[..., Tenso
 
     def attend(x: Tensor, kinds: Tensor | None, mask: object) -> Tensor:
         shape = (x.shape[0], x.shape[1])
-        where = Where(windows, shape, kinds, mask)  # type: ignore[arg-type]
+        where = Where(windows, shape, kinds, mask)
         out = attention(x.flatten(0, 1), where)
         return (out[0] if isinstance(out, tuple) else out).unflatten(0, shape)
 
@@ -194,7 +194,7 @@ class CosineAttention(Exchanged):
 def run_biased(layer: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
     """A linear layer with a bias that is not its own."""
     if untouched(layer):
-        return linear(x, layer.weight, bias)  # type: ignore[arg-type]
+        return linear(x, layer.weight, bias)
     return layer(x) if bias is None else layer(x) + bias
 
 

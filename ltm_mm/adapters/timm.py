@@ -22,14 +22,14 @@ class TimmSwinBlock(MergedSwin):
     @staticmethod
     def cut(block: nn.Module) -> ShiftedWindows:
         """The windows of a block: rolled first, padded then; no shift along one window."""
-        down, right = block.shift_size  # type: ignore[misc]
+        down, right = block.shift_size
         size = square(block.window_size)
         return ShiftedWindows(size, max(down, right), (down > 0, right > 0), pad_first=False)
 
     @staticmethod
     def parts(block: nn.Module) -> dict[nn.Module, type[Exchanged]]:
         """Attention and MLP."""
-        return {block.attn: QkvAttention, block.mlp: FastTimmMlp}  # type: ignore[dict-item]
+        return {block.attn: QkvAttention, block.mlp: FastTimmMlp}
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
@@ -64,7 +64,7 @@ class TimmSwinV2Block(TimmSwinBlock):
     @staticmethod
     def parts(block: nn.Module) -> dict[nn.Module, type[Exchanged]]:
         """Attention and MLP."""
-        return {block.attn: CosineAttention, block.mlp: FastTimmMlp}  # type: ignore[dict-item]
+        return {block.attn: CosineAttention, block.mlp: FastTimmMlp}
 
     def view(self, windows: ShiftedWindows) -> SwinView:
         """What the block is made of now."""

@@ -24,15 +24,15 @@ class TorchvisionSwinBlock(MergedSwin):
     @staticmethod
     def cut(block: nn.Module) -> ShiftedWindows:
         """The windows of a block."""
-        down, right = block.attn.shift_size  # type: ignore[union-attr, misc]
+        down, right = block.attn.shift_size
         return ShiftedWindows(
             square(block.attn.window_size), max(down, right), (down > 0, right > 0)
-        )  # type: ignore[union-attr]
+        )
 
     @staticmethod
     def parts(block: nn.Module) -> dict[nn.Module, type[Exchanged]]:
         """Attention and MLP."""
-        return {block.attn: Attention, block.mlp: Mlp}  # type: ignore[dict-item]
+        return {block.attn: Attention, block.mlp: Mlp}
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
@@ -68,7 +68,7 @@ class TorchvisionSwinV2Block(TorchvisionSwinBlock):
     @staticmethod
     def parts(block: nn.Module) -> dict[nn.Module, type[Exchanged]]:
         """Attention and MLP."""
-        return {block.attn: AttentionV2, block.mlp: Mlp}  # type: ignore[dict-item]
+        return {block.attn: AttentionV2, block.mlp: Mlp}
 
     def view(self, windows: ShiftedWindows) -> SwinView:
         """What the block is made of now."""

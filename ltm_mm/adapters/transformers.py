@@ -43,17 +43,17 @@ class HFSwinLayer(MergedSwin):
     @staticmethod
     def cut(block: nn.Module) -> ShiftedWindows:
         """The windows of a block."""
-        return ShiftedWindows(square(int(block.window_size)), int(block.shift_size))  # type: ignore[arg-type]
+        return ShiftedWindows(square(int(block.window_size)), int(block.shift_size))
 
     @staticmethod
     def norms(block: nn.Module) -> tuple[nn.Module, nn.Module]:
         """The norms of a block's attention and MLP."""
-        return block.layernorm_before, block.layernorm_after  # type: ignore[return-value]
+        return block.layernorm_before, block.layernorm_after
 
     @staticmethod
     def parts(block: nn.Module) -> dict[nn.Module, type[Exchanged]]:
         """Attention and MLP."""
-        return {block.attention: Attention, block.mlp: Mlp}  # type: ignore[dict-item]
+        return {block.attention: Attention, block.mlp: Mlp}
 
     def forward(
         self,
@@ -101,9 +101,9 @@ class HFOldSwinLayer(HFSwinLayer):
     @staticmethod
     def parts(block: nn.Module) -> dict[nn.Module, type[Exchanged]]:
         """What attends."""
-        return {block.attention.self: SelfAttention}  # type: ignore[union-attr, dict-item]
+        return {block.attention.self: SelfAttention}
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         hidden_states: Tensor,
         input_dimensions: tuple[int, int],
@@ -156,7 +156,7 @@ class HFSwinV2Layer(HFOldSwinLayer):
     @staticmethod
     def parts(block: nn.Module) -> dict[nn.Module, type[Exchanged]]:
         """What attends."""
-        return {block.attention.self: SelfAttentionV2}  # type: ignore[union-attr, dict-item]
+        return {block.attention.self: SelfAttentionV2}
 
     def view(self, windows: ShiftedWindows) -> SwinView:
         """What the block is made of now."""

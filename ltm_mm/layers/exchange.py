@@ -3,8 +3,7 @@
 Parameters, names, hooks, and whoever holds the module stay. Copies and pickles keep the class.
 """
 
-from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -17,20 +16,31 @@ class Exchanged(nn.Module):
 
     EXTRAS: tuple[str, ...] = ()  # attributes and submodules that the module has meanwhile
 
+    if TYPE_CHECKING:  # attributes are the module's own
+
+        def __getattr__(self, name: str) -> Any: ...
+
     def __reduce_ex__(self, protocol: object) -> tuple:
         """A class made while running has no name to be found by: name what it is made of."""
         mixin, kind = type(self).__bases__
         return _blank, (mixin, kind), self.__getstate__()
 
 
-@cache
-def _exchanged(mixin: type[Exchanged], kind: type[nn.Module]) -> type[nn.Module]:
-    names = dict(__module__=kind.__module__, __qualname__=kind.__qualname__, __doc__=kind.__doc__)
-    return type(kind.__name__, (mixin, kind), names)
+_made: dict[tuple[type, type], type] = {}
+
+
+def _exchanged(mixin: type, kind: type) -> type:
+    """The class that comes of both; one object, as a class has to be."""
+    if (mixin, kind) not in _made:
+        names = dict(
+            __module__=kind.__module__, __qualname__=kind.__qualname__, __doc__=kind.__doc__
+        )
+        _made[mixin, kind] = type(kind.__name__, (mixin, kind), names)
+    return _made[mixin, kind]
 
 
 def _blank(mixin: type[Exchanged], kind: type[nn.Module]) -> nn.Module:
-    made = _exchanged(mixin, kind)
+    made: Any = _exchanged(mixin, kind)
     return made.__new__(made)
 
 
@@ -51,8 +61,8 @@ def give_back(module: nn.Module) -> None:
     """Give a module back the class that it had; any other module stays as it is."""
     if not isinstance(module, Exchanged):
         return
-    mixin, kind = type(module).__bases__
-    for name in mixin.EXTRAS:
+    _, kind = type(module).__bases__
+    for name in module.EXTRAS:
         if hasattr(module, name):
             delattr(module, name)
     module.__class__ = kind

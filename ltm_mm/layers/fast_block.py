@@ -40,7 +40,8 @@ class FastMlp(Exchanged):
         """``(..., C)`` -> ``(..., C)``."""
         if not calm(self) or not all(map(idle, map(self.get_submodule, self.IDLE))):
             return super().forward(x)
-        return run_mlp(*map(self.get_submodule, self.LAYERS), x)
+        first, act, second = map(self.get_submodule, self.LAYERS)
+        return run_mlp(first, act, second, x)
 
 
 class FastTimmMlp(FastMlp):

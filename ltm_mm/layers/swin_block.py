@@ -80,7 +80,7 @@ class SwinView:
     def _merged(self, x: Tensor) -> Tensor:
         assert self.merge is not None
         whole = recording() or not calm(self.block)
-        band = MERGED_BAND * self.windows.size**2 // self.merge.keep  # type: ignore[operator]
+        band: int = MERGED_BAND * self.windows.size**2 // self.merge.keep  # type: ignore[operator, assignment]
         return self.windows.map(x, lambda *own: self._in_windows(x, *own),
                                 band=None if whole else band)  # fmt: skip
 
