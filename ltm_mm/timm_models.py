@@ -25,14 +25,13 @@ from timm.models import model_entrypoint, register_model
 from torch import nn
 
 from ltm_mm.adapters import apply
+from ltm_mm.families import FAMILIES
 from ltm_mm.presets import Keep
 
 PLAIN = {
-    **{f"ltm_swin_{a}": f"swin_{a}_patch4_window7_224" for a in ("tiny", "small", "base", "large")},
-    **{f"ltm_vit_{a}": f"vit_{a}_patch16_224" for a in ("tiny", "small", "base", "large")},
-    **{f"ltm_efficientvit_{a}": f"efficientvit_{a}" for a in ("b0", "b1", "b2", "b3")},
-    **{f"ltm_efficientvit_{a}": f"efficientvit_{a}" for a in ("l1", "l2", "l3")},
-    **{f"ltm_mobilevit_{a}": f"mobilevit_{a}" for a in ("xxs", "xs", "s")},
+    f"ltm_{family.name}_{arch}": family.in_timm(arch)
+    for family in FAMILIES.values()
+    for arch in family.archs
 }
 
 

@@ -13,20 +13,10 @@ from ..engine.config import load_config
 from ..engine.errors import UserError
 from ..engine.run import drop_pretrained
 from ..engine.swap import parse_keep, use_ltm
-from ..models.backbones import efficientvit, mobilevit, swin, vit
+from ..families import FAMILIES, MOBILEVIT, SWIN, VIT, of_type
+from ..models.backbones import swin
 
-LTM_SWIN, LTM_VIT = "ltm_mm.LTMSwin", "ltm_mm.LTMViT"
-LTM_EFFICIENTVIT, LTM_MOBILEVIT = "ltm_mm.LTMEfficientViT", "ltm_mm.LTMMobileViT"
-FAMILIES = {  # in the name of a backbone -> its type and its archs
-    "swin": (LTM_SWIN, tuple(swin.ARCHS)),
-    "efficientvit": (LTM_EFFICIENTVIT, efficientvit.ARCHS),
-    "vit": (LTM_VIT, vit.ARCHS),
-    "mobilevit": (LTM_MOBILEVIT, mobilevit.ARCHS),
-}
-NAMED = (
-    "ltm-swin-{t,s,b,l}, ltm-efficientvit-{b0..b3,l1..l3}, ltm-vit-{tiny,small,base,large}, "
-    "ltm-mobilevit-{xxs,xs,s}"
-)
+NAMED = ", ".join(f"ltm-{f.name}-{{{','.join(f.archs)}}}" for f in FAMILIES.values())
 OURS = ("keep", "mask", "arch", "type")  # arguments that mmdet's Swin lacks
 
 
@@ -83,12 +73,13 @@ def named_config(source: str) -> Config:
     """
     found = re.fullmatch(rf"ltm-({'|'.join(FAMILIES)})-(\w+)", source)
     if found:
-        kind, archs = FAMILIES[found[1]]
+        family = FAMILIES[found[1]]
+        archs = tuple(swin.ARCHS) if family is SWIN else family.archs  # Swin's have short names
         if found[2] not in archs:
             raise UserError(
                 f"unknown arch {found[2]!r} of {source}: choose from {', '.join(archs)}"
             )
-        return Config(dict(model=dict(backbone=dict(type=kind, arch=found[2]))))
+        return Config(dict(model=dict(backbone=dict(type=family.type, arch=found[2]))))
     if re.fullmatch(r"[\w-]+", source):
         raise UserError(f"{source} is neither a config file nor one of {NAMED}")
     cfg = load_config(source)
@@ -127,7 +118,7 @@ def _baseline(name: str, cfg: Config, size: tuple[int, int], whole: bool) -> nn.
 
 def _mmdet_swin(backbone: ConfigDict) -> ConfigDict:
     """Arguments of mmdet's ``SwinTransformer`` for those of ``LTMSwin``."""
-    if backbone.type != LTM_SWIN:
+    if backbone.type != SWIN.type:
         raise UserError(f"--against mmdet-swin needs a Swin, the config has {backbone.type}")
     options = {k: v for k, v in backbone.items() if k not in OURS}
     arch = swin.ARCHS[backbone.arch] if backbone.get("arch") else {}
@@ -157,10 +148,10 @@ class TimmMaps(nn.Module):
         super().__init__()
         import timm
 
-        self.channel_last = backbone.type == LTM_SWIN
+        self.channel_last = backbone.type == SWIN.type
         self.norm, self.pyramid = nn.Identity(), None
         options: dict[str, object] = {}
-        if backbone.type == LTM_VIT:
+        if backbone.type == VIT.type:
             ours = MODELS.build(backbone)
             self.norm, self.pyramid, self.strides = ours.norm, ours.pyramid, ours.strides
             options["out_indices"] = ours.out_indices
@@ -184,21 +175,20 @@ class TimmMaps(nn.Module):
 
 def _timm_model(backbone: ConfigDict, size: tuple[int, int]) -> tuple[str, dict[str, object]]:
     """timm's name and keywords for the network of one of our backbones."""
-    arch, out = backbone.get("arch"), backbone.get("out_indices")
-    if backbone.type == LTM_SWIN:
+    family = of_type(backbone.type)
+    assert family is not None
+    arch = backbone.get("arch")
+    if family is SWIN:
         # Windows of one size at every image size, as ours are.
         options = dict(img_size=size, window_size=7, always_partition=True)
         own = {**backbone, **(swin.ARCHS[arch] if arch else {})}
-        options |= _renamed(own, _TIMM_SWIN) | dict(out_indices=out or (0, 1, 2, 3))
-        return "swin_tiny_patch4_window7_224", options
-    if backbone.type == LTM_VIT:
-        arch = arch or "small"
-        name = f"vit_{arch}_patch16_224" if arch in vit.ARCHS else arch
+        options |= _renamed(own, _TIMM_SWIN) | dict(out_indices=(0, 1, 2, 3))
+        return family.in_timm(None), options | _renamed(backbone, {"out_indices": None})
+    if family is VIT:
         options = dict(dynamic_img_size=True, dynamic_img_pad=True)
-        return name, options | _renamed(backbone, _TIMM_VIT)
-    if backbone.type == LTM_MOBILEVIT:
-        return f"mobilevit_{arch or 's'}", dict(out_indices=out or (1, 2, 3, 4))
-    return f"efficientvit_{arch or 'b1'}", dict(out_indices=out or (0, 1, 2, 3))
+        return family.in_timm(arch), options | _renamed(backbone, _TIMM_VIT)
+    maps = (1, 2, 3, 4) if family is MOBILEVIT else (0, 1, 2, 3)
+    return family.in_timm(arch), dict(out_indices=backbone.get("out_indices") or maps)
 
 
 def _renamed(options: Mapping[str, object], names: Mapping[str, str | None]) -> dict[str, object]:

@@ -5,11 +5,10 @@ from collections.abc import Iterator, Mapping
 
 from mmengine.config import Config
 
+from ..families import EFFICIENTVIT, MOBILEVIT, SWIN, VIT, of_type
 from ..presets import NAMES, Keep
 from .errors import UserError
 
-SWIN = "ltm_mm.LTMSwin"
-OURS = ("LTMSwin", "LTMEfficientViT", "LTMMobileViT", "LTMViT")
 # mmpretrain's Swin has other keywords and parameter names than mmdet's and mmseg's.
 OTHER_SWIN_SCOPES = ("mmpretrain", "mmcls")
 BACKBONE_KEYS = ("backbone", "img_backbone")
@@ -96,10 +95,10 @@ def _exchange(backbone: dict, scope: str) -> str | None:
     name = _name(backbone["type"])
     package, _, short = name.rpartition(".")
     package = package.partition(".")[0] or scope
-    if short in OURS:
-        return f"ltm_mm.{short}"
+    if own := of_type(short):
+        return own.type
     if short == "SwinTransformer" and package not in OTHER_SWIN_SCOPES:
-        return SWIN
+        return SWIN.type
     if short == "TIMMBackbone" and (found := _timm_counterpart(backbone)):
         kind, arch = found
         _fit_timm(backbone, arch)
@@ -121,12 +120,11 @@ def _variant(backbone: Mapping) -> str:
 def _timm_counterpart(backbone: Mapping) -> tuple[str, str] | None:
     """Type and arch for timm's ``efficientvit_b1.r224_in1k``, ...; None for other networks."""
     name = backbone.get("model_name", "").partition(".")[0]
-    family, _, arch = name.rpartition("_")
-    if family == "efficientvit" and arch[:1] in ("b", "l"):
-        return "ltm_mm.LTMEfficientViT", arch
-    if family == "mobilevit" and arch in ("xxs", "xs", "s"):
-        return "ltm_mm.LTMMobileViT", arch
-    return ("ltm_mm.LTMViT", name) if name.startswith("vit_") else None
+    for family in (EFFICIENTVIT, MOBILEVIT):
+        for arch in family.archs:
+            if name == family.in_timm(arch):
+                return family.type, arch
+    return (VIT.type, name) if name.startswith("vit_") else None
 
 
 # timm's keywords -> ours.

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from ...families import EFFICIENTVIT
 from ...layers import fold_convs
 from ...layers.exchange import Exchanged, exchange
 from ...merging import recording, tell
@@ -27,7 +28,7 @@ from ...merging.grid import GridMerge, GridMerger, unmerge_all
 from ...presets import Keep, Plan, check_window, resolve_plan
 from .base import LTMBackbone, norm_option
 
-ARCHS = ("b0", "b1", "b2", "b3", "l1", "l2", "l3")
+ARCHS = EFFICIENTVIT.archs
 
 
 class LTMEfficientViT(LTMBackbone):

@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...families import MOBILEVIT
 from ...layers.exchange import Exchanged, exchange
 from ...presets import Keep, Plan, resolve_plan
 from .base import LTMBackbone, copy_weights, norm_option
 from .global_blocks import merge_blocks
 
-ARCHS = ("xxs", "xs", "s")
+ARCHS = MOBILEVIT.archs
 TOKENS = 64  # what a plan's numbers are of
 
 

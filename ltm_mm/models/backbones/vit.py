@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...families import VIT
 from ...presets import Keep, resolve_plan
 from .base import LTMBackbone, copy_weights, norm_option
 from .global_blocks import merge_blocks
 
-ARCHS = ("tiny", "small", "base", "large")
+ARCHS = VIT.archs
 TOKENS = 196  # patches of an image of 224 x 224 pixels, which a plan's numbers are of
 
 
