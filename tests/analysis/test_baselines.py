@@ -7,7 +7,6 @@ from torch.testing import assert_close
 from ltm_mm.analysis.baselines import build_models
 from ltm_mm.checkpoints import load_backbone
 
-
 NAMES = ("swin-tiny", "vit-tiny", "vit-small", "mobilevit-s", "mobilevit-xxs", "efficientvit-b1")
 
 
