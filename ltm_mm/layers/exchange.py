@@ -23,7 +23,8 @@ class Exchanged(nn.Module):
     def __reduce_ex__(self, protocol: object) -> tuple:
         """A class made while running has no name to be found by: name what it is made of."""
         mixin, kind = type(self).__bases__
-        return _blank, (mixin, kind), self.__getstate__()
+        state = getattr(self, "__getstate__", lambda: self.__dict__)()  # Python < 3.11 has none
+        return _blank, (mixin, kind), state
 
 
 _made: dict[tuple[type, type], type] = {}
@@ -58,10 +59,19 @@ def exchange(module: nn.Module, mixin: type[Exchanged], **extras: Any) -> None:
 
 
 def give_back(module: nn.Module) -> None:
-    """Give a module back the class that it had; any other module stays as it is."""
+    """Give a module back the class that it had; any other module stays as it is.
+
+    Raises:
+        ValueError: if somebody else has exchanged its class since.
+    """
     if not isinstance(module, Exchanged):
         return
     _, kind = type(module).__bases__
+    if type(module) not in _made.values():
+        raise ValueError(
+            f"{type(module).__name__} has got another class since merging was put on (sharding, "
+            "as FSDP does it?): remove merging before that"
+        )
     for name in module.EXTRAS:
         if hasattr(module, name):
             delattr(module, name)

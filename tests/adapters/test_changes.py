@@ -9,6 +9,8 @@ from torch import nn
 from torch.testing import assert_close
 
 import ltm_mm
+from ltm_mm.adapters.families import Swin, adapter_of
+from ltm_mm.checkpoints import load_backbone
 from ltm_mm.layers.fast_block import FastTimmMlp
 from ltm_mm.models import LTMSwin
 
@@ -268,3 +270,23 @@ def test_a_detector_of_torchvision():
     maps = getter(torch.randn(1, 3, 96, 128))
     assert [tuple(m.shape) for m in maps.values()] == [(1, 24, 32, 16), (1, 12, 16, 32)]
     assert sum(type(m).__name__ == "Match" for m in getter.modules()) == 4
+
+
+@pytest.mark.parametrize("name", ["mmseg", "timm", "torchvision"])
+def test_merged_as_ltm_swin_with_the_same_weights(name):
+    """At a size that no stage has to pad, and where every stage has windows to shift."""
+    model = build(name)
+    mine = LTMSwin(**TINY, keep=0.4)
+    load_backbone(mine, model.state_dict())
+    mine.norm0 = mine.norm1 = mine.norm2 = mine.norm3 = nn.Identity()
+    ltm_mm.apply(model, keep=0.4)
+    maps = []
+
+    def catch(block, args, out):
+        maps.append(adapter_of(block).as_map(block, args, out))
+
+    for stage in Swin.stages(model):
+        stage[-1].register_forward_hook(catch)
+    outputs(model, (448, 448))
+    mine.eval()
+    assert_close(maps, outputs(mine, (448, 448)), rtol=1e-4, atol=1e-4)
