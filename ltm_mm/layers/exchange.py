@@ -66,12 +66,12 @@ def give_back(module: nn.Module) -> None:
     """
     if not isinstance(module, Exchanged):
         return
-    _, kind = type(module).__bases__
     if type(module) not in _made.values():
         raise ValueError(
             f"{type(module).__name__} has got another class since merging was put on (sharding, "
             "as FSDP does it?): remove merging before that"
         )
+    _, kind = type(module).__bases__
     for name in module.EXTRAS:
         if hasattr(module, name):
             delattr(module, name)
