@@ -27,7 +27,7 @@ def test_the_same_module_with_another_forward():
     assert isinstance(layer, nn.Linear)
     assert (type(layer).__name__, type(layer).__module__) == ("Linear", nn.Linear.__module__)
     assert torch.equal(layer(x), 2 * plain + 1)
-    for twin in (copy.copy(layer), copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):  # noqa: S301
+    for twin in (copy.copy(layer), copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert type(twin) is type(layer)
         assert torch.equal(twin(x), 2 * plain + 1)
     give_back(layer)
