@@ -17,7 +17,8 @@ from mmengine.runner import Runner
 
 from .commands import note_command
 from .config import load_config
-from .data import build_loaders, missing
+from .data import build_loaders, missing, skipped
+from .data.loaders import SKIPPED
 from .errors import UserError, no_such_type
 from .hooks import SegPictures, StartFrom, load
 from .ib_hook import use_ib
@@ -85,7 +86,8 @@ def train(
     with _files_named(cfg):
         build_loaders(runner, "train", "val")
         runner.train()
-    _report(runner, {"metrics": _last_metrics(runner)})
+    left_out = skipped(os.path.join(runner.log_dir, SKIPPED))
+    _report(runner, {"metrics": _last_metrics(runner), "left out": left_out})
     return runner
 
 

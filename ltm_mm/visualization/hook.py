@@ -1,12 +1,9 @@
 """Pictures of what merging does, of the same images all through a training (ours)."""
 
-import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
@@ -16,6 +13,7 @@ from torch.utils.data import Dataset
 from ..engine import UserError
 from ..engine.data import datasets
 from ..engine.merging_blocks import mask_modules
+from ..engine.randomness import randomness_kept
 from ..registry import HOOKS
 from .artist import Artist
 from .figures import pixels_of
@@ -122,16 +120,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-@contextmanager
-def randomness_kept() -> Iterator[None]:
-    """Let what is drawn within not change what is drawn afterwards."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  (mmdet's source)
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002

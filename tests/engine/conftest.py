@@ -8,9 +8,19 @@ import torch
 from mmengine.registry import DefaultScope
 
 from ltm_mm.datasets import ensure_shapes
+from ltm_mm.engine import clean_errors
 from tests.conftest import ROOT
 
 SHAPES_CONFIG = str(ROOT / "configs" / "ltm_swin_maskrcnn_shapes.py")
+
+
+def line_of(capsys: pytest.CaptureFixture, call: Callable[[], object]) -> str:
+    """The one line that a call ends in."""
+    with pytest.raises(SystemExit) as ended, clean_errors():
+        call()
+    assert ended.value.code == 1
+    (line,) = [ln for ln in capsys.readouterr().err.splitlines() if ln.startswith("error: ")]
+    return line
 
 
 def data_options(root: Path) -> dict[str, object]:

@@ -15,20 +15,11 @@ import torch
 
 from ltm_mm.engine import UserError, clean_errors, evaluate, train
 from ltm_mm.engine.errors import explain
-from tests.engine.conftest import SHAPES_CONFIG
+from tests.engine.conftest import SHAPES_CONFIG, line_of
 
 Options = Callable[..., dict[str, object]]
 NOT_THERE = "http://127.0.0.1:9/swin.pth"  # the discard port: refused, with or without a network
 SWIN = "mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py"
-
-
-def line_of(capsys: pytest.CaptureFixture, call: Callable[[], object]) -> str:
-    """The one line that a call ends in."""
-    with pytest.raises(SystemExit) as ended, clean_errors():
-        call()
-    assert ended.value.code == 1
-    (line,) = [ln for ln in capsys.readouterr().err.splitlines() if ln.startswith("error: ")]
-    return line
 
 
 @pytest.mark.parametrize(
@@ -209,7 +200,7 @@ def damage_validation_image(root: Path) -> None:
     ("damage", "expected"),
     [
         (remove_annotations, "instances_train.json, which train_dataloader.dataset.ann_file names"),
-        (cut_annotations, "annotation file of train_dataloader is not valid JSON"),
+        (cut_annotations, "instances_train.json is not valid JSON"),
         (empty_annotations, "train_dataloader has no image left"),
         (remove_instances, "train_dataloader.dataset has no instance of its classes (circle"),
         (remove_images, "which train_dataloader.dataset.data_prefix.img names, does not exist"),
@@ -239,7 +230,10 @@ def test_misspelt_classes(
     changes["train_dataloader.dataset.metainfo"] = {"classes": ("Hazelnut",)}
     line = line_of(capsys, lambda: train(SHAPES_CONFIG, str(tmp_path), cfg_options=changes))
     assert "0 of the 1 classes of train_dataloader.dataset" in line
-    assert "Hazelnut; spell train_dataloader.dataset.metainfo.classes as there" in line
+    assert (
+        "it lacks Hazelnut and has circle, square, triangle, star, ring, ...; spell train_" in line
+    )
+    assert "dataset.metainfo.classes as there" in line
 
 
 def test_classes_of_an_annotation_file_without_categories(
@@ -251,7 +245,7 @@ def test_classes_of_an_annotation_file_without_categories(
     del content["categories"]
     file.write_text(json.dumps(content))
     line = line_of(capsys, lambda: train(SHAPES_CONFIG, str(tmp_path), cfg_options=changes))
-    assert f"lacks 'categories': {file}" in line
+    assert f"{file} lacks 'categories', a list" in line
 
 
 # --- checkpoints --------------------------------------------------------------------------

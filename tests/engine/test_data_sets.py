@@ -1,0 +1,369 @@
+"""Detectors' data sets that would train to a wrong result, or end in a traceback, in one line.
+
+Every row damages one file or option and goes through the door of the tools.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ltm_mm.datasets import SHAPES
+from ltm_mm.engine import train
+from tests.engine.conftest import SHAPES_CONFIG, line_of
+
+Options = Callable[..., dict[str, object]]
+Content = dict[str, list[dict]]
+CLASSES = tuple(SHAPES)
+TURNED = CLASSES[::-1]
+
+
+@pytest.fixture
+def own(shapes: Path, tmp_path: Path) -> Path:
+    """A copy of the shapes data set that a test may damage."""
+    return Path(shutil.copytree(shapes, tmp_path / "own"))
+
+
+def coco_options(options: Options, root: Path, classes: tuple[str, ...] = CLASSES) -> dict:
+    """As a user's own COCO-format data set, which nothing draws when it is missing."""
+    changes = options(root)
+    for part in ("train", "val", "test"):
+        changes[f"{part}_dataloader.dataset.type"] = "CocoDataset"
+        changes[f"{part}_dataloader.dataset.metainfo"] = {"classes": classes}
+    return changes
+
+
+def edit(root: Path, split: str, change: Callable[[Content], object]) -> None:
+    """Change the content of an annotation file."""
+    file = root / "annotations" / f"instances_{split}.json"
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def each(**values: object) -> Callable[[Content], None]:
+    """Set values in all annotations."""
+    return lambda content: [a.update(values) for a in content["annotations"]] and None
+
+
+def first(**values: object) -> Callable[[Content], None]:
+    """Set values in the first annotation."""
+    return lambda content: content["annotations"][0].update(values)
+
+
+def without(key: str, count: int | None = None) -> Callable[[Content], None]:
+    """Take a key out of the first annotations, or of all."""
+    return lambda content: [a.pop(key) for a in content["annotations"][:count]] and None
+
+
+def turn_categories(content: Content) -> None:
+    content["categories"].reverse()
+
+
+def two_of_a_name(content: Content) -> None:
+    content["categories"].append({"id": 99, "name": CLASSES[2]})
+
+
+def two_images_of_an_id(content: Content) -> None:
+    content["images"][1]["id"] = content["images"][0]["id"]
+
+
+def two_categories_of_an_id(content: Content) -> None:
+    content["categories"][1]["id"] = content["categories"][0]["id"]
+
+
+def two_annotations_of_an_id(content: Content) -> None:
+    content["annotations"][1]["id"] = content["annotations"][0]["id"]
+
+
+def text_ids(content: Content) -> None:
+    for a in content["annotations"]:
+        a["image_id"] = str(a["image_id"])
+
+
+def categories_from_zero(content: Content) -> None:
+    for a in content["annotations"]:
+        a["category_id"] += 100
+
+
+def corners(content: Content) -> None:
+    for a in content["annotations"]:
+        x, y, w, h = a["bbox"]
+        a["bbox"] = [x, y, x + w + 160, y + h + 160]
+
+
+def shares(content: Content) -> None:
+    for a in content["annotations"]:
+        a["bbox"] = [value / 256 for value in a["bbox"]]
+
+
+def flat_polygon(content: Content) -> None:
+    content["annotations"][0]["segmentation"] = [1, 1, 20, 1, 20, 20]
+
+
+def no_objects(content: Content) -> None:
+    content["annotations"] = []
+
+
+def other_mask_size(content: Content) -> None:
+    content["annotations"][0]["segmentation"]["size"] = [8, 8]
+
+
+def a_list(root: Path) -> None:
+    (root / "annotations" / "instances_train.json").write_text("[]")
+
+
+@pytest.mark.parametrize(
+    ("split", "change", "expected"),
+    [
+        ("train", turn_categories, "in the order cross, ring, star, triangle, square, ..., train_"),
+        ("val", turn_categories, "mmdet numbers labels in the file's order, so names would be"),
+        ("train", two_of_a_name, "the categories 3, 99 have one name, triangle"),
+        ("train", two_images_of_an_id, "two of its images have the id 1, '000000.png' and '000001"),
+        ("val", two_images_of_an_id, "two of its images have the id 1, '000000.png' and '000001"),
+        ("train", two_categories_of_an_id, "two of its categories have the id 1, 'circle' and 'sq"),
+        ("train", two_annotations_of_an_id, "two annotations have the id 1; ids must differ"),
+        ("train", without("segmentation", 1), "1 of {n} annotations have no 'segmentation', first"),
+        ("train", first(segmentation=[]), "1 of {n} annotations have no 'segmentation', first ann"),
+        ("train", without("segmentation"), "{n} of {n} annotations have no 'segmentation', first"),
+        ("val", without("segmentation", 1), "annotations have no 'segmentation', first annotation"),
+        ("val", first(segmentation=[]), "(000000.png); add it, or measure metric='bbox' alone"),
+        ("train", flat_polygon, "neither a list of polygons [[x, y, x, y, x, y, ...], ...]"),
+        ("train", first(segmentation=[[1, 2, 3, 4]]), "neither a list of polygons [[x, y, x, y,"),
+        ("train", other_mask_size, "nor a run-length code of the image's height and width, first"),
+        ("val", without("iscrowd", 1), "annotations lack 'iscrowd', which COCO's metrics need (0"),
+        ("train", first(bbox=[3, 4]), "annotations have a 'bbox' that is not four numbers: x, y,"),
+        ("val", first(bbox=[3, 4]), "first annotation 1 of image 1 (000000.png)"),
+        ("train", first(bbox=["1", "2", "3", "4"]), "have a 'bbox' that is not four numbers: x, y"),
+        ("train", without("bbox", 1), "1 of {n} annotations lack 'bbox', first annotation 1 of im"),
+        ("train", without("area", 1), "1 of {n} annotations lack 'area', first annotation 1 of im"),
+        ("train", first(area=None), "1 of {n} annotations have an 'area' that is no number"),
+        ("train", without("image_id", 1), "1 of {n} annotations lack 'image_id', first annotation"),
+        ("train", without("category_id", 1), "1 of {n} annotations lack 'category_id', first anno"),
+        ("train", each(iscrowd=1), "all {n} are crowds (iscrowd=1), which do not train"),
+        ("val", each(iscrowd=1), "all {n} are crowds (iscrowd=1), which do not count"),
+        ("val", no_objects, "has no instance of the classes that counts, so metrics would be -1"),
+        ("train", text_ids, "{n} of {n} annotations are of an image that the file does not list"),
+        ("val", text_ids, "{n} of {n} annotations are of an image that the file does not list"),
+        ("train", categories_from_zero, "are of a category that the file does not list"),
+        ("train", corners, "a box that reaches more than 2 pixels beyond its image"),
+        ("train", shares, "are left out by mmdet (box smaller than a pixel or outside of its"),
+        ("train", each(area=0), "outside of its image, or area 0), first annotation 1"),
+        ("train", lambda c: c["images"][0].pop("width"), "an entry of 'images' lacks 'width'"),
+        ("train", lambda c: c["images"][0].update(width=0), "has the width 0 and height 160: give"),
+        ("train", lambda c: c["images"][0].pop("file_name"), "an entry of 'images' lacks 'file_n"),
+        (
+            "train",
+            lambda c: c["categories"][0].pop("name"),
+            "an entry of 'categories' lacks 'name'",
+        ),
+        ("train", lambda c: c.update(annotations={}), "lacks 'annotations', a list"),
+    ],
+)
+def test_annotation_file(
+    capsys: pytest.CaptureFixture,
+    tmp_path: Path,
+    options: Options,
+    own: Path,
+    split: str,
+    change: Callable[[Content], object],
+    expected: str,
+) -> None:
+    file = own / "annotations" / f"instances_{split}.json"
+    edit(own, split, change)
+    count = len(json.loads(file.read_text())["annotations"])
+    changes = coco_options(options, own)
+    line = line_of(capsys, lambda: train(SHAPES_CONFIG, str(tmp_path / "w"), cfg_options=changes))
+    assert expected.format(n=count) in line
+    assert str(file) in line
+
+
+def missing_image(root: Path) -> None:
+    min((root / "val").iterdir()).unlink()
+
+
+def all_images_elsewhere(root: Path) -> None:
+    (root / "train").rename(root / "other")
+    (root / "train").mkdir()
+
+
+VAL_OF_TRAIN = {"val_evaluator.ann_file": "{root}/annotations/instances_train.json"}
+
+
+@pytest.mark.parametrize(
+    ("change", "named", "expected"),
+    [
+        (a_list, {}, "holds a list, and no object with the lists 'images', 'annotations' and"),
+        (
+            missing_image,
+            {},
+            "1 of the 2 images of val_dataloader.dataset do not exist, first {root}",
+        ),
+        (all_images_elsewhere, {}, "4 of the 4 images of train_dataloader.dataset do not exist"),
+        (
+            None,
+            {"train_dataloader.dataset.metainfo": {"classes": TURNED}},
+            "train_dataloader.datas",
+        ),
+        (
+            None,
+            {"train_dataloader.dataset.metainfo": {"classes": "star"}},
+            "write a tuple, ('star'",
+        ),
+        (
+            None,
+            {"train_dataloader.dataset.metainfo": {"classes": (*CLASSES, "star")}},
+            "train_dataloader.dataset.metainfo.classes has 'star' more than once",
+        ),
+        (
+            None,
+            {"train_dataloader.dataset.metainfo": {"classes": ("Circle", "star")}},
+            "it lacks Circle and has circle, square, triangle, star, ring, ...; spell train_data"
+            "loader.dataset.metainfo.classes as there (Circle is circle?)",
+        ),
+        (
+            None,
+            {"val_dataloader.dataset.metainfo": {"classes": CLASSES[:3]}},
+            "val_dataloader.dataset has 3 classes, but model.roi_head.bbox_head 6",
+        ),
+        (
+            None,
+            {"model.roi_head.mask_head.num_classes": 5},
+            "has 6 classes, but model.roi_head.mask",
+        ),
+        (
+            None,
+            {"model.roi_head.bbox_head.num_classes": 9},
+            "set model.roi_head.bbox_head.num_classe",
+        ),
+        (
+            None,
+            VAL_OF_TRAIN,
+            "val_evaluator.ann_file names {root}/annotations/instances_train.json, wh",
+        ),
+        (
+            None,
+            {"model.roi_head.mask_head": None, "model.roi_head.mask_roi_extractor": None},
+            "val_evaluator.metric has 'segm', but the model predicts no masks: give 'bbox' alone",
+        ),
+        (
+            None,
+            {"train_dataloader.dataset.pipeline.1.with_mask": False},
+            "no LoadAnnotations step of train_dataloader.dataset.pipeline has with_mask=True",
+        ),
+    ],
+)
+def test_data_set_and_config(
+    capsys: pytest.CaptureFixture,
+    tmp_path: Path,
+    options: Options,
+    own: Path,
+    change: Callable[[Path], None] | None,
+    named: dict[str, object],
+    expected: str,
+) -> None:
+    if change:
+        change(own)
+    named = {k: v.format(root=own) if isinstance(v, str) else v for k, v in named.items()}
+    changes = {**coco_options(options, own), **named}
+    line = line_of(capsys, lambda: train(SHAPES_CONFIG, str(tmp_path / "w"), cfg_options=changes))
+    assert expected.format(root=own) in line
+
+
+class Stop(Exception):
+    """Ends a training at its first step."""
+
+
+@pytest.fixture
+def _no_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*args: object, **kwargs: object) -> None:
+        raise Stop
+
+    monkeypatch.setattr("mmengine.runner.loops.EpochBasedTrainLoop.run_iter", stop)
+
+
+def one_outside(content: Content) -> None:
+    content["annotations"][0]["bbox"] = [300, 300, 5, 5]
+
+
+def one_unknown_image(content: Content) -> None:
+    content["annotations"][0]["image_id"] = 77
+
+
+@pytest.mark.usefixtures("_no_steps")
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (one_outside, "annotations are left out by mmdet (box smaller than a pixel or outside"),
+        (one_unknown_image, "1 of {n} annotations are of an image that the file does not list"),
+    ],
+)
+def test_what_is_left_out_is_said(
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    options: Options,
+    own: Path,
+    change: Callable[[Content], None],
+    expected: str,
+) -> None:
+    edit(own, "train", change)
+    file = own / "annotations" / "instances_train.json"
+    count = len(json.loads(file.read_text())["annotations"])
+    with pytest.raises(Stop), caplog.at_level(logging.WARNING):
+        train(SHAPES_CONFIG, str(tmp_path / "w"), cfg_options=coco_options(options, own))
+    log = next(tmp_path.glob("w/*/*.log")).read_text()
+    assert expected.format(n=count) in log
+
+
+@pytest.mark.usefixtures("_no_steps")
+def test_categories_that_are_not_trained_are_named(
+    tmp_path: Path, options: Options, own: Path
+) -> None:
+    changes = coco_options(options, own, CLASSES[:3])
+    changes |= {f"model.roi_head.{head}_head.num_classes": 3 for head in ("bbox", "mask")}
+    with pytest.raises(Stop):
+        train(SHAPES_CONFIG, str(tmp_path / "w"), cfg_options=changes)
+    log = next(tmp_path.glob("w/*/*.log")).read_text()
+    assert (
+        "not among train_dataloader.dataset.metainfo.classes are left out: star, ring, cross" in log
+    )
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda inner: dict(type="RepeatDataset", times=2, dataset=inner),
+        lambda inner: dict(type="ConcatDataset", datasets=[inner, inner]),
+        lambda inner: dict(type="ClassBalancedDataset", oversample_thr=0.1, dataset=inner),
+        lambda inner: dict(
+            type="RepeatDataset",
+            times=2,
+            dataset=dict(type="ClassBalancedDataset", oversample_thr=0.1, dataset=inner),
+        ),
+        lambda inner: dict(
+            type="MultiImageMixDataset",
+            dataset={**inner, "pipeline": inner["pipeline"][:2]},
+            pipeline=inner["pipeline"][2:],
+        ),
+    ],
+    ids=["repeat", "concat", "balanced", "repeat-balanced", "mix"],
+)
+def test_wrappers_are_looked_through(
+    capsys: pytest.CaptureFixture,
+    tmp_path: Path,
+    options: Options,
+    own: Path,
+    wrap: Callable[[dict], dict],
+) -> None:
+    from ltm_mm.engine import load_config
+
+    cfg = load_config(SHAPES_CONFIG, coco_options(options, own))
+    cfg.train_dataloader.dataset = wrap(cfg.train_dataloader.dataset.to_dict())
+    config = tmp_path / "wrapped.py"
+    cfg.dump(config)
+    edit(own, "train", turn_categories)
+    line = line_of(capsys, lambda: train(str(config), str(tmp_path / "w")))
+    assert "mmdet numbers labels in the file's order, so names would be exchanged" in line
