@@ -175,3 +175,11 @@ def check_window(window: int) -> None:
     """Raise a ValueError unless the tokens per window side are an int >= 1."""
     if isinstance(window, bool) or not isinstance(window, int) or window < 1:
         raise ValueError(f"window_size must be an int >= 1, got {window!r}")
+
+
+def check_image_size(size: int | Sequence[int], name: str) -> tuple[int, int]:
+    """Height and width from an int or two of them, >= 1; else raise a ValueError."""
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or any(type(side) is not int or side < 1 for side in pair):
+        raise ValueError(f"{name} must be an int >= 1 or two (height, width), got {size!r}")
+    return pair[0], pair[1]

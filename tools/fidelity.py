@@ -7,9 +7,7 @@ import ltm_mm  # isort: skip  (first: it stands in for mmcv's compiled ops where
 
 import argparse
 
-from mmengine.config import DictAction
-
-from ltm_mm.engine import clean_errors
+from ltm_mm.engine import ConfigOptions, clean_errors
 
 
 def parse_args() -> argparse.Namespace:
@@ -67,7 +65,7 @@ def parse_args() -> argparse.Namespace:
     add(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=ConfigOptions,
         metavar="KEY=VALUE",
         help="change the config: model.backbone.mask=soft",
     )

@@ -7,9 +7,7 @@ import ltm_mm  # isort: skip  (first: it stands in for mmcv's compiled ops where
 
 import argparse
 
-from mmengine.config import DictAction
-
-from ltm_mm.engine import clean_errors
+from ltm_mm.engine import ConfigOptions, clean_errors
 
 
 def parse_args() -> argparse.Namespace:
@@ -45,7 +43,7 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="also read checkpoints that hold more than weights; that can run code from them",
     )
-    add("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="of the config")
+    add("--cfg-options", nargs="+", action=ConfigOptions, metavar="KEY=VALUE", help="of the config")
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args()
 

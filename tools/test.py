@@ -7,9 +7,7 @@ import ltm_mm  # isort: skip  (first: it stands in for mmcv's compiled ops where
 
 import argparse
 
-from mmengine.config import DictAction
-
-from ltm_mm.engine import clean_errors, evaluate
+from ltm_mm.engine import ConfigOptions, clean_errors, evaluate
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,7 +37,7 @@ def parse_args() -> argparse.Namespace:
     add(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=ConfigOptions,
         metavar="KEY=VALUE",
         help="change the config: model.backbone.keep=fast test_dataloader.batch_size=4",
     )

@@ -13,9 +13,7 @@ sys.path[:] = [p for p in sys.path if Path(p).resolve() != Path(__file__).resolv
 import ltm_mm  # isort: skip  (first: it stands in for mmcv's compiled ops where they are absent)
 
 
-from mmengine.config import DictAction
-
-from ltm_mm.engine import clean_errors
+from ltm_mm.engine import ConfigOptions, clean_errors
 
 
 def parse_args() -> argparse.Namespace:
@@ -65,7 +63,7 @@ def parse_args() -> argparse.Namespace:
     add(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=ConfigOptions,
         metavar="KEY=VALUE",
         help="change the config: model.backbone.keep=fast",
     )

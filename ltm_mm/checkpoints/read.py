@@ -56,6 +56,8 @@ def read_state_dict(path: str | os.PathLike, trust: bool = False) -> dict[str, T
         file = Path(name).expanduser()
     else:
         raise ValueError(f"cannot read {name}: give a local path or an http(s) URL")
+    if file.is_dir():
+        raise ValueError(f"checkpoint {name} is a folder: name the file in it")
     if not file.is_file():
         raise FileNotFoundError(
             f"checkpoint {name} does not exist: give a local file or an https URL, or set "

@@ -1,5 +1,6 @@
 """What stands behind ``tools/``: configs, the exchange of backbones, training, testing."""
 
+from .commands import ConfigOptions
 from .config import load_config
 from .errors import UserError, clean_errors
 from .ib_hook import InformationBottleneck, use_ib
@@ -8,6 +9,7 @@ from .statistics_hook import MergeStatistics
 from .swap import parse_keep, use_ltm
 
 __all__ = [
+    "ConfigOptions",
     "InformationBottleneck",
     "MergeStatistics",
     "UserError",

@@ -45,13 +45,12 @@ def clean_errors(debug: bool = False) -> Iterator[None]:
     rank = int(os.environ.get("RANK", 0))
     try:
         yield
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        print("interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
+    except (KeyboardInterrupt, Exception) as error:
         line = explain(error)
+        # PyTorch's writer ends in an error of its own where a save is interrupted.
+        if any(isinstance(link, KeyboardInterrupt) for link in _chain(error)) and not debug:
+            print("interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+            sys.exit(130)
         if debug or line is None:
             raise
         where = f" (rank {rank})" if rank else ""
@@ -131,6 +130,17 @@ def _single_image(error: BaseException) -> str | None:
     return (
         "batch normalisation has one value per channel here: set "
         "--cfg-options train_dataloader.batch_size to 2 or more"
+    )
+
+
+def _channels(error: BaseException) -> str | None:
+    """A convolution that gets another number of channels than it is made for."""
+    found = re.search(r"to have (\d+) channels, but got (\d+) channels", message(error))
+    if not found:
+        return None
+    return (
+        f"a layer expects {found[1]} channels and gets {found[2]}: in_channels of the neck, a head "
+        "or the backbone in the config does not fit what comes before it"
     )
 
 
@@ -220,6 +230,7 @@ RULES: tuple[tuple[tuple[type[BaseException], ...], Rule], ...] = (
     ((json.JSONDecodeError,), _json),
     ((ImportError,), message),
     ((ValueError,), _single_image),
+    ((RuntimeError,), _channels),
     ((KeyError,), _unregistered),
     ((TypeError,), _unknown_keyword),
     (

@@ -13,6 +13,7 @@ from torch import nn
 from ..checkpoints import read_state_dict
 from .errors import UserError
 
+TRAINING = {"meta", "message_hub", "optimizer"}
 UNTRUSTED = "--trust-checkpoint"
 
 
@@ -74,9 +75,9 @@ def saved_checkpoints(work_dir: str) -> list[str]:
 def check_resumable(path: str, trust: bool) -> None:
     """Raise a UserError unless ``path`` is a whole checkpoint with training state."""
     checkpoint = read_checkpoint(path, trust)
-    if not isinstance(checkpoint, dict) or not {"meta", "message_hub"} <= set(checkpoint):
+    if not isinstance(checkpoint, dict) or not set(checkpoint) >= TRAINING:
         raise UserError(
-            f"{path} holds weights but no training state, so nothing to resume; "
+            f"{path} holds weights but no training state (optimizer, step), so nothing to resume; "
             f"use --checkpoint {path} to start from its weights"
         )
 

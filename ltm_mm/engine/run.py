@@ -20,10 +20,13 @@ from .config import load_config
 from .data import build_loaders, missing, skipped
 from .data.loaders import SKIPPED
 from .errors import UserError, no_such_type
-from .hooks import SegPictures, StartFrom, load
+from .hooks import StartFrom, load
 from .ib_hook import use_ib
+from .pictures import LabelMaps, Pictures
 from .resume import check_same_model, find_resume
 from .swap import parse_keep, use_ltm
+
+PICKLES = (".pkl", ".pickle")
 
 
 def train(
@@ -124,11 +127,11 @@ def evaluate(
     _require(cfg, "test_dataloader", "test_cfg", "test_evaluator")
     _require_file(checkpoint)
     drop_pretrained(cfg)
-    hooks = draw_into(cfg, show_dir) if show_dir else []
+    hooks = [draw_into(cfg, show_dir)] if show_dir else []
     if show_dir and launcher != "none":
         _say("mmdet and mmseg draw the images of the first rank only; for all, use one process")
     if out:
-        _check_out(cfg, out)
+        hooks += _write_into(cfg, out)
     if tta:
         _use_tta(cfg)
     cfg.load_from, cfg.resume = None, False
@@ -164,20 +167,15 @@ def _drop(node: object) -> None:
             _drop(value)
 
 
-def draw_into(cfg: Config, folder: str) -> list[Hook]:
-    """Have pictures of all predictions written to a folder; returns hooks to be added."""
-    if cfg.get("default_scope") == "mmseg":
-        if not cfg.get("visualizer"):
-            cfg.visualizer = dict(type="mmseg.SegLocalVisualizer", name="visualizer")
-        return [SegPictures(folder)]
-    hook = (cfg.get("default_hooks") or {}).get("visualization") or {}
-    hook = {"type": "mmdet.DetVisualizationHook", **hook, "draw": True}
-    # An absolute path, because mmdet puts a relative one below the log.
-    hook["test_out_dir"] = os.path.abspath(folder)
-    cfg.merge_from_dict({"default_hooks.visualization": hook})
+def draw_into(cfg: Config, folder: str) -> Hook:
+    """A hook that writes pictures of all predictions to a folder."""
+    check_place("--show-dir", folder)
+    scope = cfg.get("default_scope")
     if not cfg.get("visualizer"):
-        cfg.visualizer = dict(type="mmdet.DetLocalVisualizer", name="visualizer")
-    return []
+        kind = "mmseg.SegLocalVisualizer" if scope == "mmseg" else "mmdet.DetLocalVisualizer"
+        cfg.visualizer = dict(type=kind, name="visualizer")
+    own = (cfg.get("default_hooks") or {}).get("visualization") or {}
+    return Pictures(folder, own.get("score_thr", 0.3))
 
 
 def _prepare(
@@ -260,7 +258,10 @@ def _require(cfg: Config, *keys: str) -> None:
 
 def _require_file(checkpoint: str) -> None:
     """Say so before anything is built, not after."""
-    if "://" not in checkpoint and not Path(checkpoint).expanduser().is_file():
+    path = Path(checkpoint).expanduser()
+    if path.is_dir():
+        raise UserError(f"checkpoint {checkpoint} is a folder: name the file in it")
+    if "://" not in checkpoint and not path.is_file():
         raise UserError(f"checkpoint {checkpoint} does not exist")
 
 
@@ -286,18 +287,43 @@ def _use_tta(cfg: Config) -> None:
     cfg.test_dataloader.dataset.pipeline = deepcopy(cfg.tta_pipeline)
 
 
-def _check_out(cfg: Config, out: str) -> None:
+def _write_into(cfg: Config, out: str) -> list[Hook]:
     """Have the predictions written: a pickle of all, or mmseg's label maps in a folder."""
     evaluators = cfg.test_evaluator
     evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
-    if out.endswith((".pkl", ".pickle")):
+    if not out.endswith(PICKLES) and cfg.get("default_scope") != "mmseg":
+        raise UserError(f"--out {out}: the file's name must end in .pkl")
+    check_place("--out", out)
+    if out.endswith(PICKLES):
         kind = "mmdet.DumpDetResults" if cfg.get("default_scope") == "mmdet" else "DumpResults"
         cfg.test_evaluator = [*evaluators, dict(type=kind, out_file_path=out)]
-    elif cfg.get("default_scope") == "mmseg":
-        for evaluator in evaluators:
-            evaluator.update(output_dir=out, keep_results=True)
-    else:
-        raise UserError(f"--out {out}: the file's name must end in .pkl")
+        return []
+    return [LabelMaps(out)]
+
+
+def check_place(option: str, place: str) -> None:
+    """Refuse an output that cannot be written, before hours of work and not after.
+
+    Args:
+        option: of the command line.
+        place: a folder, which is made; or a pickle's name, whose folder is made.
+
+    Raises:
+        UserError: names what is in the way.
+    """
+    path = Path(place).expanduser()
+    pickle = option == "--out" and place.endswith(PICKLES)
+    if pickle and path.is_dir():
+        raise UserError(f"{option} {place} is a folder: name a file")
+    if not pickle and path.exists() and not path.is_dir():
+        raise UserError(f"{option} {place} is a file: name a folder")
+    folder = path.parent if pickle else path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{option} {place} cannot be written: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{option} {place} cannot be written: {folder} is not yours to write to")
 
 
 def _last_metrics(runner: Runner) -> dict[str, float]:

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from ...layers import ShiftedWindowAttention, SwinView, WindowAttention
 from ...merging import build_mask
 from ...merging.masks import REGIONS, check_mask
-from ...presets import Keep, Plan, check_window, resolve_plan
+from ...presets import Keep, Plan, check_image_size, check_window, resolve_plan
 from .base import LTMBackbone
 from .swin_leaves import FeedForward, PatchEmbed, PatchMerging, build_norm
 
@@ -132,13 +132,14 @@ class LTMSwin(LTMBackbone):
         norm_cfg = norm_cfg or dict(type="LN")
         patch_norm_cfg = norm_cfg if patch_norm else None
         check_window(window_size)
+        height, width = check_image_size(pretrain_img_size, "pretrain_img_size")
         self.plan = swin_plan(keep, depths, window_size, embed_dims)
 
+        if type(in_channels) is not int or in_channels < 1:
+            raise ValueError(f"in_channels must be an int >= 1, got {in_channels!r}")
         self.patch_embed = PatchEmbed(in_channels, embed_dims, patch_size, patch_norm_cfg)
         self.absolute_pos_embed: nn.Parameter | None = None
         if use_abs_pos_embed:
-            size = pretrain_img_size
-            height, width = (size, size) if isinstance(size, int) else (size[0], size[-1])
             self.pos_grid = (height // patch_size, width // patch_size)
             self.absolute_pos_embed = nn.Parameter(
                 torch.zeros(1, self.pos_grid[0] * self.pos_grid[1], embed_dims)

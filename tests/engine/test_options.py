@@ -1,0 +1,222 @@
+"""Options out of range, files and folders in the way: one line each, before anything is built."""
+
+import argparse
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.structures import BaseDataElement, PixelData
+from PIL import Image
+from torch import nn
+
+from ltm_mm.engine import ConfigOptions, UserError, clean_errors, evaluate, train
+from ltm_mm.engine.data.heads import check_channels
+from ltm_mm.engine.errors import explain
+from ltm_mm.engine.pictures import LabelMaps, Pictures, own_names
+from ltm_mm.engine.resume import check_resumable
+from ltm_mm.models.backbones.swin import LTMSwin
+from tests.engine.conftest import SHAPES_CONFIG, line_of
+
+Options = Callable[..., dict[str, object]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"train_dataloader__batch_size": 0},
+            "train_dataloader.batch_size must be an integer >= 1",
+        ),
+        ({"train_dataloader__batch_size": -1}, "an integer >= 1, got -1"),
+        ({"train_dataloader__batch_size": "two"}, "an integer >= 1, got 'two'"),
+        ({"val_dataloader__batch_size": 0}, "val_dataloader.batch_size must be an integer >= 1"),
+        ({"train_dataloader__num_workers": -1}, "train_dataloader.num_workers must be an integer"),
+        (
+            {"train_dataloader__persistent_workers": True},
+            "num_workers is 0: set train_dataloader.persistent_workers=False",
+        ),
+        (
+            {"train_dataloader__prefetch_factor": 2},
+            "num_workers is 0: set train_dataloader.prefetch_factor=None",
+        ),
+        ({"model__backbone__window_size": 0}, "LTMSwin: window_size must be an int >= 1, got 0"),
+        (
+            {"model__backbone__pretrain_img_size": (8, 8, 3)},
+            "an int >= 1 or two (height, width), g",
+        ),
+        ({"model__backbone__in_channels": 0}, "LTMSwin: in_channels must be an int >= 1, got 0"),
+        (
+            {"train_dataloader__dataset__pipeline__2__scale": (0, 0)},
+            "train_dataloader.dataset.pipeline: Resize: ",
+        ),
+        (
+            {"val_dataloader__dataset__pipeline__1__scale": (0, 0)},
+            "val_dataloader.dataset.pipeline: Resize: ",
+        ),
+        (
+            {"model__neck__in_channels": [32, 64, 128, 255]},
+            "model.neck.in_channels is [32, 64, 128, 255], but the maps of LTMSwin have [32, 64, "
+            "128, 256] channels",
+        ),
+    ],
+)
+def test_numbers(
+    capsys: pytest.CaptureFixture, tmp_path: Path, options: Options, changes: dict, expected: str
+) -> None:
+    given = options(**changes)
+    line = line_of(capsys, lambda: train(SHAPES_CONFIG, str(tmp_path), cfg_options=given))
+    assert expected in line
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["a.b"], "'a.b' is not KEY=VALUE (no spaces around =)"),
+        (["a.b", "=", "3"], "'a.b' is not KEY=VALUE"),
+        (["a.b=", "3"], "'a.b=' is not KEY=VALUE"),
+        (["a=(1,2"], "--cfg-options a=(1,2: Imbalanced brackets exist in (1,2"),
+    ],
+)
+def test_cfg_options(capsys: pytest.CaptureFixture, words: list[str], expected: str) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cfg-options", nargs="+", action=ConfigOptions)
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args(["--cfg-options", *words])
+    assert ended.value.code == 2
+    assert expected in capsys.readouterr().err
+    good = parser.parse_args(["--cfg-options", "a.b=3", "c=(1,2)", "--cfg-options", "d=x=y"])
+    assert good.cfg_options == {"a.b": 3, "c": (1, 2), "d": "x=y"}
+
+
+def test_channels_of_a_segmentors_heads() -> None:
+    model, backbone = nn.Module(), nn.Module()
+    model.backbone = LTMSwin(embed_dims=32, depths=(1, 1), num_heads=(1, 1), strides=(4, 2),
+                             out_indices=(0, 1), keep=None)  # fmt: skip
+    model.decode_head, model.auxiliary_head = nn.Module(), backbone
+    model.decode_head.in_channels, model.decode_head.in_index = (32, 64), (0, 1)
+    model.auxiliary_head.in_channels, model.auxiliary_head.in_index = 64, -1
+    check_channels(model)
+    model.auxiliary_head.in_channels = 32
+    with pytest.raises(UserError, match=r"model.auxiliary_head.in_channels is \[32\].*\[64\]"):
+        check_channels(model)
+    model.decode_head.in_index = (0, 2)
+    with pytest.raises(UserError, match="the backbone gives 2 maps"):
+        check_channels(model)
+
+
+def test_channels_of_any_layer() -> None:
+    try:
+        nn.Conv2d(3, 4, 1)(torch.zeros(1, 5, 2, 2))
+    except RuntimeError as error:
+        line = explain(error)
+    assert line is not None
+    assert line.startswith("a layer expects 3 channels and gets 5: in_channels of the neck")
+
+
+def test_resume_wants_an_optimizer(tmp_path: Path) -> None:
+    file = str(tmp_path / "epoch_1.pth")
+    state = {"state_dict": {"w": torch.zeros(1)}, "meta": {}, "message_hub": {}}
+    torch.save(state, file)
+    with pytest.raises(UserError, match=r"no training state \(optimizer, step\), so"):
+        check_resumable(file, trust=False)
+    torch.save({**state, "optimizer": {}}, file)
+    check_resumable(file, trust=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"config": "{folder}"}, "config {folder} is a folder: name a file in it"),
+        ({"checkpoint": "{folder}"}, "checkpoint {folder} is a folder: name the file in it"),
+        ({"out": "{folder}/x.pkl"}, "--out {folder}/x.pkl is a folder: name a file"),
+        ({"out": "{file}/x.pkl"}, "--out {file}/x.pkl cannot be written"),
+        ({"show_dir": "{file}"}, "--show-dir {file} is a file: name a folder"),
+    ],
+)
+def test_what_is_in_the_way(
+    capsys: pytest.CaptureFixture, tmp_path: Path, arguments: dict, expected: str
+) -> None:
+    (tmp_path / "folder" / "x.pkl").mkdir(parents=True)
+    file = tmp_path / "any.pth"
+    file.touch()
+    places = {"folder": str(tmp_path / "folder"), "file": str(file)}
+    given = {"config": SHAPES_CONFIG, "checkpoint": str(file), "work_dir": str(tmp_path / "work")}
+    given |= {key: value.format(**places) for key, value in arguments.items()}
+    assert expected.format(**places) in line_of(capsys, lambda: evaluate(**given))
+
+
+def test_a_folder_to_resume_from(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a folder: name the file in it"):
+        check_resumable(str(tmp_path), trust=False)
+
+
+def test_interrupted_while_saving(capsys: pytest.CaptureFixture) -> None:
+    """As PyTorch does it: its writer's own error follows the interrupt."""
+
+    def save() -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("unexpected pos 64 vs 0")
+
+    with pytest.raises(SystemExit) as ended, clean_errors():
+        save()
+    assert ended.value.code == 130
+    assert "--resume goes on from the last checkpoint" in capsys.readouterr().err
+
+
+# --- what a test writes -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("files", "suffix", "expected"),
+    [
+        (["/d/a/x.jpg", "/d/b/y.jpg"], None, ["x.jpg", "y.jpg"]),
+        (["/d/a/x.jpg", "/d/b/x.jpg"], None, ["a/x.jpg", "b/x.jpg"]),
+        (["/d/x.jpg", "/d/x.png"], None, ["x.jpg", "x.png"]),
+        (["/d/a/x.jpg", "/d/b/y.jpg"], ".png", ["x.png", "y.png"]),
+        (["/d/a/x.jpg", "/d/b/x.jpg"], ".png", ["a/x.png", "b/x.png"]),
+        (["/d/x.jpg", "/d/x.png"], ".png", ["x.jpg.png", "x.png.png"]),
+        (["/d/x.jpg"], None, ["x.jpg"]),
+        ([], None, []),
+    ],
+)
+def test_names(files: list[str], suffix: str | None, expected: list[str]) -> None:
+    assert own_names(files, suffix) == dict(zip(files, expected, strict=True))
+
+
+def test_a_picture_that_cannot_be_drawn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Visualizer:
+        def add_datasample(self, name: str, image: np.ndarray, out_file: str, **_: object) -> None:
+            Image.fromarray(image).save(out_file)
+
+    class Runner:
+        visualizer = Visualizer()
+
+    Image.new("RGB", (4, 2)).save(tmp_path / "good.png")
+    (tmp_path / "bad.tif").write_bytes(b"six channels, say")
+    samples = [BaseDataElement(metainfo={"img_path": str(tmp_path / n)})
+               for n in ("bad.tif", "good.png")]  # fmt: skip
+    hook = Pictures(str(tmp_path / "out"))
+    hook.names = own_names([sample.img_path for sample in samples])
+    hook.after_test_iter(Runner(), 0, None, samples)
+    with caplog.at_level(logging.ERROR, logger="mmengine"):
+        hook.after_test(Runner())
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["good.png"]
+    assert len(hook.failed) == 1
+    assert "bad.tif (" in hook.failed[0]
+
+
+def test_label_maps(tmp_path: Path) -> None:
+    labels = torch.tensor([[[0, 1], [2, 3]]])
+    for reduced in (False, True):
+        sample = BaseDataElement(metainfo={"img_path": "/d/x.jpg", "reduce_zero_label": reduced})
+        sample.pred_sem_seg = PixelData(data=labels)
+        hook = LabelMaps(str(tmp_path))
+        hook.after_test_iter(None, 0, None, [sample])
+        assert not hook.failed
+        written = np.array(Image.open(tmp_path / "x.png"))
+        np.testing.assert_array_equal(written, labels[0].numpy() + reduced)
