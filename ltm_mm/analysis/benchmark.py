@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..engine.errors import UserError
+from ..engine.outputs import check_folder
 from .baselines import build_models
 from .flops import count_macs
 from .latency import Clock, interleave, part_times, peak_memory, weight_memory
@@ -285,6 +286,7 @@ def run_benchmark(
         raise UserError(f"--size takes pairs of height and width, got {len(size)} number(s)")
     if cpu_time and (threads != 1 or device != "cpu"):
         raise UserError("--cpu-time adds up all threads: it needs --threads 1 and --device cpu")
+    check_folder("--out", out)
     clock = time.process_time if cpu_time else time.perf_counter
     images, rows = list(zip(size[::2], size[1::2], strict=True)), []
     for image in images:
@@ -298,12 +300,13 @@ def run_benchmark(
             for count in batch:
                 new = bench.measure(count, rounds, train_step, shrunk)
                 found += new
-                save_json(path.with_suffix(".json"), found, settings, about)
                 print(f"\nbatch {count}, {image[0]} x {image[1]} pixels\n")
                 print(to_markdown(new), flush=True)
+                save_json(path.with_suffix(".json"), found, settings, about)
         on = about["gpu"] if device == "cuda" else f"{about['cpu']}, {about['threads']} thread(s)"
+        print(f"\n{on}, torch {about['torch']}\n  {path.with_suffix('.json')}", flush=True)
         picture = path.with_suffix(".png")
         plot_latency(picture, found, f"{config}, {image[0]} x {image[1]}, {on}")
-        print(f"\n{on}, torch {about['torch']}\n  {path.with_suffix('.json')}\n  {picture}")
+        print(f"  {picture}")
         rows += found
     return rows

@@ -22,6 +22,8 @@ from tqdm import tqdm
 from ..checkpoints import load_into, read_state_dict
 from ..engine import UserError, evaluate, parse_keep, use_ltm
 from ..engine.config import change_config
+from ..engine.errors import naming
+from ..engine.outputs import check_folder
 from ..engine.run import drop_pretrained
 from ..presets import Keep
 from .baselines import named_config
@@ -130,9 +132,8 @@ def clock_of(cpu_time: bool, threads: int | None, device: str) -> Clock:
 
 
 def check_place(out: str, device: str) -> None:
-    """Refuse an output folder that is a file, and a device that is not there."""
-    if Path(out).is_file():
-        raise UserError(f"--out {out} is a file: name a folder")
+    """Refuse an output folder that cannot be written, and a device that is not there."""
+    check_folder("--out", out)
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no GPU is visible to PyTorch; use --device cpu")
 
@@ -169,7 +170,7 @@ def model_builder(
     """
     use_ltm(deepcopy(cfg), None)  # says so if there is nothing to merge in
     whole = "type" in cfg.model and not backbone
-    with _as_user_error(checkpoint):
+    with naming(checkpoint):
         weights = read_state_dict(checkpoint, trust) if checkpoint else None
     shared: dict[str, nn.Parameter] = {}
 
@@ -181,7 +182,7 @@ def model_builder(
         with DefaultScope.overwrite_default_scope(cfg.get("default_scope")), _quiet():
             model = MODELS.build(own.model if whole else own.model.backbone)
             if weights is not None:
-                with _as_user_error(checkpoint):
+                with naming(checkpoint):
                     load_into(model, weights, strict=whole)
         if keep is not None and not merges(model):
             raise UserError(f"--ltm {keep} merges nothing in this model")
@@ -198,15 +199,6 @@ def _share(model: nn.Module, shared: dict[str, nn.Parameter]) -> None:
             if own is not None:
                 first = shared.setdefault(f"{name}.{key}", own)
                 module._parameters[key] = first if first.shape == own.shape else own
-
-
-@contextmanager
-def _as_user_error(checkpoint: str | None) -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        named = "" if str(checkpoint) in str(error) else f"{checkpoint}: "
-        raise UserError(f"{named}{error}") from error
 
 
 @contextmanager

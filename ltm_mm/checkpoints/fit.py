@@ -44,7 +44,12 @@ def to_backbone(
     state = strip_prefixes(state)
     source = detect(state)
     if source:
-        state = source.convert(state)
+        try:
+            state = source.convert(state)
+        except (RuntimeError, KeyError, IndexError) as error:
+            raise ValueError(
+                f"the checkpoint has keys of {source.name}, but not its shapes ({error})"
+            ) from error
     own = backbone.state_dict()
     grid = getattr(backbone, "pos_grid", None)
     state = {k: resize(k, v, own[k], grid) if k in own else v for k, v in state.items()}

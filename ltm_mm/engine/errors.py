@@ -58,6 +58,23 @@ def clean_errors(debug: bool = False) -> Iterator[None]:
         sys.exit(1)
 
 
+@contextmanager
+def naming(file: str | None) -> Iterator[None]:
+    """Turn what a checkpoint's reader says into a UserError that names the file.
+
+    Args:
+        file: as the user gave it; None: there is none.
+
+    Raises:
+        UserError: for a ValueError or OSError within.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        named = "" if str(file) in str(error) else f"{file}: "
+        raise UserError(f"{named}{error}") from error
+
+
 def explain(error: BaseException) -> str | None:
     """One line for a known mistake, None for anything else.
 

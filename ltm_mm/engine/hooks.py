@@ -5,7 +5,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from ..checkpoints import load_into
-from .errors import UserError
+from .errors import naming
 
 
 class StartFrom(Hook):
@@ -31,8 +31,5 @@ def load(runner: Runner, checkpoint: str, trust: bool, strict: bool = False) -> 
         model = model.module
     if runner.cfg.model.get("module"):
         model = model.module  # inside test-time augmentation
-    try:
+    with naming(checkpoint):
         load_into(model, checkpoint, trust=trust, strict=strict)
-    except (ValueError, OSError) as error:
-        named = "" if checkpoint in str(error) else f"{checkpoint}: "
-        raise UserError(f"{named}{error}") from error

@@ -22,6 +22,7 @@ from .data.loaders import SKIPPED
 from .errors import UserError, no_such_type
 from .hooks import StartFrom, load
 from .ib_hook import use_ib
+from .outputs import check_file, check_folder
 from .pictures import LabelMaps, Pictures
 from .resume import check_same_model, find_resume
 from .swap import parse_keep, use_ltm
@@ -169,7 +170,7 @@ def _drop(node: object) -> None:
 
 def draw_into(cfg: Config, folder: str) -> Hook:
     """A hook that writes pictures of all predictions to a folder."""
-    check_place("--show-dir", folder)
+    check_folder("--show-dir", folder)
     scope = cfg.get("default_scope")
     if not cfg.get("visualizer"):
         kind = "mmseg.SegLocalVisualizer" if scope == "mmseg" else "mmdet.DetLocalVisualizer"
@@ -293,37 +294,13 @@ def _write_into(cfg: Config, out: str) -> list[Hook]:
     evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
     if not out.endswith(PICKLES) and cfg.get("default_scope") != "mmseg":
         raise UserError(f"--out {out}: the file's name must end in .pkl")
-    check_place("--out", out)
     if out.endswith(PICKLES):
+        check_file("--out", out)
         kind = "mmdet.DumpDetResults" if cfg.get("default_scope") == "mmdet" else "DumpResults"
         cfg.test_evaluator = [*evaluators, dict(type=kind, out_file_path=out)]
         return []
+    check_folder("--out", out)
     return [LabelMaps(out)]
-
-
-def check_place(option: str, place: str) -> None:
-    """Refuse an output that cannot be written, before hours of work and not after.
-
-    Args:
-        option: of the command line.
-        place: a folder, which is made; or a pickle's name, whose folder is made.
-
-    Raises:
-        UserError: names what is in the way.
-    """
-    path = Path(place).expanduser()
-    pickle = option == "--out" and place.endswith(PICKLES)
-    if pickle and path.is_dir():
-        raise UserError(f"{option} {place} is a folder: name a file")
-    if not pickle and path.exists() and not path.is_dir():
-        raise UserError(f"{option} {place} is a file: name a folder")
-    folder = path.parent if pickle else path
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{option} {place} cannot be written: {error.strerror}") from error
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"{option} {place} cannot be written: {folder} is not yours to write to")
 
 
 def _last_metrics(runner: Runner) -> dict[str, float]:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ..analysis.baselines import build_models
 from ..checkpoints import load_into
-from ..engine.errors import UserError
+from ..engine.errors import UserError, naming
+from ..engine.outputs import check_file
 from .check import TOLERANCE, Difference, compare, other_sizes
 from .onnx import run_onnx, save_onnx
 from .program import SMALLEST, export_program
@@ -48,12 +49,14 @@ def export(
     """
     if min(size) < SMALLEST:
         raise UserError(f"--size must be {SMALLEST} or more, got {size[0]} {size[1]}")
-    (built,) = build_models(config, [] if ltm is None else [ltm], (), size, whole_model).values()
-    if checkpoint is not None:
-        load_into(built, checkpoint, trust=trust_checkpoint, strict=True)
-    model, outputs = _prepared(built, whole_model)
     stem = Path(config.rpartition("::")[2]).stem + ("" if whole_model else "_backbone")
     path = Path(out) if out else Path("work_dirs", "export", stem).with_suffix(SUFFIXES[format])
+    check_file("--out", path)
+    (built,) = build_models(config, [] if ltm is None else [ltm], (), size, whole_model).values()
+    if checkpoint is not None:
+        with naming(checkpoint):
+            load_into(built, checkpoint, trust=trust_checkpoint, strict=True)
+    model, outputs = _prepared(built, whole_model)
     start = time.perf_counter()
     print(f"tracing {stem}, which takes a minute or so ...", flush=True)
     program = export_program(model, size)

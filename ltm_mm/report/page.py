@@ -9,6 +9,7 @@ from pathlib import Path
 from .. import __version__
 from ..analysis.report import Row, to_markdown
 from ..engine import UserError
+from ..engine.outputs import check_file
 from .curves import loss_curve, metric_curves, parts_curve
 from .pictures import Picture, data_uri, draw_pictures
 from .summary import metric_table, summary
@@ -67,6 +68,7 @@ def write_report(
     path = Path(out or runs[0].folder / "report.html")
     if path.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--out {out}: the file's name must end in .html")
+    check_file("--out", path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(render(runs, sections), encoding="utf-8")
     print(f"report: {path}", flush=True)

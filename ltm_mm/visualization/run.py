@@ -21,11 +21,14 @@ from tqdm import tqdm
 from ..adapters import merges, remove
 from ..checkpoints import load_into
 from ..engine import UserError, load_config, parse_keep, use_ltm
+from ..engine.errors import naming
 from ..engine.merging_blocks import mask_modules
+from ..engine.outputs import check_folder
 from ..engine.run import drop_pretrained
 from .artist import Artist, Points
 from .figures import DPI
 
+LOW, HIGH = 10, 1200  # dots per inch: figures are 12 inches wide
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
 
@@ -71,17 +74,20 @@ def visualize(
         UserError: for a mistake in the input. Of a folder, images that cannot be read are
             left out and named at the end.
     """
+    if not LOW <= dpi <= HIGH:
+        raise UserError(f"--dpi must lie in {LOW}..{HIGH}, got {dpi}")
     files = find_images(image)
     cfg = load_config(config, cfg_options)
     if not cfg.get("model"):
         raise UserError(f"{cfg.filename} has no model, which is needed here")
+    folder = Path(out_dir or Path("work_dirs", Path(cfg.filename).stem, "visualize"))
+    check_folder("--out-dir", folder)
     if ltm is not None:
         print("\n".join(use_ltm(cfg, parse_keep(ltm))), flush=True)
     pair = build_pair(cfg, checkpoint, trust_checkpoint, device, seed)
     artist = Artist(
         pair.merged, pair.plain, pipeline_of(cfg), pair.classes, pair.caption, dpi, blocks
     )
-    folder = Path(out_dir or Path("work_dirs", Path(cfg.filename).stem, "visualize"))
     written: list[Path] = []
     failed: list[str] = []
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
@@ -136,11 +142,8 @@ def build_pair(cfg: Config, checkpoint: str | None, trust: bool, device: str, se
         weights = "untrained weights"
         if checkpoint:
             weights = f"weights {Path(checkpoint).name}"
-            try:
+            with naming(checkpoint):
                 load_into(merged, checkpoint, trust=trust)
-            except (ValueError, OSError) as error:
-                named = "" if checkpoint in str(error) else f"{checkpoint}: "
-                raise UserError(f"{named}{error}") from error
         elif "Pretrained" in str(cfg.model):
             weights = "pretrained backbone, untrained heads"
         classes = class_names(cfg)

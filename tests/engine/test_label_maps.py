@@ -138,7 +138,7 @@ def test_the_last_of_several_heads_counts() -> None:
     [
         (
             {"{split}_dataloader.dataset.pipeline.{load}.reduce_zero_label": True},
-            "dataset.pipeline.{load} (LoadAnnotations) has reduce_zero_label=True, the data set False",
+            "dataset.pipeline.{load} (LoadAnnotations) has reduce_zero_label=True, the data",
         ),
         (
             {"{split}_dataloader.dataset.img_suffix": ".jpg"},

@@ -87,6 +87,8 @@ def build_loader(runner: Runner, cfg: Mapping, name: str) -> DataLoader:
                 ) from error
         if "need at least one array to concatenate" in message(error):  # mmengine packing nothing
             raise UserError(f"{name} has no image left: {_why_empty(error, file)}") from error
+        if isinstance(error, KeyError) and message(error).startswith(("img", "seg_map")):
+            raise UserError(f"{name}: data_prefix has no {message(error)!r}, its folder") from error
         if isinstance(error, KeyError) and file:
             raise UserError(
                 f"the annotation file of {name} lacks {message(error)!r}: {file}"
