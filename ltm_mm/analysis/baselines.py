@@ -188,7 +188,8 @@ def _timm_model(backbone: ConfigDict, size: tuple[int, int]) -> tuple[str, dict[
         options = dict(dynamic_img_size=True, dynamic_img_pad=True)
         return family.in_timm(arch), options | _renamed(backbone, _TIMM_VIT)
     maps = (1, 2, 3, 4) if family is MOBILEVIT else (0, 1, 2, 3)
-    return family.in_timm(arch), dict(out_indices=backbone.get("out_indices") or maps)
+    options = dict(out_indices=backbone.get("out_indices") or maps)
+    return family.in_timm(arch), options | dict(in_chans=backbone.get("in_channels", 3))
 
 
 def _renamed(options: Mapping[str, object], names: Mapping[str, str | None]) -> dict[str, object]:

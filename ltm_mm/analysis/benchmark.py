@@ -17,7 +17,7 @@ from .flops import count_macs
 from .latency import Clock, interleave, part_times, peak_memory, weight_memory
 from .latency import threads as use_threads
 from .plots import plot_latency
-from .random_data import random_data
+from .random_data import channels_of, random_data
 from .report import PLAIN, Row, machine, save_json, to_markdown
 from .shrunk import equal_time_size
 
@@ -194,7 +194,7 @@ class Bench:
         """One pass on random images; a whole model's data are made ready beforehand."""
         if not hasattr(model, "data_preprocessor"):
             generator = torch.Generator().manual_seed(0)
-            images = torch.randn(batch, 3, *size, generator=generator)
+            images = torch.randn(batch, channels_of(model), *size, generator=generator)
             images = images.to(self.device).to(memory_format=self.layout)
             return lambda: model(images)
         with torch.random.fork_rng():

@@ -15,7 +15,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -265,14 +265,23 @@ def read_photos(
     size: Sequence[int] | None,
     device: str,
     backbone: bool = False,
+    channels: int = 3,
 ) -> list[Mapping | Tensor]:
     """All photos as the model takes them, or its backbone; see :func:`run_fidelity`.
+
+    Args:
+        cfg: of the model.
+        files: the photos.
+        size: height and width; None: as they come.
+        device: where tensors go.
+        backbone: as the backbone takes them: normalised tensors.
+        channels: of the backbone's images; others than 3 are read by the config's test pipeline.
 
     Raises:
         UserError: if one cannot be read.
     """
     pipeline = None
-    if "type" in cfg.model and not backbone:
+    if files and (("type" in cfg.model and not backbone) or channels != 3):
         from ..visualization.run import pipeline_of
 
         pipeline = pipeline_of(cfg)
@@ -283,10 +292,13 @@ def read_photos(
                 photo.load()  # loaders fill up with grey what is missing
                 own = None if pipeline else normalised(cfg, photo, size or BACKBONE_SIZE)
         except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(f"{file} is damaged or no photo ({error})") from error
+            if channels == 3 or not isinstance(error, UnidentifiedImageError):
+                raise UserError(f"{file} is damaged or no photo ({error})") from error
         if pipeline is not None:
             own = _packed(pipeline, file)
             own = own if size is None else resize_sample(own, (size[0], size[1]))
+        if pipeline is not None and backbone:
+            own = _inputs(cfg, own)
         images.append(own.to(device) if isinstance(own, Tensor) else own)
     return images
 
@@ -300,10 +312,20 @@ def _packed(pipeline: Compose, file: Path) -> dict:
         raise UserError(f"{file}: the config's test pipeline cannot read it ({error})") from error
 
 
+def _inputs(cfg: Config, sample: Mapping) -> Tensor:
+    """A packed sample's image ``(1, C, H, W)``, normalised as the config says."""
+    mean, std = (torch.tensor(_preprocessor(cfg)[key]).view(-1, 1, 1) for key in ("mean", "std"))
+    return ((sample["inputs"].float() - mean) / std)[None]
+
+
+def _preprocessor(cfg: Config) -> Mapping:
+    own = cfg.model.get("data_preprocessor") or cfg.get("data_preprocessor") or {}
+    return {"mean": MEAN, "std": STD, **{k: v for k, v in own.items() if v is not None}}
+
+
 def normalised(cfg: Config, photo: Image.Image, size: Sequence[int]) -> Tensor:
     """A photo ``(1, 3, H, W)`` of a size, normalised as the config says, else as for ImageNet."""
-    options = cfg.model.get("data_preprocessor") or cfg.get("data_preprocessor") or {}
-    mean, std = (np.float32(options.get(key, own)) for key, own in (("mean", MEAN), ("std", STD)))
+    mean, std = (np.float32(_preprocessor(cfg)[key]) for key in ("mean", "std"))
     scaled = photo.convert("RGB").resize((size[1], size[0]), Image.BICUBIC)
     pixels = (np.asarray(scaled, np.float32) - mean) / std
     return torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()

@@ -29,6 +29,7 @@ from .plan_measure import (
     measure_times,
     squared_error,
 )
+from .random_data import channels_of
 from .report import machine, markdown_line
 
 BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
@@ -206,10 +207,12 @@ def make_plan(
     cfg = change_config(named_config(config), cfg_options or {})
     files = some_photos(photos, num_photos) if photos else []
     build = model_builder(cfg, checkpoint, trust_checkpoint, device, backbone=True)
-    family, whole = whole_plan(build(None))
+    plain = build(None)
+    family, whole = whole_plan(plain)
     model = Model(build, family, whole, lambda model, image: model(image))
-    images = read_photos(cfg, files, size, device, backbone=True)
-    noise = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
+    channels = channels_of(plain)
+    images = read_photos(cfg, files, size, device, backbone=True, channels=channels)
+    noise = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0)).to(device)
     with use_threads(threads):
         timed_on = images[0] if images else noise
         found = choose(model, images, model, timed_on, target_time, rounds, clock)

@@ -4,6 +4,13 @@ import torch
 from torch import nn
 
 
+def channels_of(model: nn.Module) -> int:
+    """Channels of the images that a model takes: those of its backbone's first convolution."""
+    backbone = getattr(model, "backbone", model)
+    convs = (m for m in backbone.modules() if isinstance(m, nn.Conv2d))
+    return next((conv.in_channels for conv in convs), 3)
+
+
 def random_data(model: nn.Module, batch: int, size: tuple[int, int], training: bool) -> dict:
     """Inputs and data samples as the model's ``forward`` takes them.
 
@@ -26,7 +33,7 @@ def _detector_data(model: nn.Module, batch: int, size: tuple[int, int]) -> dict:
     panoptic = getattr(model, "panoptic_head", None)
     return demo_mm_inputs(
         batch,
-        (3, *size),
+        (channels_of(model), *size),
         num_items=[10] * batch,
         num_classes=min(getattr(panoptic, "num_things_classes", 80), 80),
         with_mask=True,
@@ -46,7 +53,9 @@ def _segmentor_data(model: nn.Module, batch: int, size: tuple[int, int]) -> dict
         sample.gt_sem_seg = PixelData(data=labels)
         samples.append(sample)
     model.data_preprocessor.size = size  # what it pads to: nothing
-    images = [torch.randint(0, 255, (3, *size), dtype=torch.uint8) for _ in samples]
+    images = [
+        torch.randint(0, 255, (channels_of(model), *size), dtype=torch.uint8) for _ in samples
+    ]
     return dict(inputs=images, data_samples=samples)
 
 

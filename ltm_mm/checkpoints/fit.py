@@ -1,10 +1,12 @@
 """Bring a checkpoint into a backbone's names and sizes, or say why it cannot be (ours)."""
 
+import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
 
 import torch.nn.functional as F
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .detect import detect, unwrap
@@ -19,7 +21,7 @@ OPTIONAL = re.compile(rf"{MERGE.pattern}|{DERIVED.pattern}|^norm\d*\.|^pyramid\.
 
 
 def to_backbone(
-    weights: Mapping, backbone: nn.Module, prefix: str | None = None
+    weights: Mapping, backbone: nn.Module, prefix: str | None = None, adapt: bool = True
 ) -> dict[str, Tensor]:
     """Bring weights of any known source into a backbone's names, order and table sizes.
 
@@ -27,6 +29,7 @@ def to_backbone(
         weights: a checkpoint or a state dict; heads in it are left out.
         backbone: the backbone to fit; not changed.
         prefix: of the backbone's keys; None: told by the keys.
+        adapt: whether weights for RGB images may serve a backbone of other channels.
 
     Returns:
         A state dict with keys and shapes of ``backbone``; what ``OPTIONAL`` names may be
@@ -51,10 +54,30 @@ def to_backbone(
                 f"the checkpoint has keys of {source.name}, but not its shapes ({error})"
             ) from error
     own = backbone.state_dict()
+    if adapt:
+        _adapt_stem(state, own)
     grid = getattr(backbone, "pos_grid", None)
     state = {k: resize(k, v, own[k], grid) if k in own else v for k, v in state.items()}
     _check(state, own, type(backbone).__name__, source.name if source else "unknown source")
     return {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+
+
+def _adapt_stem(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Fit the first convolution's weights for RGB to other channels, in place, as timm does."""
+    from timm.models import adapt_input_conv
+
+    for key, value in state.items():
+        wanted = own[key].shape if key in own else ()
+        if value.ndim != 4 or len(wanted) != 4 or value.shape[1] != 3 or wanted[1] == 3:
+            continue
+        if (value.shape[0], *value.shape[2:]) == (wanted[0], *wanted[2:]):
+            state[key] = adapt_input_conv(wanted[1], value)
+            print_log(
+                f"{key}: weights for 3 channels serve {wanted[1]}, "
+                + ("summed up" if wanted[1] == 1 else "repeated and scaled"),
+                "current",
+                logging.WARNING,
+            )
 
 
 def resize(key: str, value: Tensor, target: Tensor, grid: Sequence[int] | None = None) -> Tensor:

@@ -80,8 +80,10 @@ def load_into(
     names = [n for n, _ in model.named_modules() if re.search(r"(^|\.)(img_)?backbone$", n)]
     with _naming(weights):
         if not names:
-            return _load(model, to_backbone(given, model), given, weights, (), strict)
-        state, misfits = _whole(given, model, names)
+            return _load(
+                model, to_backbone(given, model, adapt=not strict), given, weights, (), strict
+            )
+        state, misfits = _whole(given, model, names, adapt=not strict)
         return _load(model, state, given, weights, misfits, strict)
 
 
@@ -101,7 +103,7 @@ def _naming(weights: Weights) -> Iterator[None]:
 
 
 def _whole(
-    given: dict[str, Tensor], model: nn.Module, names: list[str]
+    given: dict[str, Tensor], model: nn.Module, names: list[str], adapt: bool
 ) -> tuple[dict[str, Tensor], list[str]]:
     """A whole model's state dict with its backbones adapted, and the misfits beside them."""
     given_whole = {re.sub(r"^(module\.|_orig_mod\.)+", "", k): v for k, v in given.items()}
@@ -112,7 +114,7 @@ def _whole(
     state._metadata = getattr(given, "_metadata", None)
     for name, prefix in zip(names, inside, strict=True):
         part = {k[len(prefix) :]: v for k, v in given_whole.items() if k.startswith(prefix)}
-        adapted = to_backbone(part or given, model.get_submodule(name))
+        adapted = to_backbone(part or given, model.get_submodule(name), adapt=adapt)
         state |= {prefix + key: value for key, value in adapted.items()}
     if not any(key.startswith(inside) for key in given_whole):
         return state, []  # backbone weights alone

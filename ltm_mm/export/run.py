@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..analysis.baselines import build_models
+from ..analysis.random_data import channels_of
 from ..checkpoints import load_into
 from ..engine.errors import UserError, naming
 from ..engine.outputs import check_file
@@ -59,7 +60,8 @@ def export(
     model, outputs = _prepared(built, whole_model)
     start = time.perf_counter()
     print(f"tracing {stem}, which takes a minute or so ...", flush=True)
-    program = export_program(model, size)
+    channels = channels_of(built)
+    program = export_program(model, size, channels)
     if format == "onnx":
         print("writing ONNX, which takes as long again ...", flush=True)
         save_onnx(program, path, outputs)
@@ -69,8 +71,8 @@ def export(
     weights = "random weights" if checkpoint is None else f"weights {Path(checkpoint).name}"
     taken = time.perf_counter() - start
     print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB, {weights}, after {taken:.0f} s")
-    print(f"  image (batch, 3, height, width) -> {', '.join(outputs)}")
-    return _checked(model, path, format, size) if check else []
+    print(f"  image (batch, {channels}, height, width) -> {', '.join(outputs)}")
+    return _checked(model, path, format, size, channels) if check else []
 
 
 def _prepared(built: nn.Module, whole: bool) -> tuple[nn.Module, list[str]]:
@@ -84,13 +86,16 @@ def _prepared(built: nn.Module, whole: bool) -> tuple[nn.Module, list[str]]:
         raise UserError(f"--whole-model: {error}") from error
 
 
-def _checked(model: nn.Module, path: Path, format: str, size: tuple[int, int]) -> list[Difference]:
+def _checked(
+    model: nn.Module, path: Path, format: str, size: tuple[int, int], channels: int
+) -> list[Difference]:
     run: Callable[[Tensor], object]
     run = run_onnx(path) if format == "onnx" else torch.export.load(path).module()
     name = "onnxruntime" if format == "onnx" else "the loaded program"
     print(f"largest difference between {name} and the model:", flush=True)
     found = []
-    for difference in compare(model, run, other_sizes(size, SMALLEST)):  # type: ignore[arg-type]
+    sizes = other_sizes(size, SMALLEST)
+    for difference in compare(model, run, sizes, channels=channels):  # type: ignore[arg-type]
         print(f"  {difference}", flush=True)
         found.append(difference)
     worst = max(found, key=lambda difference: difference.largest)
