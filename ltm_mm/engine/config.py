@@ -16,6 +16,8 @@ from .errors import UserError
 
 # Read by the tools and by some runners, beside the Runner's own arguments.
 TOOL_KEYS = (
+    "runner_type",
+    "strategy",  # of FlexibleRunner
     "tta_model",
     "tta_pipeline",
     "find_unused_parameters",
@@ -123,7 +125,7 @@ def check_option(cfg: Config, key: str) -> None:
     Raises:
         UserError: names the key and what was probably meant.
     """
-    runner_keys = {*inspect.signature(Runner.__init__).parameters, "runner_type", *TOOL_KEYS}
+    runner_keys = {*inspect.signature(Runner.__init__).parameters, *TOOL_KEYS}
     first, *rest = key.split(".")
     if first not in runner_keys:
         if first not in cfg:

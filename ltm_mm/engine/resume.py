@@ -74,6 +74,11 @@ def saved_checkpoints(work_dir: str) -> list[str]:
 
 def check_resumable(path: str, trust: bool) -> None:
     """Raise a UserError unless ``path`` is a whole checkpoint with training state."""
+    if os.path.isdir(os.path.expanduser(path)):
+        raise UserError(
+            f"{path} is a folder: name the file in it (of FSDP's pieces there is none: set "
+            "strategy.state_dict_cfg='full')"
+        )
     checkpoint = read_checkpoint(path, trust)
     if not isinstance(checkpoint, dict) or not set(checkpoint) >= TRAINING:
         raise UserError(
@@ -101,7 +106,8 @@ def check_same_model(model: nn.Module, path: str, trust: bool) -> None:
 
     mmengine would load what fits and go on with the rest untrained.
     """
-    saved = read_checkpoint(path, trust)["state_dict"]
+    given = read_checkpoint(path, trust)["state_dict"]
+    saved = {key.removeprefix("module."): value for key, value in given.items()}  # of DDPStrategy
     own = (model.module if is_model_wrapper(model) else model).state_dict()
     wrong = [k for k in own if k not in saved] + [k for k in saved if k not in own]
     wrong += [k for k in own if k in saved and own[k].shape != saved[k].shape]

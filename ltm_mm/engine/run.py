@@ -20,6 +20,7 @@ from .config import load_config
 from .data import build_loaders, missing, skipped
 from .data.loaders import SKIPPED
 from .errors import UserError, no_such_type
+from .flexible import build_model, choose_strategy, is_flexible
 from .hooks import StartFrom, load
 from .ib_hook import use_ib
 from .outputs import check_file, check_folder
@@ -83,8 +84,12 @@ def train(
     runner = _build(cfg)
     note_command(cfg.work_dir)
     _check_optimizer(cfg)
+    build_model(runner, cfg.get("find_unused_parameters", False), testing=False)
     if resumed:
         check_same_model(runner.model, resumed, trust_checkpoint)
+    elif checkpoint and is_flexible(cfg):  # before FSDP spreads the weights
+        runner.model.init_weights()
+        load(runner, checkpoint, trust_checkpoint)
     elif checkpoint:
         runner.register_hook(StartFrom(checkpoint, trust_checkpoint))
     with _files_named(cfg):
@@ -138,6 +143,7 @@ def evaluate(
     cfg.load_from, cfg.resume = None, False
     runner = _build(cfg)
     note_command(cfg.work_dir)
+    build_model(runner, find_unused=False, testing=True)
     for hook in hooks:
         runner.register_hook(hook)
     load(runner, checkpoint, trust_checkpoint, strict=True)
@@ -202,13 +208,33 @@ def _prepare(
     if work_dir or not cfg.get("work_dir"):
         cfg.work_dir = work_dir or os.path.join("work_dirs", stem)
     cfg.launcher = launcher
-    if launcher == "pytorch" and "RANK" not in os.environ:
-        raise UserError(
-            "--launcher pytorch needs torchrun: use tools/dist_train.sh or dist_test.sh"
-        )
+    _check_launcher(launcher)
+    if is_flexible(cfg):
+        choose_strategy(cfg, launcher)
     if launcher != "none" and get_device() == "cpu":
         _use_cpu_ranks(cfg)
     return cfg
+
+
+# What a launcher's processes find in their environment, and what starts them.
+LAUNCHERS = {
+    "pytorch": ("RANK", "torchrun: use tools/dist_train.sh or dist_test.sh"),
+    "slurm": ("SLURM_PROCID", "a Slurm job: start it with srun"),
+    "mpi": ("OMPI_COMM_WORLD_LOCAL_RANK", "Open MPI: start it with mpirun"),
+}
+
+
+def _check_launcher(launcher: str) -> None:
+    if launcher == "none":
+        return
+    variable, what = LAUNCHERS[launcher]
+    if variable not in os.environ:
+        raise UserError(f"--launcher {launcher} needs {what} ({variable} is not set)")
+    if launcher != "pytorch" and get_device() == "cpu":
+        raise UserError(
+            f"--launcher {launcher} needs a GPU per rank, and none is visible; ranks share CPUs "
+            "with tools/dist_train.sh"
+        )
 
 
 def _use_cpu_ranks(cfg: Config) -> None:
@@ -319,7 +345,7 @@ def _report(runner: Runner, results: Mapping[str, object]) -> None:
     metrics = results.get("metrics") or {}
     lines = {
         "work dir": runner.work_dir,
-        "log": runner._log_dir,
+        "log": runner.log_dir,
         "checkpoint": note.read_text().strip() if note.is_file() else None,
         "best checkpoint": best,
         **results,

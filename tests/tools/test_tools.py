@@ -210,3 +210,28 @@ def test_error_and_evaluation_in_two_ranks(tool: Tool, shapes: Path, tmp_path: P
     assert metrics[1] is not None
     assert metrics[0][1] == metrics[1][1]
     assert len(pickle.loads((tmp_path / "out.pkl").read_bytes())) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", [None, "FSDPStrategy"])
+def test_flexible_runner_in_two_ranks(
+    tool: Tool, shapes: Path, tmp_path: Path, strategy: str | None
+) -> None:
+    """Train, resume and test; what is saved is whole, and one process reads it."""
+    work = tmp_path / "work"
+    changes: dict[str, object] = {"runner_type": "FlexibleRunner", "train_cfg__max_epochs": 1}
+    changes |= {"strategy__type": strategy} if strategy else {}
+    start = ("dist_train.sh", SHAPES_CONFIG, 2, "--work-dir", work)
+    tool(*start, *options(shapes, **changes, train_cfg__val_interval=1))
+    longer = changes | {"train_cfg__max_epochs": 2}
+    done = tool(*start, "--resume", *options(shapes, **longer))
+    assert "resumed epoch: 1, iter: 4" in done.stdout + done.stderr
+    flags = ("--work-dir", work)
+    both = tool(
+        "dist_test.sh", SHAPES_CONFIG, work / "epoch_2.pth", 2, *flags, *options(shapes, **changes)
+    )
+    alone = tool("test.py", SHAPES_CONFIG, work / "epoch_2.pth", *flags, *options(shapes))
+    metrics = [re.search(r"  metrics +(.+)", run.stdout) for run in (both, alone)]
+    assert metrics[0] is not None
+    assert metrics[1] is not None
+    assert metrics[0][1] == metrics[1][1]
