@@ -1,0 +1,180 @@
+"""Whether a detector's data set, its annotation file, its metric and the model agree (ours).
+
+mmdet numbers labels in the order in which the *file* lists the categories, whatever the order of
+``metainfo.classes``; names come from the latter. So both orders must be one, in every split.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+from mmengine.evaluator import BaseMetric
+from torch import nn
+from torch.utils.data import Dataset
+
+from ..errors import UserError
+from .coco import (
+    BAD_MASK,
+    BEYOND,
+    NO_CATEGORY,
+    NO_CROWD_FLAG,
+    NO_IMAGE,
+    NO_MASK,
+    SMALL,
+    UNTRAINED,
+    Look,
+)
+from .notes import first, say
+
+HALF = "more than half of its annotations cannot be meant so"
+
+
+def check_instances(
+    dataset: Dataset, path: str, look: Look, classes: Sequence[str], training: bool, masks: bool
+) -> None:
+    """Compare a COCO data set with what its file holds.
+
+    Args:
+        dataset: as built by mmdet.
+        path: its dotted key in the config.
+        look: at its annotation file.
+        classes: of the data set.
+        training: whether it is trained on.
+        masks: whether its pipeline loads masks.
+
+    Raises:
+        UserError: names file, entry and option.
+    """
+    check_order([look.ids[i] for i in dataset.cat_ids], classes, look, f"{path}.metainfo.classes")
+    for fault in (NO_IMAGE, NO_CATEGORY, SMALL, BEYOND):
+        line = look.describe(fault)
+        if line and look.faults[fault][0] * 2 > look.annotations:
+            raise UserError(f"{line}; {HALF}")
+        if line and training:
+            say(line)
+    if training and masks:
+        _refuse(look, (NO_MASK, BAD_MASK), "take them out, or train a detector without masks")
+    if not training:
+        return
+    if not look.total(look.instances, classes):
+        crowds = look.total(look.crowds, classes)
+        why = f": all {crowds} are crowds (iscrowd=1), which do not train" if crowds else ""
+        raise UserError(
+            f"{path} has no instance of its classes ({first(classes)}) in {look.file}{why}"
+        )
+    left = {n: c for i, n in look.ids.items() if n not in classes and (c := look.instances[i])}
+    if left:
+        say(
+            f"{look.file}: {sum(left.values())} annotations of categories that are not among "
+            f"{path}.metainfo.classes are left out: {first(list(left))}"
+        )
+
+
+def _refuse(look: Look, faults: Iterable[str], advice: str) -> None:
+    for fault in faults:
+        if line := look.describe(fault):
+            raise UserError(f"{line}; {advice}")
+
+
+def check_order(found: Sequence[str], classes: Sequence[str], look: Look, option: str) -> None:
+    """Refuse class names that the file lacks, has twice, or has in another order.
+
+    Args:
+        found: names of the file's categories that are among the classes, in the order in which
+            labels are numbered.
+        classes: as the config names them.
+        look: at the file.
+        option: the config's, for the message.
+    """
+    lacking = [name for name in classes if name not in found]
+    if lacking:
+        near = [difflib.get_close_matches(n, look.categories, n=1) for n in lacking[:3]]
+        hint = ", ".join(f"{n} is {m[0]}" for n, m in zip(lacking, near, strict=False) if m)
+        raise UserError(
+            f"{len(set(classes) - set(lacking))} of the {len(classes)} classes of "
+            f"{option.removesuffix('.metainfo.classes')} are in {look.file}: it lacks "
+            f"{first(lacking)} and has {first(look.categories)}; spell {option} as there"
+            + (f" ({hint}?)" if hint else "")
+        )
+    twice = [name for name in dict.fromkeys(found) if found.count(name) > 1]
+    if twice:
+        ids = [key for key, name in look.ids.items() if name == twice[0]]
+        raise UserError(
+            f"{look.file}: the categories {', '.join(map(repr, ids))} have one name, {twice[0]}, "
+            "which would be labels of their own: give their annotations one category_id"
+        )
+    if list(found) != list(classes):
+        raise UserError(
+            f"{look.file} lists its categories in the order {first(found)}, {option} is "
+            f"{first(classes)}: mmdet numbers labels in the file's order, so names would be "
+            "exchanged. Write the classes in the file's order, and bring the 'categories' of all "
+            "splits' files into one (docs/own-data.md has a line for that)"
+        )
+
+
+def check_metric(
+    metric: BaseMetric,
+    option: str,
+    data: Look | None,
+    classes: Sequence[str],
+    model: nn.Module,
+) -> None:
+    """Refuse a COCO metric that would end in a traceback, in -1, or in another set's figures.
+
+    Args:
+        metric: as built; others than mmdet's ``CocoMetric`` pass.
+        option: dotted key of its annotation file in the config.
+        data: what was seen in the data set's own file; None: nothing.
+        classes: of the data set.
+        model: of the runner.
+
+    Raises:
+        UserError: names file, entry and option.
+    """
+    look = getattr(getattr(metric, "_coco_api", None), "look", None)
+    split = option.partition("_")[0]
+    metrics = getattr(metric, "metrics", ())
+    if "segm" in metrics and getattr(model, "with_roi_head", False) and not model.with_mask:
+        raise UserError(
+            f"{option.removesuffix('.ann_file')}.metric has 'segm', but the model predicts no "
+            "masks: give 'bbox' alone"
+        )
+    if look is None or getattr(metric, "format_only", False):
+        return
+    found = [look.ids[i] for i in metric._coco_api.get_cat_ids(cat_names=list(classes))]
+    check_order(found, classes, look, f"{split}_dataloader.dataset.metainfo.classes")
+    if data is not None and data.file != look.file:
+        _same_images(look, data, option)
+    _refuse(look, (NO_CROWD_FLAG,), "add it")
+    if "segm" in metrics:
+        faults = (NO_MASK, BAD_MASK, NO_MASK + UNTRAINED, BAD_MASK + UNTRAINED)
+        _refuse(look, faults, "add it, or measure metric='bbox' alone")
+    if not look.total(look.instances, classes):
+        why = look.describe(NO_IMAGE) or look.describe(NO_CATEGORY) or look.describe(SMALL)
+        if crowds := look.total(look.crowds, classes):
+            why = f"all {crowds} are crowds (iscrowd=1), which do not count"
+        raise UserError(
+            f"{look.file}, which {option} names, has no instance of the classes that counts, so "
+            f"metrics would be -1{f': {why}' if why else ''}; to train without a validation set "
+            f"{split}_dataloader={split}_cfg={split}_evaluator=None in the config"
+        )
+
+
+def _same_images(metric: Look, data: Look, option: str) -> None:
+    if metric.images == data.images:
+        return
+    odd = [key for key, name in data.images.items() if metric.images.get(key) != name]
+    odd += [key for key in metric.images if key not in data.images]
+    raise UserError(
+        f"{option} names {metric.file}, which does not list the {len(data.images)} images of "
+        f"{data.file} and no others (image {odd[0]!r} is {metric.images.get(odd[0])} there and "
+        f"{data.images.get(odd[0])} here): name the same file"
+    )
+
+
+def check_masks(model: nn.Module, masks: bool, path: str) -> None:
+    """Refuse a mask head whose data set's pipeline loads no masks."""
+    if getattr(model, "with_roi_head", False) and model.with_mask and not masks:
+        raise UserError(
+            f"the model has a mask head, but no LoadAnnotations step of {path}.pipeline has "
+            "with_mask=True"
+        )
