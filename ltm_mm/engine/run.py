@@ -26,6 +26,7 @@ from .ib_hook import use_ib
 from .outputs import check_file, check_folder
 from .pictures import LabelMaps, Pictures
 from .resume import check_same_model, find_resume
+from .steps import Watch, check_lengths, first_step
 from .swap import parse_keep, use_ltm
 
 PICKLES = (".pkl", ".pickle")
@@ -69,6 +70,7 @@ def train(
     """
     cfg = _prepare(config, work_dir, ltm, cfg_options, launcher, ib)
     _require(cfg, "train_dataloader", "train_cfg", "optim_wrapper")
+    check_lengths(cfg)
     if checkpoint:
         _require_file(checkpoint)
     if amp:
@@ -92,9 +94,12 @@ def train(
         load(runner, checkpoint, trust_checkpoint)
     elif checkpoint:
         runner.register_hook(StartFrom(checkpoint, trust_checkpoint))
+    watch = Watch()
+    runner.register_hook(watch)
     with _files_named(cfg):
         build_loaders(runner, "train", "val")
-        runner.train()
+        with first_step(watch):
+            runner.train()
     left_out = skipped(os.path.join(runner.log_dir, SKIPPED))
     _report(runner, {"metrics": _last_metrics(runner), "left out": left_out})
     return runner
@@ -147,9 +152,12 @@ def evaluate(
     for hook in hooks:
         runner.register_hook(hook)
     load(runner, checkpoint, trust_checkpoint, strict=True)
+    watch = Watch()
+    runner.register_hook(watch)
     with _files_named(cfg):
         build_loaders(runner, "test")
-        metrics = runner.test()
+        with first_step(watch):
+            metrics = runner.test()
     _report(runner, {"metrics": metrics, "pictures": show_dir, "predictions": out})
     return metrics
 

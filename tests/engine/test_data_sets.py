@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from ltm_mm.datasets import SHAPES
 from ltm_mm.engine import train
@@ -193,6 +194,11 @@ def all_images_elsewhere(root: Path) -> None:
     (root / "train").mkdir()
 
 
+def resized_images(root: Path) -> None:
+    for file in (root / "train").iterdir():
+        Image.open(file).resize((80, 80)).save(file)
+
+
 VAL_OF_TRAIN = {"val_evaluator.ann_file": "{root}/annotations/instances_train.json"}
 
 
@@ -225,7 +231,7 @@ VAL_OF_TRAIN = {"val_evaluator.ann_file": "{root}/annotations/instances_train.js
             None,
             {"train_dataloader.dataset.metainfo": {"classes": ("Circle", "star")}},
             "it lacks Circle and has circle, square, triangle, star, ring, ...; spell train_data"
-            "loader.dataset.metainfo.classes as there (Circle is circle?)",
+            "loader.dataset.metainfo.classes as there ('Circle' is 'circle'?)",
         ),
         (
             None,
@@ -319,6 +325,22 @@ def test_what_is_left_out_is_said(
         train(SHAPES_CONFIG, str(tmp_path / "w"), cfg_options=coco_options(options, own))
     log = next(tmp_path.glob("w/*/*.log")).read_text()
     assert expected.format(n=count) in log
+
+
+@pytest.mark.usefixtures("_no_steps")
+def test_validation_on_the_training_set_is_said(
+    tmp_path: Path, options: Options, own: Path
+) -> None:
+    file = "annotations/instances_train.json"
+    changes = coco_options(options, own) | {"val_evaluator.ann_file": str(own / file)}
+    changes |= {
+        "val_dataloader.dataset.ann_file": file,
+        "val_dataloader.dataset.data_prefix.img": "train/",
+    }
+    with pytest.raises(Stop):
+        train(SHAPES_CONFIG, str(tmp_path / "w"), cfg_options=changes)
+    log = next(tmp_path.glob("w/*/*.log")).read_text()
+    assert f"val_dataloader.dataset is the training set ({own / file})" in log
 
 
 @pytest.mark.usefixtures("_no_steps")

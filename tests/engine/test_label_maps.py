@@ -11,8 +11,9 @@ from torch import nn
 from ltm_mm.datasets import SHAPES, ensure_shapes
 from ltm_mm.engine import UserError, train
 from ltm_mm.engine.data.heads import check_head
-from ltm_mm.engine.data.labels import LabelCheck, _size
+from ltm_mm.engine.data.labels import LabelCheck
 from ltm_mm.engine.data.reading import ReadGuard
+from ltm_mm.engine.data.sizes import size_of
 from tests.conftest import ROOT
 
 CONFIG = str(ROOT / "configs" / "ltm_swin_upernet_shapes.py")
@@ -141,6 +142,10 @@ def test_the_last_of_several_heads_counts() -> None:
             "dataset.pipeline.{load} (LoadAnnotations) has reduce_zero_label=True, the data",
         ),
         (
+            {"{split}_dataloader.dataset.ignore_index": 0},
+            "dataset.ignore_index is 0, but that of model.decode_head 255: pixels of one of them",
+        ),
+        (
             {"{split}_dataloader.dataset.img_suffix": ".jpg"},
             "ends in '.jpg' (but in .png: set img_suffix)",
         ),
@@ -177,8 +182,8 @@ def test_a_turned_photo_fits_its_turned_labels(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (4, 8)).save(tmp_path / "photo.jpg", exif=exif)
-    assert _size(str(tmp_path / "photo.jpg")) == (4, 8)
-    assert _size(str(tmp_path / "none.jpg")) is None
+    assert size_of(str(tmp_path / "photo.jpg")) == (4, 8)
+    assert size_of(str(tmp_path / "none.jpg")) is None
 
 
 def test_a_loading_step_keeps_its_own_words(tmp_path: Path) -> None:

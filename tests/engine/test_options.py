@@ -21,6 +21,11 @@ from ltm_mm.models.backbones.swin import LTMSwin
 from tests.engine.conftest import SHAPES_CONFIG, line_of
 
 Options = Callable[..., dict[str, object]]
+SMALL = {
+    "train_dataloader__dataset__pipeline__2__scale": (96, 96),
+    "model__train_cfg__rpn_proposal__max_per_img": 10,
+    "model__train_cfg__rcnn__sampler__num": 8,
+}
 
 
 @pytest.mark.parametrize(
@@ -41,6 +46,22 @@ Options = Callable[..., dict[str, object]]
         (
             {"train_dataloader__prefetch_factor": 2},
             "num_workers is 0: set train_dataloader.prefetch_factor=None",
+        ),
+        (
+            {"train_dataloader__batch_size": 64, "train_dataloader__drop_last": True},
+            "train_dataloader has 4 images and drops them as an incomplete batch: lower train_data",
+        ),
+        ({"train_dataloader__sampler__type": "DefaultSampl"}, "did you mean DefaultSampler"),
+        ({"train_cfg__max_epochs": 0}, "train_cfg.max_epochs must be an integer >= 1, got 0"),
+        ({"train_cfg__val_interval": 0}, "train_cfg.val_interval must be an integer >= 1, got 0"),
+        ({"val_cfg": None}, "give all three, or None for all three; val_cfg is None"),
+        (
+            {"optim_wrapper__optimizer__lr": 1e8, "param_scheduler": None, **SMALL},
+            "the loss is nan at step 2: training diverged; lower optim_wrapper.optimizer.lr",
+        ),
+        (
+            {"model__rpn_head__anchor_generator__strides": [4, 8, 16], **SMALL},
+            "the model fails in its first step, in RPNHead: assert len(featmap_sizes)",
         ),
         ({"model__backbone__window_size": 0}, "LTMSwin: window_size must be an int >= 1, got 0"),
         (
@@ -132,7 +153,7 @@ def test_resume_wants_an_optimizer(tmp_path: Path) -> None:
         ({"config": "{folder}"}, "config {folder} is a folder: name a file in it"),
         ({"checkpoint": "{folder}"}, "checkpoint {folder} is a folder: name the file in it"),
         ({"out": "{folder}/x.pkl"}, "--out {folder}/x.pkl is a folder: name a file"),
-        ({"out": "{file}/x.pkl"}, "--out {file}/x.pkl cannot be written"),
+        ({"out": "{file}/x.pkl"}, "--out {file} is a file: name a folder"),
         ({"show_dir": "{file}"}, "--show-dir {file} is a file: name a folder"),
     ],
 )

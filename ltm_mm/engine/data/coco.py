@@ -28,6 +28,7 @@ class Look:
     Attributes:
         file: its path.
         images: id -> file name.
+        sizes: id -> height and width in pixels.
         categories: names in the file's order.
         ids: category's id -> name.
         instances: category's id -> instances that train.
@@ -38,6 +39,7 @@ class Look:
 
     file: str
     images: dict[object, str] = field(default_factory=dict)
+    sizes: dict[object, tuple[float, float]] = field(default_factory=dict)
     categories: list[str] = field(default_factory=list)
     ids: dict[object, str] = field(default_factory=dict)
     instances: Counter = field(default_factory=Counter)
@@ -163,6 +165,7 @@ def look_at(content: object, file: str) -> Look:
             )
         images[entry["id"]] = entry
         look.images[entry["id"]] = entry["file_name"]
+        look.sizes[entry["id"]] = entry["height"], entry["width"]
     for entry in _entries(content, "categories", ("id", "name"), file):
         look.categories.append(entry["name"])
         look.ids[entry["id"]] = entry["name"]

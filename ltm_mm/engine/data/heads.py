@@ -21,13 +21,16 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def check_head(model: nn.Module, classes: Sequence[str], path: str) -> None:
+def check_head(
+    model: nn.Module, classes: Sequence[str], path: str, ignored: int | None = None
+) -> None:
     """Refuse a segmentor whose head has fewer classes than the labels it is to learn.
 
     Args:
         model: of the runner, perhaps wrapped.
         classes: of the data set.
         path: its dotted key in the config.
+        ignored: the data set's label that does not count.
 
     Raises:
         UserError: names both numbers and the option.
@@ -35,6 +38,12 @@ def check_head(model: nn.Module, classes: Sequence[str], path: str) -> None:
     head = getattr(unwrapped(model), "decode_head", None)
     heads = list(head) if isinstance(head, nn.ModuleList) else [head]
     outputs = getattr(heads[-1], "num_classes", None)
+    own = getattr(heads[-1], "ignore_index", None)
+    if None not in (own, ignored) and own != ignored:
+        raise UserError(
+            f"{path}.ignore_index is {ignored}, but that of model.decode_head {own}: pixels of "
+            "one of them would be trained on; give both one number"
+        )
     advice = f"set model.decode_head.num_classes={len(classes)} (and that of an auxiliary_head)"
     if outputs is None or not classes:
         return

@@ -5,6 +5,7 @@ mmdet numbers labels in the order in which the *file* lists the categories, what
 """
 
 import difflib
+import os
 from collections.abc import Iterable, Sequence
 
 from mmengine.evaluator import BaseMetric
@@ -24,6 +25,7 @@ from .coco import (
     Look,
 )
 from .notes import first, say
+from .sizes import size_of, spread
 
 HALF = "more than half of its annotations cannot be meant so"
 
@@ -88,7 +90,7 @@ def check_order(found: Sequence[str], classes: Sequence[str], look: Look, option
     lacking = [name for name in classes if name not in found]
     if lacking:
         near = [difflib.get_close_matches(n, look.categories, n=1) for n in lacking[:3]]
-        hint = ", ".join(f"{n} is {m[0]}" for n, m in zip(lacking, near, strict=False) if m)
+        hint = ", ".join(f"{n!r} is {m[0]!r}" for n, m in zip(lacking, near, strict=False) if m)
         raise UserError(
             f"{len(set(classes) - set(lacking))} of the {len(classes)} classes of "
             f"{option.removesuffix('.metainfo.classes')} are in {look.file}: it lacks "
@@ -169,6 +171,28 @@ def _same_images(metric: Look, data: Look, option: str) -> None:
         f"{data.file} and no others (image {odd[0]!r} is {metric.images.get(odd[0])} there and "
         f"{data.images.get(odd[0])} here): name the same file"
     )
+
+
+def check_sizes(look: Look, folder: str) -> None:
+    """Compare the sizes that the file gives with those of some images.
+
+    Args:
+        look: at the annotation file.
+        folder: of the images.
+
+    Raises:
+        UserError: names the first image of another size.
+    """
+    for key in spread(list(look.images)):
+        image, size = os.path.join(folder, look.images[key]), look.sizes[key]
+        found = size_of(image)
+        # Programs disagree on whether a photo that its EXIF tag turns is turned.
+        if found and sorted(found) != sorted(size):
+            raise UserError(
+                f"{look.file}: image {key!r} is of {size[0]} x {size[1]} pixels (height x width) "
+                f"there, {image} of {found[0]} x {found[1]}: were images resized without their "
+                "annotations?"
+            )
 
 
 def check_masks(model: nn.Module, masks: bool, path: str) -> None:

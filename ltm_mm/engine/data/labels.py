@@ -1,6 +1,6 @@
 """Whether label maps fit their images and the classes of a segmentor's data set (ours)."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +11,8 @@ from tqdm import tqdm
 from ..errors import UserError
 from ..randomness import randomness_kept
 from .notes import first, say
+from .sizes import SAMPLED, size_of, spread
 
-SAMPLED = 50  # label maps per data set whose labels are looked at before the first step
-TURNED = (5, 6, 7, 8)  # values of the EXIF tag that exchange height and width
-ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -96,20 +94,9 @@ def check_labels(dataset: Dataset, path: str) -> None:
 def _check_sizes(infos: Sequence[Mapping], path: str) -> None:
     """Compare the sizes in the headers of every image and its label map."""
     for info in tqdm(infos, desc=f"looking at {path}", unit="image", delay=1, leave=False):
-        image, labels = _size(info["img_path"]), _size(info.get("seg_map_path"))
+        image, labels = size_of(info["img_path"]), size_of(info.get("seg_map_path"))
         if image and labels and image != labels:
             raise UserError(f"{info['seg_map_path']} {_other_size(labels, image)}")
-
-
-def _size(file: str | None) -> tuple[int, int] | None:
-    """Height and width as a picture is shown; None for what Pillow does not know."""
-    try:
-        with Image.open(file or "") as picture:
-            width, height = picture.size
-            turned = picture.getexif().get(ORIENTATION) in TURNED
-            return (width, height) if turned else (height, width)
-    except (OSError, SyntaxError, ValueError):
-        return None
 
 
 def _check_sample(
@@ -123,7 +110,7 @@ def _check_sample(
     seen = np.zeros(0, np.int64)
     names = dataset.metainfo["classes"]
     file = ""
-    for info in _spread(infos):
+    for info in spread(infos):
         file = str(info.get("seg_map_path"))
         _check_format(file)
         try:
@@ -146,12 +133,6 @@ def _check_sample(
     absent = [name for i, name in enumerate(names) if i not in seen]
     if absent and len(infos) <= SAMPLED:
         say(f"{path}: no label map has a pixel of {first(absent)}")
-
-
-def _spread(infos: Sequence[Mapping]) -> Iterator[Mapping]:
-    """Some entries, evenly spread."""
-    count = min(SAMPLED, len(infos))
-    yield from (infos[k * len(infos) // count] for k in range(count))
 
 
 def _check_format(file: str) -> None:

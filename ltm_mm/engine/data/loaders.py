@@ -16,7 +16,7 @@ from ..config import flatten
 from ..errors import UserError, _chain, explain, message
 from .coco import Look, looking
 from .heads import check_channels, check_detector, check_head, unwrapped
-from .instances import check_instances, check_masks, check_metric
+from .instances import check_instances, check_masks, check_metric, check_sizes
 from .labels import check_labels
 from .notes import first, say
 from .reading import check_files, guard, try_pipeline
@@ -40,6 +40,7 @@ def build_loaders(runner: Runner, *names: str) -> None:
             other splits or the model; names file, entry and option.
     """
     check_channels(runner.model)
+    sources: set[str] = set()
     known: dict[str, Sequence[str]] = {}
     for name in names:
         cfg = getattr(runner, f"_{name}_dataloader")
@@ -49,13 +50,18 @@ def build_loaders(runner: Runner, *names: str) -> None:
         with _looking(runner.cfg, cfg) as looks:
             loader = build_loader(runner, cfg, option)
             for dataset, path in datasets(loader.dataset, f"{option}.dataset"):
-                look = looks.get(str(getattr(dataset, "ann_file", "")))
+                file = str(getattr(dataset, "ann_file", ""))
+                look = looks.get(file)
+                if name != "train" and look is not None and file in sources:
+                    say(f"{path} is the training set ({file}): metrics tell nothing about new images")
+                sources |= {file} if name == "train" else set()
                 check_dataset(runner, dataset, path, look, name == "train")
                 if not getattr(dataset, "return_classes", False):  # names are an input there
                     known[path] = _classes(dataset)
             if name != "train":
                 _check_evaluator(runner, name, loader.dataset, looks)
         _check_same_classes(known)
+        _check_batches(loader, option)
         try_pipeline(loader.dataset, f"{option}.dataset")
         setattr(runner, f"_{name}_dataloader", loader)
 
@@ -89,7 +95,7 @@ def build_loader(runner: Runner, cfg: Mapping, name: str) -> DataLoader:
             raise UserError(f"{name} has no image left: {_why_empty(error, file)}") from error
         if isinstance(error, KeyError) and message(error).startswith(("img", "seg_map")):
             raise UserError(f"{name}: data_prefix has no {message(error)!r}, its folder") from error
-        if isinstance(error, KeyError) and file:
+        if isinstance(error, KeyError) and file and explain(error) is None:
             raise UserError(
                 f"the annotation file of {name} lacks {message(error)!r}: {file}"
             ) from error
@@ -115,6 +121,19 @@ def check_numbers(cfg: Mapping, name: str) -> None:
                     f"{name}.{key} needs workers, but {name}.num_workers is 0: set "
                     f"{name}.{key}={'False' if key == 'persistent_workers' else 'None'}"
                 )
+
+
+def _check_batches(loader: DataLoader, name: str) -> None:
+    """Raise a UserError for a loader that drops all its images as an incomplete batch."""
+    try:
+        batches = len(loader)
+    except TypeError:  # a sampler without an end
+        return
+    if not batches:
+        raise UserError(
+            f"{name} has {len(loader.dataset)} images and drops them as an incomplete batch: lower "
+            f"{name}.batch_size or set {name}.drop_last=False"
+        )
 
 
 def _building(error: BaseException) -> BaseDataset | None:
@@ -225,7 +244,7 @@ def check_dataset(
         file = getattr(dataset, "ann_file", "")
         raise UserError(f"{path} has no image left: is {file or 'its folder'} empty?")
     model = unwrapped(runner.model)
-    check_head(model, classes, path)
+    check_head(model, classes, path, getattr(dataset, "ignore_index", None))
     if look is not None:
         masks = _loads_masks(dataset)
         check_instances(dataset, path, look, classes, training, masks)
@@ -239,6 +258,8 @@ def check_dataset(
     images, labels = _files(dataset, look)
     if line := check_files(images, "images", path, skip=training):
         say(line)
+    if look is not None and images:
+        check_sizes(look, dataset.data_prefix.get("img") or "")
     check_files(labels, "label maps", path, skip=False)
     check_labels(dataset, path)
     record = str(Path(runner.log_dir, SKIPPED)) if training else None

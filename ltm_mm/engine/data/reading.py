@@ -37,6 +37,8 @@ def guard(dataset: Dataset, skip: bool, record: str | None = None) -> None:
             steps[index] = ReadGuard(step, "img_path", skip, record=record)
         elif name.startswith("LoadAnnotations") and getattr(step, "with_seg", False):
             steps[index] = ReadGuard(step, "seg_map_path", False, label_check(dataset))
+        elif name.startswith("LoadAnnotations"):  # masks that cannot be decoded, for example
+            steps[index] = ReadGuard(step, "img_path", False)
 
 
 class ReadGuard:
