@@ -161,6 +161,21 @@ def _channels(error: BaseException) -> str | None:
     )
 
 
+def _save_best(error: BaseException) -> str | None:
+    """A metric that the checkpoint hook is to watch and that is not measured."""
+    tb = error.__traceback__
+    while tb is not None:
+        if tb.tb_frame.f_code.co_name == "_save_best_checkpoint":
+            metrics = _local(tb, "metrics")
+            if isinstance(metrics, dict) and message(error) not in metrics:
+                return (
+                    f"default_hooks.checkpoint.save_best {message(error)!r} is not among the "
+                    f"metrics: {', '.join(metrics)}; --resume goes on from the last checkpoint"
+                )
+        tb = tb.tb_next
+    return None
+
+
 def _unregistered(error: BaseException) -> str | None:
     """A ``type`` that no registry knows."""
     found = re.match(r"([\w.]+) is not in the ([\w.]+)::([\w ]+) registry", message(error))
@@ -248,6 +263,7 @@ RULES: tuple[tuple[tuple[type[BaseException], ...], Rule], ...] = (
     ((ImportError,), message),
     ((ValueError,), _single_image),
     ((RuntimeError,), _channels),
+    ((KeyError,), _save_best),
     ((KeyError,), _unregistered),
     ((TypeError,), _unknown_keyword),
     (

@@ -1,5 +1,6 @@
 """Train and test from a config: what ``tools/train.py`` and ``tools/test.py`` call."""
 
+import difflib
 import numbers
 import os
 import re
@@ -19,17 +20,29 @@ from .commands import note_command
 from .config import load_config
 from .data import build_loaders, missing, skipped
 from .data.loaders import SKIPPED
+from .data.notes import first, say
 from .errors import UserError, no_such_type
 from .flexible import build_model, choose_strategy, is_flexible
 from .hooks import StartFrom, load
 from .ib_hook import use_ib
 from .outputs import check_file, check_folder
 from .pictures import LabelMaps, Pictures
-from .resume import check_same_model, find_resume
+from .resume import check_same_model, find_resume, read_checkpoint
 from .steps import Watch, check_lengths, first_step
 from .swap import parse_keep, use_ltm
 
 PICKLES = (".pkl", ".pickle")
+# What mmengine's DefaultOptimWrapperConstructor reads.
+PARAMWISE = (
+    "custom_keys",
+    "bias_lr_mult",
+    "bias_decay_mult",
+    "norm_decay_mult",
+    "flat_decay_mult",
+    "dwconv_decay_mult",
+    "dcn_offset_lr_mult",
+    "bypass_duplicate",
+)
 
 
 def train(
@@ -71,8 +84,9 @@ def train(
     cfg = _prepare(config, work_dir, ltm, cfg_options, launcher, ib)
     _require(cfg, "train_dataloader", "train_cfg", "optim_wrapper")
     check_lengths(cfg)
-    if checkpoint:
-        _require_file(checkpoint)
+    for file in (checkpoint, cfg.get("load_from")):
+        if file:
+            _require_file(file)
     if amp:
         _use_amp(cfg)
     if auto_scale_lr:
@@ -156,10 +170,31 @@ def evaluate(
     runner.register_hook(watch)
     with _files_named(cfg):
         build_loaders(runner, "test")
+        _check_trained_classes(runner, checkpoint, trust_checkpoint)
         with first_step(watch):
             metrics = runner.test()
     _report(runner, {"metrics": metrics, "pictures": show_dir, "predictions": out})
     return metrics
+
+
+def _check_trained_classes(runner: Runner, checkpoint: str, trust: bool) -> None:
+    """Refuse a test set that has the checkpoint's classes in another order."""
+    if "://" in checkpoint or checkpoint.endswith(".safetensors"):
+        return
+    saved = read_checkpoint(checkpoint, trust)
+    meta = saved.get("meta") if isinstance(saved, dict) else None
+    meta = meta if isinstance(meta, dict) else {}
+    trained = list((meta.get("dataset_meta") or {}).get("classes") or meta.get("CLASSES") or ())
+    metainfo = getattr(runner._test_dataloader.dataset, "metainfo", None) or {}
+    own = list(metainfo.get("classes") or ())
+    if trained == own or not trained or not own:
+        return
+    lines = (
+        f"{checkpoint} was trained on the classes {first(trained)}, the test set has {first(own)}"
+    )
+    if sorted(trained) == sorted(own):
+        raise UserError(f"{lines}: give test_dataloader.dataset.metainfo.classes their order")
+    say(lines)
 
 
 def drop_pretrained(cfg: Config) -> None:
@@ -313,6 +348,14 @@ def _check_optimizer(cfg: Config) -> None:
     with OPTIMIZERS.switch_scope_and_registry(cfg.get("default_scope")) as known:
         if isinstance(kind, str) and known.get(kind) is None:
             raise UserError(no_such_type(kind, "optimizer"))
+    if cfg.optim_wrapper.get("constructor") in (None, "DefaultOptimWrapperConstructor"):
+        for key in cfg.optim_wrapper.get("paramwise_cfg") or ():
+            if key not in PARAMWISE:  # which mmengine would pass over
+                near = difflib.get_close_matches(key, PARAMWISE, n=2)
+                raise UserError(
+                    f"optim_wrapper.paramwise_cfg takes no {key!r}: "
+                    + (f"did you mean {' or '.join(near)}?" if near else ", ".join(PARAMWISE))
+                )
 
 
 def _use_tta(cfg: Config) -> None:

@@ -156,6 +156,21 @@ def a_list(root: Path) -> None:
         ("train", corners, "a box that reaches more than 2 pixels beyond its image"),
         ("train", shares, "are left out by mmdet (box smaller than a pixel or outside of its"),
         ("train", each(area=0), "outside of its image, or area 0), first annotation 1"),
+        (
+            "train",
+            first(image_id=[1]),
+            "1 of {n} annotations have an id that is neither a number n",
+        ),
+        (
+            "train",
+            first(segmentation=[["1"] * 6]),
+            "three points or more, nor a run-length code of",
+        ),
+        (
+            "train",
+            first(segmentation={"size": [160, 160], "counts": [5, 3]}),
+            "nor a run-length co",
+        ),
         ("train", lambda c: c["images"][0].pop("width"), "an entry of 'images' lacks 'width'"),
         ("train", lambda c: c["images"][0].update(width=0), "has the width 0 and height 160: give"),
         ("train", lambda c: c["images"][0].pop("file_name"), "an entry of 'images' lacks 'file_n"),

@@ -12,7 +12,8 @@ from mmengine.structures import BaseDataElement, PixelData
 from PIL import Image
 from torch import nn
 
-from ltm_mm.engine import ConfigOptions, UserError, clean_errors, evaluate, train
+from ltm_mm.datasets import SHAPES
+from ltm_mm.engine import ConfigOptions, UserError, clean_errors, evaluate, load_config, train
 from ltm_mm.engine.data.heads import check_channels
 from ltm_mm.engine.errors import explain
 from ltm_mm.engine.pictures import LabelMaps, Pictures, own_names
@@ -54,6 +55,11 @@ SMALL = {
         ({"train_dataloader__sampler__type": "DefaultSampl"}, "did you mean DefaultSampler"),
         ({"train_cfg__max_epochs": 0}, "train_cfg.max_epochs must be an integer >= 1, got 0"),
         ({"train_cfg__val_interval": 0}, "train_cfg.val_interval must be an integer >= 1, got 0"),
+        ({"load_from": "/no/such.pth"}, "checkpoint /no/such.pth does not exist"),
+        (
+            {"optim_wrapper__paramwise_cfg": {"norm_decay": 0}},
+            "optim_wrapper.paramwise_cfg takes no 'norm_decay': did you mean norm_decay_mult",
+        ),
         ({"val_cfg": None}, "give all three, or None for all three; val_cfg is None"),
         (
             {"optim_wrapper__optimizer__lr": 1e8, "param_scheduler": None, **SMALL},
@@ -135,6 +141,53 @@ def test_channels_of_any_layer() -> None:
         line = explain(error)
     assert line is not None
     assert line.startswith("a layer expects 3 channels and gets 5: in_channels of the neck")
+
+
+def test_a_metric_that_is_not_measured() -> None:
+    def _save_best_checkpoint(metrics: dict[str, float]) -> float:
+        return metrics["coco/map"]
+
+    try:
+        _save_best_checkpoint({"coco/bbox_mAP": 0.5})
+    except KeyError as error:
+        line = explain(error)
+    assert line is not None
+    assert "save_best 'coco/map' is not among the metrics: coco/bbox_mAP;" in line
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        (
+            SHAPES[::-1],
+            "was trained on the classes cross, ring, star, triangle, square, ..., the te",
+        ),
+        (SHAPES, None),
+        (("a", "b"), None),
+    ],
+)
+def test_classes_of_a_checkpoint(
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    options: Options,
+    classes: tuple[str, ...],
+    expected: str | None,
+) -> None:
+    """A model that numbers classes otherwise; other names in their place are only said."""
+    from mmdet.registry import MODELS
+
+    monkeypatch.setattr("mmengine.runner.runner.Runner.test", lambda self: {})
+    model, file = MODELS.build(load_config(SHAPES_CONFIG).model), tmp_path / "model.pth"
+    meta = {"dataset_meta": {"classes": tuple(classes)}}
+    torch.save({"state_dict": model.state_dict(), "meta": meta}, file)
+    call = lambda: evaluate(SHAPES_CONFIG, str(file), str(tmp_path), cfg_options=options())  # noqa: E731
+    if expected is None:
+        call()
+        log = next(tmp_path.glob("*/*.log")).read_text()
+        assert ("was trained on the classes a, b, the test set" in log) == (len(classes) == 2)
+    else:
+        assert expected in line_of(capsys, call)
 
 
 def test_resume_wants_an_optimizer(tmp_path: Path) -> None:

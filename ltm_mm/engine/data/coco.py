@@ -105,12 +105,19 @@ def _bad_mask(a: Mapping, image: Mapping) -> bool:
     """Neither polygons of three points or more, nor a run-length code of the image's size."""
     mask = a["segmentation"]
     if isinstance(mask, list):
-        return any(not isinstance(p, list) or len(p) < 6 or len(p) % 2 for p in mask)
+        return any(
+            not isinstance(p, list) or len(p) < 6 or len(p) % 2 or not _number(p[0]) for p in mask
+        )
     if not isinstance(mask, dict) or not isinstance(mask.get("counts"), (list, str)):
+        return True
+    counts = mask["counts"]
+    if isinstance(counts, list) and sum(counts) != image["height"] * image["width"]:
         return True
     return list(mask.get("size") or ()) != [image["height"], image["width"]]
 
 
+IDS = ("id", "image_id", "category_id")
+NO_ID = "have an id that is neither a number nor text"
 NO_BOX = "have a 'bbox' that is not four numbers: x, y, width, height in pixels"
 NO_AREA = "have an 'area' that is no number"
 SMALL = "are left out by mmdet (box smaller than a pixel or outside of its image, or area 0)"
@@ -131,7 +138,9 @@ UNTRAINED = " (and are left out in training)"
 
 # Errors whatever the file is for.
 KEYS = {"id", "image_id", "category_id", "bbox", "area"}
-VALUES = {NO_BOX: _no_box, NO_AREA: lambda a, image: not _number(a["area"])}
+VALUES = {
+    NO_ID: lambda a, image: not all(isinstance(a[k], (int, str, float)) for k in IDS),
+    NO_BOX: _no_box, NO_AREA: lambda a, image: not _number(a["area"])}
 ALWAYS = {f"lack {key!r}": _lacks(key) for key in sorted(KEYS)} | VALUES
 # Errors of one use.
 MASKS = {NO_MASK: _no_mask, BAD_MASK: _bad_mask}

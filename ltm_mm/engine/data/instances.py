@@ -154,10 +154,16 @@ def check_metric(
         why = look.describe(NO_IMAGE) or look.describe(NO_CATEGORY) or look.describe(SMALL)
         if crowds := look.total(look.crowds, classes):
             why = f"all {crowds} are crowds (iscrowd=1), which do not count"
+        advice = (
+            "to train without a validation set, val_dataloader=val_cfg=val_evaluator=None in the "
+            "config"
+            if split == "val"
+            else f"to predict only, {option.removesuffix('.ann_file')}.format_only=True and "
+            "outfile_prefix"
+        )
         raise UserError(
             f"{look.file}, which {option} names, has no instance of the classes that counts, so "
-            f"metrics would be -1{f': {why}' if why else ''}; to train without a validation set "
-            f"{split}_dataloader={split}_cfg={split}_evaluator=None in the config"
+            f"metrics would be -1{f': {why}' if why else ''}; {advice}"
         )
 
 

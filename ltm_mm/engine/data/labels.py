@@ -11,6 +11,7 @@ from tqdm import tqdm
 from ..errors import UserError
 from ..randomness import randomness_kept
 from .notes import first, say
+from .reading import ReadGuard
 from .sizes import SAMPLED, size_of, spread
 
 
@@ -113,11 +114,8 @@ def _check_sample(
     for info in spread(infos):
         file = str(info.get("seg_map_path"))
         _check_format(file)
-        try:
-            with randomness_kept():
-                labels = load(dict(info))["gt_seg_map"]
-        except Exception:  # said by the guard, in its words, when the file's turn comes
-            continue
+        with randomness_kept():
+            labels = ReadGuard(load, "seg_map_path", skip=False)(dict(info))["gt_seg_map"]
         if why := check(dict(gt_seg_map=labels)):
             raise UserError(f"{file} {why}")
         seen = np.union1d(seen, labels)

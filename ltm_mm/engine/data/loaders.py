@@ -17,7 +17,7 @@ from ..errors import UserError, _chain, explain, message
 from .coco import Look, looking
 from .heads import check_channels, check_detector, check_head, unwrapped
 from .instances import check_instances, check_masks, check_metric, check_sizes
-from .labels import check_labels
+from .labels import check_labels, label_check
 from .notes import first, say
 from .reading import check_files, guard, try_pipeline
 
@@ -263,7 +263,7 @@ def check_dataset(
     check_files(labels, "label maps", path, skip=False)
     check_labels(dataset, path)
     record = str(Path(runner.log_dir, SKIPPED)) if training else None
-    guard(dataset, skip=training, record=record)
+    guard(dataset, training, record, label_check(dataset))
 
 
 def check_folders(dataset: Dataset, path: str) -> None:

@@ -14,21 +14,24 @@ from torch.utils.data import Dataset
 
 from ..errors import UserError, message
 from ..randomness import randomness_kept
-from .labels import label_check
 from .notes import first
 
 # After so many images in a row that cannot be read, it is not about single images.
 MAX_UNREADABLE = 20
+Check = Callable[[dict], str | None]
 TRIED = 5  # images that a pipeline is tried with
 
 
-def guard(dataset: Dataset, skip: bool, record: str | None = None) -> None:
+def guard(
+    dataset: Dataset, skip: bool, record: str | None = None, check: Check | None = None
+) -> None:
     """Put a :class:`ReadGuard` before each step of a pipeline that reads a file.
 
     Args:
         dataset: as built.
         skip: pass over images that cannot be read.
         record: file that the names of such images are written to.
+        check: of label maps, see :class:`ReadGuard`.
     """
     steps = getattr(getattr(dataset, "pipeline", None), "transforms", [])
     for index, step in enumerate(steps):
@@ -36,7 +39,7 @@ def guard(dataset: Dataset, skip: bool, record: str | None = None) -> None:
         if name.startswith("LoadImage"):
             steps[index] = ReadGuard(step, "img_path", skip, record=record)
         elif name.startswith("LoadAnnotations") and getattr(step, "with_seg", False):
-            steps[index] = ReadGuard(step, "seg_map_path", False, label_check(dataset))
+            steps[index] = ReadGuard(step, "seg_map_path", False, check)
         elif name.startswith("LoadAnnotations"):  # masks that cannot be decoded, for example
             steps[index] = ReadGuard(step, "img_path", False)
 
@@ -58,7 +61,7 @@ class ReadGuard:
         step: Callable[[dict], dict | None],
         key: str,
         skip: bool,
-        check: Callable[[dict], str | None] | None = None,
+        check: Check | None = None,
         record: str | None = None,
     ) -> None:
         self.step = step
