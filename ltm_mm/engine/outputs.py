@@ -7,7 +7,7 @@ from .errors import UserError
 
 
 def check_folder(option: str, place: str | os.PathLike) -> None:
-    """Make a folder for an option's files.
+    """Refuse a folder that cannot be made or written to; nothing is made yet.
 
     Args:
         option: of the command line, for the message.
@@ -16,19 +16,19 @@ def check_folder(option: str, place: str | os.PathLike) -> None:
     Raises:
         UserError: names what is in the way.
     """
-    path = Path(place).expanduser()
+    path = Path(place).expanduser().absolute()
     if path.exists() and not path.is_dir():
         raise UserError(f"{option} {place} is a file: name a folder")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{option} {place} cannot be made: {error.strerror}") from error
+    while not path.exists():
+        path = path.parent
+    if not path.is_dir():
+        raise UserError(f"{option} {place} cannot be made: {path} is a file; name a folder")
     if not os.access(path, os.W_OK):
-        raise UserError(f"{option} {place} cannot be written: it is not yours to write to")
+        raise UserError(f"{option} {place} cannot be written: {path} is not yours to write to")
 
 
 def check_file(option: str, place: str | os.PathLike) -> None:
-    """Make the folder of an option's file.
+    """Refuse a file that cannot be made or written; nothing is made yet.
 
     Args:
         option: of the command line, for the message.

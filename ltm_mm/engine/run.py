@@ -373,6 +373,7 @@ def _write_into(cfg: Config, out: str) -> list[Hook]:
         raise UserError(f"--out {out}: the file's name must end in .pkl")
     if out.endswith(PICKLES):
         check_file("--out", out)
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
         kind = "mmdet.DumpDetResults" if cfg.get("default_scope") == "mmdet" else "DumpResults"
         cfg.test_evaluator = [*evaluators, dict(type=kind, out_file_path=out)]
         return []

@@ -14,7 +14,16 @@ from ltm_mm.engine.resume import check_same_model, find_resume
 def save(path: Path, when: int, **changes: object) -> Path:
     """A checkpoint as mmengine writes it, with its modification time in seconds."""
     state = nn.Linear(2, 2).state_dict()
-    torch.save({"meta": {"iter": when}, "message_hub": {}, "state_dict": state, **changes}, path)
+    torch.save(
+        {
+            "meta": {"iter": when},
+            "message_hub": {},
+            "optimizer": {},
+            "state_dict": state,
+            **changes,
+        },
+        path,
+    )
     os.utime(path, (when, when))
     return path
 
@@ -87,7 +96,7 @@ def test_all_damaged(run: Path) -> None:
     [
         ({"state_dict": nn.Linear(2, 2).state_dict()}, "use --checkpoint"),
         (
-            {"meta": {}, "message_hub": {}, "state_dict": {}, "hook": nn.Linear},
+            {"meta": {}, "message_hub": {}, "optimizer": {}, "state_dict": {}, "hook": nn.Linear},
             "--trust-checkpoint",
         ),
     ],
