@@ -96,6 +96,8 @@ def first_step(watch: Watch) -> Iterator[None]:
         module = _module(error)
         if watch.steps or module is None or explain(error) is not None:
             raise
+        if isinstance(error, ValueError) and _ours(error):  # which says all there is to say
+            raise UserError(message(error)) from error
         last = traceback.extract_tb(error.__traceback__)[-1].line
         raise UserError(
             f"the model fails in its first step, in {module}: {message(error) or last} "
@@ -112,3 +114,11 @@ def _module(error: BaseException) -> str | None:
             found = type(own).__name__
         tb = tb.tb_next
     return found
+
+
+def _ours(error: BaseException) -> bool:
+    """Whether code of this package raised an error."""
+    tb = error.__traceback__
+    while tb is not None and tb.tb_next is not None:
+        tb = tb.tb_next
+    return tb is not None and str(tb.tb_frame.f_globals.get("__name__")).startswith("ltm_mm.")

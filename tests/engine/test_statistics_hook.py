@@ -11,7 +11,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from ltm_mm.datasets import ensure_shapes
-from ltm_mm.engine import evaluate, train
+from ltm_mm.engine import UserError, evaluate, train
 from ltm_mm.evaluation.merge_quality import achievable_accuracy
 from ltm_mm.merging import record_merges
 from ltm_mm.models import LTMSwin, LTMViT
@@ -88,7 +88,7 @@ def test_segmentor_and_a_plain_model(tmp_path: Path) -> None:
     assert {"mIoU", "mBoundaryF"} <= set(plain)
     assert not [k for k in plain if k.startswith("ltm/")]
     changes["model.test_cfg"] = dict(mode="slide", crop_size=(96, 96), stride=(64, 64))
-    with pytest.raises(ValueError, match="images that are seen whole"):
+    with pytest.raises(UserError, match="images that are seen whole"):
         evaluate(config, checkpoint, str(tmp_path), cfg_options=dict(changes))
 
 
