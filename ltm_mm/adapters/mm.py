@@ -3,7 +3,8 @@
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..layers import SwinView, Where, calm, run_mlp
+from ..kernels import calm, run_mlp
+from ..layers import SwinView, Where
 from ..layers.exchange import Exchanged
 from ..layers.fast_block import children, idle
 from ..ops import ShiftedWindows

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..layers import SwinView, Where, WindowAttentionView, cosine, hooked, untouched
+from ..kernels import hooked, linear, untouched
+from ..layers import SwinView, Where, WindowAttentionView, cosine
 from ..layers.exchange import Exchanged, exchange
 from ..merging import build_mask
 from ..merging.masks import REGIONS
-from ..ops import ShiftedWindows, linear
+from ..ops import ShiftedWindows
 
 
 @dataclass(frozen=True)
@@ -139,9 +140,9 @@ def within(attention: nn.Module, windows: ShiftedWindows) -> Callable[..., Tenso
         windows: of the block.
     """
 
-    def attend(x: Tensor, kinds: Tensor | None, mask: object) -> Tensor:
+    def attend(x: Tensor, shift_index: Tensor | None, mask: object) -> Tensor:
         shape = (x.shape[0], x.shape[1])
-        where = Where(windows, shape, kinds, mask)
+        where = Where(windows, shape, shift_index, mask)
         out = attention(x.flatten(0, 1), where)
         return (out[0] if isinstance(out, tuple) else out).unflatten(0, shape)
 

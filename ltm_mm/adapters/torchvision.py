@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import SwinView, Where, WindowAttentionView, cosine, run_linear, untouched
+from ..kernels import linear, run_linear, untouched
+from ..layers import SwinView, Where, WindowAttentionView, cosine
 from ..layers.exchange import Exchanged
 from ..layers.fast_block import FastMlp
-from ..ops import ShiftedWindows, linear
+from ..ops import ShiftedWindows
 from .swin import MergedSwin, comes_from, continuous_bias, hidden, square, within
 
 

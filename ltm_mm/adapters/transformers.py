@@ -12,7 +12,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..layers import SwinView, Where, WindowAttentionView, calm, cosine, hooked, run_mlp
+from ..kernels import calm, hooked, run_mlp
+from ..layers import SwinView, Where, WindowAttentionView, cosine
 from ..layers.exchange import Exchanged
 from ..layers.fast_block import FastMlp, children, idle
 from ..layers.window_view import joined

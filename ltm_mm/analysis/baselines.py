@@ -10,9 +10,9 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from ..engine.config import load_config
+from ..engine.convert import parse_keep, use_ltm
 from ..engine.errors import UserError
 from ..engine.run import drop_pretrained
-from ..engine.swap import parse_keep, use_ltm
 from ..families import FAMILIES, MOBILEVIT, SWIN, VIT, of_type
 from ..models.backbones import swin
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..adapters.swin import MergedSwin
-from ..layers.linear import run_linear
+from ..kernels import run_linear
 from ..merging import ChainMerge, Groups, SoftGroups
 from ..merging.grid import GridMerger
 from ..merging.masks import FAR, PADDED, prior_places
@@ -74,9 +74,9 @@ class Pool(nn.Module):
         self.register_buffer("roots", roots, False)
         self.register_buffer("cost", cost + FAR**2 * apart, False)  # (4 or 1, N, P)
 
-    def forward(self, tokens: Tensor, mass: Tensor | None, kinds: Tensor | None) -> Groups:
+    def forward(self, tokens: Tensor, mass: Tensor | None, shift_index: Tensor | None) -> Groups:
         """Group the tokens of every window, as :meth:`ltm_mm.merging.Match.forward`."""
-        cost = self.cost[:1] if kinds is None else self.cost[kinds]  # (1 or n, N, P)
+        cost = self.cost[:1] if shift_index is None else self.cost[shift_index]  # (1 or n, N, P)
         if mass is not None:
             real = mass > 0
             cost = cost + PADDED**2 * (real.unsqueeze(-1) != real[..., self.roots].unsqueeze(-2))
@@ -88,9 +88,11 @@ class Pool(nn.Module):
 class GridPool(Pool):
     """The same in the place of :class:`ltm_mm.merging.grid.GridMerger`'s mask."""
 
-    def forward(self, tokens: Tensor, mass: Tensor | None, kinds: Tensor | None) -> SoftGroups:
+    def forward(
+        self, tokens: Tensor, mass: Tensor | None, shift_index: Tensor | None
+    ) -> SoftGroups:
         """Masks of fixed groups, as :meth:`ltm_mm.merging.Soft.forward`."""
-        groups = super().forward(tokens, mass, kinds)
+        groups = super().forward(tokens, mass, shift_index)
         return SoftGroups(*groups.masks(), groups.merge(tokens), groups.roots, mass)
 
 

@@ -2,11 +2,11 @@
 
 from .commands import ConfigOptions
 from .config import load_config
+from .convert import parse_keep, use_ltm
 from .errors import UserError, clean_errors
 from .ib_hook import InformationBottleneck, use_ib
 from .run import evaluate, train
 from .statistics_hook import MergeStatistics
-from .swap import parse_keep, use_ltm
 
 __all__ = [
     "ConfigOptions",

@@ -191,7 +191,7 @@ def place_tokens(merge: Merge) -> Tensor:
     """
     tokens = merge.tokens
     if isinstance(merge, GridMerge):  # the one at the middle of each cell
-        sizes = zip(tokens.shape[1:3], merge.slots.shape[1:3], strict=True)
+        sizes = zip(tokens.shape[1:3], merge.merged_grid.shape[1:3], strict=True)
         rows, cols = (
             ((torch.arange(k, device=tokens.device) + 0.5) * n / k).long() for n, k in sizes
         )

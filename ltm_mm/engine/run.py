@@ -18,6 +18,7 @@ from mmengine.runner import Runner
 
 from .commands import note_command
 from .config import load_config
+from .convert import parse_keep, use_ltm
 from .data import build_loaders, missing, skipped
 from .data.loaders import SKIPPED
 from .data.notes import first, say
@@ -29,7 +30,6 @@ from .outputs import check_file, check_folder
 from .pictures import LabelMaps, Pictures
 from .resume import check_same_model, find_resume, read_checkpoint
 from .steps import Watch, check_lengths, first_step
-from .swap import parse_keep, use_ltm
 
 PICKLES = (".pkl", ".pickle")
 # What mmengine's DefaultOptimWrapperConstructor reads.
@@ -68,7 +68,7 @@ def train(
             merging. Not used where ``resume`` finds something to go on from.
         trust_checkpoint: read files that may run code, see
             :func:`ltm_mm.checkpoints.read_state_dict`.
-        ltm: exchange the backbone, see :func:`.swap.parse_keep`.
+        ltm: exchange the backbone, see :func:`.convert.parse_keep`.
         ib: add the information-bottleneck loss, see :func:`.ib_hook.use_ib`.
         amp: mixed precision (GPU).
         auto_scale_lr: scale the learning rate with the batch, if the config allows it.

@@ -6,9 +6,9 @@ otherwise (gated attention, SwiGLU, ...) stays as it is.
 
 from torch import Tensor, nn
 
+from ..kernels import calm, run_linear, run_mlp
 from ..ops import fused_attention
 from .exchange import Exchanged, exchange
-from .linear import calm, run_linear, run_mlp
 
 
 class FastAttention(Exchanged):

@@ -12,15 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels import add_by_rows, calm, map_windows
 from ..merging import Mask, WindowMerge, merged_block, recording, tell
-from ..ops import ShiftedWindows, add_by_rows
-from .linear import calm
+from ..ops import ShiftedWindows
 
 MAX_LOG_SCALE = math.log(100.0)
-MERGED_BAND = 2**20  # values of merged tokens that a block works on at a time
+MERGED_CHUNK = 2**20  # values of merged tokens that a block works on at a time
 
 OnTokens = Callable[[Tensor], Tensor]
-# Windows (B, n, N, C) or their merged tokens, their kinds (n,), and the mask that merged them.
+# Windows (B, n, N, C) or their merged tokens, which shift mask each takes (n,), and the mask that
+# merged them.
 Attend = Callable[[Tensor, Tensor | None, Mask | None], Tensor]
 
 
@@ -58,14 +59,13 @@ class SwinView:
         return self._plain(x) if self.merge is None else self._merged(x)
 
     def _plain(self, x: Tensor) -> Tensor:
-        # In parts only where no hook would see the parts.
-        options = {} if calm(self.block) else dict(band=None)
+        at_once = not calm(self.block)  # in parts only where no hook would see the parts
         before = None if self.post_norm else self.norm1
-        attended = self.windows.map(x, lambda own, kinds, _: self.attend(own, kinds, None), before,
-                                    **options)  # fmt: skip
+        work = lambda own, shift_index, _: self.attend(own, shift_index, None)  # noqa: E731
+        attended = map_windows(self.windows, x, work, before, at_once=at_once)
         x = x + self.drop_path1(self.norm1(attended) if self.post_norm else attended)
         # Stochastic depth drops whole images.
-        if self.block.training or options:
+        if self.block.training or at_once:
             return self._second(x)
         return add_by_rows(x, self._update, self.hidden)
 
@@ -79,32 +79,32 @@ class SwinView:
 
     def _merged(self, x: Tensor) -> Tensor:
         assert self.merge is not None
-        whole = recording() or not calm(self.block)
-        band: int = MERGED_BAND * self.windows.size**2 // self.merge.keep  # type: ignore[operator, assignment]
-        return self.windows.map(x, lambda *own: self._in_windows(x, *own),
-                                band=None if whole else band)  # fmt: skip
+        at_once = recording() or not calm(self.block)
+        chunk: int = MERGED_CHUNK * self.windows.size**2 // self.merge.keep  # type: ignore[operator, assignment]
+        work = lambda *own: self._in_windows(x, *own)  # noqa: E731
+        return map_windows(self.windows, x, work, chunk=chunk, at_once=at_once)
 
     def _in_windows(
-        self, x: Tensor, tokens: Tensor, kinds: Tensor | None, mass: Tensor | None
+        self, x: Tensor, tokens: Tensor, shift_index: Tensor | None, mass: Tensor | None
     ) -> Tensor:
         assert self.merge is not None
-        mask = self.merge(tokens, mass, kinds)
+        mask = self.merge(tokens, mass, shift_index)
 
         def block(merged: Tensor) -> Tensor:
             if recording():
                 flat = merged.flatten(1, 2)
                 tell(self.merge, WindowMerge(x, flat, mask, self.windows))  # type: ignore[arg-type]
-            return self._on_groups(merged, mask, kinds)
+            return self._on_groups(merged, mask, shift_index)
 
         return merged_block(tokens, mask, block)
 
-    def _on_groups(self, x: Tensor, mask: Mask, kinds: Tensor | None) -> Tensor:
+    def _on_groups(self, x: Tensor, mask: Mask, shift_index: Tensor | None) -> Tensor:
         """The block on merged tokens ``(B, n, P, C)``."""
         own = x if self.post_norm else self.norm1(x)
         if mask.mass is not None and not self.post_norm:
             # Padding is zero after the norm, as in the reference.
             own = own * (mask.masses() > 0).unsqueeze(-1).to(own.dtype)
-        update = self.attend(own, kinds, mask)
+        update = self.attend(own, shift_index, mask)
         return self._second(x + self.drop_path1(self.norm1(update) if self.post_norm else update))
 
 

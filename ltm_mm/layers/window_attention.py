@@ -9,6 +9,7 @@ the fused attention are ours.
 import torch
 from torch import Tensor, nn
 
+from ..kernels import run_linear, window_attention
 from ..merging import Mask
 from ..ops import (
     BLOCKED,
@@ -16,10 +17,8 @@ from ..ops import (
     pair_places,
     relative_position_index,
     shift_masks,
-    window_attention,
     window_regions,
 )
-from .linear import run_linear
 
 
 class WindowAttention(nn.Module):
@@ -77,24 +76,24 @@ class WindowAttention(nn.Module):
         """Draw the bias table as Swin does."""
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
-    def position_bias(self, kinds: Tensor | None = None) -> Tensor:
+    def position_bias(self, shift_index: Tensor | None = None) -> Tensor:
         """Relative position bias of all tokens and the shift masks ``(n or 1, h, N, N)``."""
         index = self.relative_position_index
         count = index.shape[0]
         bias = self.relative_position_bias_table[index.flatten()].view(count, count, -1)
         bias = bias.permute(2, 0, 1).unsqueeze(0)
-        if kinds is None or self.shift_masks is None:
+        if shift_index is None or self.shift_masks is None:
             return bias
-        return bias + self.shift_masks[kinds].unsqueeze(1).to(bias.dtype)
+        return bias + self.shift_masks[shift_index].unsqueeze(1).to(bias.dtype)
 
-    def group_bias(self, mask: Mask, kinds: Tensor | None = None) -> Tensor:
+    def group_bias(self, mask: Mask, shift_index: Tensor | None = None) -> Tensor:
         """The same of merged tokens, and the log of how many tokens each key counts for.
 
         A merged token lies where its root lies.
 
         Args:
             mask: of windows ``(B, n, ...)``.
-            kinds: as :meth:`forward`.
+            shift_index: as :meth:`forward`.
 
         Returns:
             ``(B * n, h, P, P)``.
@@ -102,9 +101,9 @@ class WindowAttention(nn.Module):
         table: Tensor = self.relative_position_bias_table
         count = mask.count
         roots = mask.roots.flatten(0, 1)  # (B * n, P)
-        if kinds is not None and self.region_places is not None:
+        if shift_index is not None and self.region_places is not None:
             # One more row before and after the table: for pairs that the shift keeps apart.
-            own = kinds.repeat(mask.roots.shape[0]).unsqueeze(-1) * self.places.numel()
+            own = shift_index.repeat(mask.roots.shape[0]).unsqueeze(-1) * self.places.numel()
             places = self.region_places.flatten()[own + roots]
             blocked = table.new_full((1, table.shape[1]), BLOCKED)
             table = torch.cat((blocked, table, blocked))
@@ -112,20 +111,22 @@ class WindowAttention(nn.Module):
             places = self.places[roots]
         # A pair's row is the difference of its places, see `pair_places`.
         index = (places + len(table) // 2).unsqueeze(-1) - places.unsqueeze(-2)  # (B * n, P, P)
-        if kinds is not None:
+        if shift_index is not None:
             index = index.clamp(0, len(table) - 1)
         bias = table.index_select(0, index.flatten()).view(-1, count * count, table.shape[1])
         bias = bias.transpose(1, 2).reshape(-1, table.shape[1], count, count)
         weight = mask.sizes.flatten(0, 1).clamp(min=1e-6).log()  # (B * n, P)
         return bias + weight[:, None, None, :].to(bias.dtype)
 
-    def forward(self, x: Tensor, kinds: Tensor | None = None, mask: Mask | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, shift_index: Tensor | None = None, mask: Mask | None = None
+    ) -> Tensor:
         """Attend within every window.
 
         Args:
             x: windows ``(B, n, N, C)``, or their merged tokens ``(B, n, P, C)``.
-            kinds: which shift mask each window takes ``(n,)``, see
-                :func:`ltm_mm.ops.window_kinds`; None: not shifted.
+            shift_index: which shift mask each window takes ``(n,)``, see
+                :func:`ltm_mm.ops.shift_indices`; None: not shifted.
             mask: the mask that merged them; None: not merged.
 
         Returns:
@@ -133,10 +134,10 @@ class WindowAttention(nn.Module):
         """
         b, n, count, _ = x.shape
         if mask is not None:
-            bias = self.group_bias(mask, kinds)
+            bias = self.group_bias(mask, shift_index)
         else:
-            bias = self.position_bias(kinds)
-            if kinds is not None:
+            bias = self.position_bias(shift_index)
+            if shift_index is not None:
                 bias = bias.repeat(b, 1, 1, 1)
         qkv = run_linear(self.qkv, x).view(b * n, count, 3, self.num_heads, -1)
         out = window_attention(qkv, bias, self.scale, self.attn_drop if self.training else 0.0)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from ..kernels import run_linear
 from ..merging import Mask
 from ..ops import ShiftedWindows, pair_places, relative_position_index, shift_masks, window_regions
-from .linear import run_linear
 from .window_attention import WindowAttention
 
 
@@ -20,13 +20,13 @@ class Where:
     Attributes:
         windows: how the grid was cut.
         shape: of the tokens before windows were counted through: ``(B, n)``.
-        kinds: see :func:`ltm_mm.ops.window_kinds`; None: not shifted.
+        shift_index: see :func:`ltm_mm.ops.shift_indices`; None: not shifted.
         mask: what merged them; None: not merged.
     """
 
     windows: ShiftedWindows
     shape: tuple[int, int]
-    kinds: Tensor | None
+    shift_index: Tensor | None
     mask: Mask | None
 
 
@@ -85,16 +85,16 @@ class WindowAttentionView:
             )
         x = x.unflatten(0, where.shape)
         if self.weigh is None:
-            return WindowAttention.forward(self, x, where.kinds, where.mask).flatten(0, 1)  # type: ignore[arg-type]
+            return WindowAttention.forward(self, x, where.shift_index, where.mask).flatten(0, 1)  # type: ignore[arg-type]
         return self._watched(x, where).flatten(0, 1)
 
     def _watched(self, x: Tensor, where: Where) -> Tensor:
         assert self.weigh is not None
         b, n, count, _ = x.shape
-        bias = self.position_bias(where.kinds)  # type: ignore[misc]
+        bias = self.position_bias(where.shift_index)  # type: ignore[misc]
         if where.mask is not None:
-            bias = self.group_bias(where.mask, where.kinds)  # type: ignore[misc]
-        elif where.kinds is not None:
+            bias = self.group_bias(where.mask, where.shift_index)  # type: ignore[misc]
+        elif where.shift_index is not None:
             bias = bias.repeat(b, 1, 1, 1)
         qkv = self.qkv(x).view(b * n, count, 3, self.num_heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B * n, h, N, d)

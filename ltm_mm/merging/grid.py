@@ -24,7 +24,7 @@ class GridMerge:
 
     Attributes:
         tokens: Z ``(B, H, W, C)``.
-        slots: X~ as a grid ``(B, h, w, C)``, ``h = ceil(H * s / w)``: without those that lie
+        merged_grid: X~ as a grid ``(B, h, w, C)``, ``h = ceil(H * s / w)``: without those that lie
             beyond its edge.
         u: the unmerge mask ``(B, n, N, P)``.
         mass: how many tokens each token stands for ``(1 or B, n, N)``; None: 1 each.
@@ -33,7 +33,7 @@ class GridMerge:
     """
 
     tokens: Tensor
-    slots: Tensor
+    merged_grid: Tensor
     u: Tensor
     mass: Tensor | None
     window: int
@@ -42,7 +42,7 @@ class GridMerge:
     @property
     def merged(self) -> Tensor:
         """X~ ``(B, h * w, C)``."""
-        return self.slots.flatten(1, 2)
+        return self.merged_grid.flatten(1, 2)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -50,7 +50,7 @@ class GridMerge:
         first = self.tokens if self.earlier is None else self.earlier.tokens
         return (first.shape[1], first.shape[2])
 
-    def slot_mass(self) -> Tensor:
+    def merged_mass(self) -> Tensor:
         """How many real tokens each merged token stands for ``(B, h, w, 1)``."""
         mass = self.u if self.mass is None else self.u * self.mass.unsqueeze(-1)
         return self._edge_takes_all(mass.sum(-2).unsqueeze(-1))  # (B, n, P, 1)
@@ -66,7 +66,7 @@ class GridMerge:
 
     def groups(self) -> Tensor:
         """The merged token that each token gives most of its way back to ``(B, H, W)``."""
-        _, h, w, _ = self.slots.shape
+        _, h, w, _ = self.merged_grid.shape
         own = torch.arange(h * w, device=self.u.device).view(1, h, w, 1).double()
         side, window = _side(self.u.shape[-1]), self.window
         height, width = self.tokens.shape[1:3]
@@ -83,9 +83,9 @@ class GridMerge:
 
     def _edge_takes_all(self, amounts: Tensor) -> Tensor:
         """``(B, n, P, K)`` as a grid ``(B, h, w, K)``; its edge stands for what lies beyond."""
-        grid = _all_slots(amounts, self.tokens, self.window)
+        grid = _as_grid(amounts, self.tokens, self.window)
         for dim in (1, 2):
-            last = self.slots.shape[dim] - 1
+            last = self.merged_grid.shape[dim] - 1
             beyond = grid.narrow(dim, last, grid.shape[dim] - last).sum(dim, keepdim=True)
             grid = torch.cat((grid.narrow(dim, 0, last), beyond), dim)
         return grid
@@ -115,16 +115,16 @@ class GridMerger(nn.Module):
             earlier: the merge that made them, whose masses weigh them.
         """
         w, s = self.window, self.side
-        mass = _window_mass(grid, w, None if earlier is None else earlier.slot_mass())
+        mass = _window_mass(grid, w, None if earlier is None else earlier.merged_mass())
         windows = to_windows(pad_to_windows(grid, w), w)
         mask = self.mask(windows, mass, None)
         merged = keep_norm(mask.merged, windows, mask.g)
         height, width = ((size * s + w - 1) // w for size in grid.shape[1:3])
-        slots = crop(_all_slots(merged, grid, w), height, width)
-        return GridMerge(grid, slots, mask.u, mass, w, earlier)
+        merged_grid = crop(_as_grid(merged, grid, w), height, width)
+        return GridMerge(grid, merged_grid, mask.u, mass, w, earlier)
 
 
-def keep_norm(slots: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+def keep_norm(merged: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     """Stretch merged tokens to the length of their tokens (ours).
 
     The mean of tokens that differ is shorter than they are. Layers without a layer norm
@@ -132,7 +132,7 @@ def keep_norm(slots: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     lengths; by 2 at most, what the mean of four unrelated tokens has lost.
 
     Args:
-        slots: X~ ``(B, n, P, C)``.
+        merged: X~ ``(B, n, P, C)``.
         tokens: Z ``(B, n, N, C)``.
         mask: G ``(B, n, N, P)``, columns sum to 1.
 
@@ -141,37 +141,37 @@ def keep_norm(slots: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     """
     # Not by a product of matrices: autocast would make it one in half precision.
     wanted = (mask * _squared_length(tokens)).sum(-2).unsqueeze(-1).clamp(min=_TINY)
-    found = _squared_length(slots).clamp(min=_TINY)
-    return slots * (wanted / found).clamp(max=4.0).sqrt().to(slots.dtype)
+    found = _squared_length(merged).clamp(min=_TINY)
+    return merged * (wanted / found).clamp(max=4.0).sqrt().to(merged.dtype)
 
 
-def unmerge_grid(slots: Tensor, merged: GridMerge) -> Tensor:
+def unmerge_grid(updated: Tensor, merge: GridMerge) -> Tensor:
     """Residual unmerging (ours): ``Y = Z + U (Y~ - X~)``.
 
     Where nothing changed the merged tokens, Z comes back to the bit. The update of the grid's
     last ones stands for that of those beyond its edge.
 
     Args:
-        slots: Y~, the merged tokens after the blocks that ran on them ``(B, h, w, C)``.
-        merged: what the merge left behind.
+        updated: Y~, the merged tokens after the blocks that ran on them ``(B, h, w, C)``.
+        merge: what the merge left behind.
 
     Returns:
         Y ``(B, H, W, C)``.
     """
-    w, s = merged.window, _side(merged.u.shape[-1])
-    _, height, width, _ = merged.tokens.shape
+    w, s = merge.window, _side(merge.u.shape[-1])
+    _, height, width, _ = merge.tokens.shape
     rows, cols = (height + w - 1) // w, (width + w - 1) // w
-    update = _repeat_edge(slots - merged.slots, rows * s, cols * s)
-    shared = _product(merged.u.to(update.dtype), to_windows(update, s))  # (B, n, N, C)
+    update = _repeat_edge(updated - merge.merged_grid, rows * s, cols * s)
+    shared = _product(merge.u.to(update.dtype), to_windows(update, s))  # (B, n, N, C)
     grid = from_windows(shared, w, rows * w, cols * w)
-    return merged.tokens + crop(grid, height, width)
+    return merge.tokens + crop(grid, height, width)
 
 
-def unmerge_all(slots: Tensor, merged: GridMerge | None) -> Tensor:
+def unmerge_all(updated: Tensor, merge: GridMerge | None) -> Tensor:
     """Undo a merge and the earlier ones that it stands on."""
-    while merged is not None:
-        slots, merged = unmerge_grid(slots, merged), merged.earlier
-    return slots
+    while merge is not None:
+        updated, merge = unmerge_grid(updated, merge), merge.earlier
+    return updated
 
 
 def _window_mass(grid: Tensor, window: int, mass: Tensor | None) -> Tensor | None:
@@ -190,11 +190,11 @@ def _squared_length(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype).square()
 
 
-def _all_slots(slots: Tensor, grid: Tensor, window: int) -> Tensor:
+def _as_grid(merged: Tensor, grid: Tensor, window: int) -> Tensor:
     """Merged tokens of the padded windows ``(B, n, P, C)`` of a grid of tokens, as a grid."""
-    side = _side(slots.shape[-2])
+    side = _side(merged.shape[-2])
     rows, cols = ((size + window - 1) // window for size in grid.shape[1:3])
-    return from_windows(slots, side, rows * side, cols * side)
+    return from_windows(merged, side, rows * side, cols * side)
 
 
 def _repeat_edge(x: Tensor, height: int, width: int) -> Tensor:

@@ -71,24 +71,24 @@ class Match(nn.Module):
         codes = FAR * window_regions(window, shift) if shift else None
         self.register_buffer("codes", codes, False)
 
-    def forward(self, tokens: Tensor, mass: Tensor | None, kinds: Tensor | None) -> Groups:
+    def forward(self, tokens: Tensor, mass: Tensor | None, shift_index: Tensor | None) -> Groups:
         """Group the tokens of every window.
 
         Args:
             tokens: ``(B, n, N, C)``; padding is zero.
             mass: 1 for a token, 0 for padding ``(1, n, N)``; None: no padding.
-            kinds: which shift mask each window takes ``(n,)``; None: not shifted.
+            shift_index: which shift mask each window takes ``(n,)``; None: not shifted.
         """
         learns = torch.is_grad_enabled() and tokens.requires_grad
-        found = self._match(tokens, mass, kinds, sums=not learns)
+        found = self._match(tokens, mass, shift_index, sums=not learns)
         return Groups.of(found, mass, tokens.dtype)
 
     def _match(
-        self, tokens: Tensor, mass: Tensor | None, kinds: Tensor | None, sums: bool
+        self, tokens: Tensor, mass: Tensor | None, shift_index: Tensor | None, sums: bool
     ) -> Matched:
         codes = None
-        if self.codes is not None and kinds is not None:
-            codes = self.codes[kinds].unsqueeze(0)  # (1, n, N)
+        if self.codes is not None and shift_index is not None:
+            codes = self.codes[shift_index].unsqueeze(0)  # (1, n, N)
         if mass is not None:
             padded = PADDED * (1 - mass.float())
             codes = padded if codes is None else codes + padded
@@ -113,9 +113,9 @@ class WeightedMatch(Match):
         super().__init__(window, keep, shift)
         self.weight = nn.Parameter(torch.zeros(dim))
 
-    def forward(self, tokens: Tensor, mass: Tensor | None, kinds: Tensor | None) -> Groups:
+    def forward(self, tokens: Tensor, mass: Tensor | None, shift_index: Tensor | None) -> Groups:
         """As :meth:`Match.forward`."""
-        found = self._match(tokens, mass, kinds, sums=False)
+        found = self._match(tokens, mass, shift_index, sums=False)
         groups = Groups.of(found, mass, tokens.dtype)
         # At most e^4 each way: one token may outweigh its group, but not overflow.
         logits = F.layer_norm(tokens, tokens.shape[-1:]).float() @ self.weight.float()
@@ -162,11 +162,13 @@ class Soft(nn.Module):
         """Prior logits ``(N, P)``."""
         return self.start + self.prior_offset
 
-    def forward(self, tokens: Tensor, mass: Tensor | None, kinds: Tensor | None) -> SoftGroups:
+    def forward(
+        self, tokens: Tensor, mass: Tensor | None, shift_index: Tensor | None
+    ) -> SoftGroups:
         """As :meth:`Match.forward`; ``mass``: how many tokens each token stands for."""
         prior = self.prior
-        if self.apart is not None and kinds is not None:
-            prior = prior + self.apart[kinds].unsqueeze(0)  # (1, n, N, P)
+        if self.apart is not None and shift_index is not None:
+            prior = prior + self.apart[shift_index].unsqueeze(0)  # (1, n, N, P)
         weights = 0.0 if mass is None else _log_mass(mass).unsqueeze(-1)  # (1 or B, n, N, 1)
         z = _direction(tokens)
         g = (prior + weights).softmax(-2).expand(*tokens.shape[:-1], -1)

@@ -1,15 +1,12 @@
 """Pure tensor functions of token merging: no modules, no parameters, no mm* import."""
 
-from .attention import fused_attention, window_attention
+from .attention import fused_attention
 from .graphs import exporting, largest
 from .groups import by_index, flat_index, full_precision, sum_groups, take_groups
-from .linear import CHUNK, add_by_rows, linear, served
-from .mlp import mlp
 from .relative_position import pair_places, relative_position_index
-from .shift import BLOCKED, shift_masks, window_kinds, window_regions
+from .shift import BLOCKED, shift_indices, shift_masks, window_regions
 from .shifted import ShiftedWindows
 from .windows import (
-    BAND,
     crop,
     from_windows,
     packed,
@@ -19,11 +16,8 @@ from .windows import (
 )
 
 __all__ = [
-    "BAND",
     "BLOCKED",
-    "CHUNK",
     "ShiftedWindows",
-    "add_by_rows",
     "by_index",
     "crop",
     "exporting",
@@ -32,19 +26,15 @@ __all__ = [
     "full_precision",
     "fused_attention",
     "largest",
-    "linear",
-    "mlp",
     "packed",
     "pad_to_windows",
     "pair_places",
     "real_tokens",
     "relative_position_index",
-    "served",
+    "shift_indices",
     "shift_masks",
     "sum_groups",
     "take_groups",
     "to_windows",
-    "window_attention",
-    "window_kinds",
     "window_regions",
 ]

@@ -1,45 +1,11 @@
-"""Attention within many small windows.
-
-Source: window attention is Swin's (Liu et al., ICCV 2021); which kernel runs is ours.
-"""
+"""PyTorch's attention, in a form that can be exported for all sizes (ours)."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .graphs import exporting
-from .linear import served
 from .windows import packed
-
-
-def window_attention(qkv: Tensor, bias: Tensor, scale: float, dropout: float = 0.0) -> Tensor:
-    """Multi-head attention of every window's tokens among themselves.
-
-    On the CPU, where :func:`served`, as batched matrix products: PyTorch's fused kernel
-    is made for long sequences and takes up to four times as long on 25 tokens.
-    Elsewhere the fused kernel runs.
-
-    Args:
-        qkv: queries, keys and values ``(n, N, 3, h, d)``: n windows of N tokens, h heads
-            of d channels.
-        bias: added to the logits ``(n or 1, h, N, N)``.
-        scale: of the logits.
-        dropout: of the attention weights, 0..1.
-
-    Returns:
-        ``(n, N, h * d)``.
-    """
-    n, count, _, heads, dim = qkv.shape
-    if not served(qkv, bias):
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (n, h, N, d)
-        return fused_attention(q, k, v, bias.to(q.dtype), scale, dropout)
-    q, k, v = qkv.permute(2, 0, 3, 1, 4).reshape(3, n * heads, count, dim).unbind(0)
-    logits = torch.bmm(q, k.transpose(1, 2)).view(n, heads, count, count)
-    learns = torch.is_grad_enabled()
-    logits = torch.add(bias, logits, alpha=scale, out=None if learns else logits)
-    weights = logits.softmax(-1).view(n * heads, count, count)
-    out = torch.bmm(F.dropout(weights, dropout, training=dropout > 0), v)  # (n * h, N, d)
-    return out.view(n, heads, count, dim).transpose(1, 2).reshape(n, count, heads * dim)
 
 
 def fused_attention(
@@ -50,7 +16,8 @@ def fused_attention(
     Args:
         q, k, v: ``(n, h, N, d)``.
         bias: added to the logits; None: none.
-        scale, dropout: as :func:`window_attention`.
+        scale: of the logits.
+        dropout: of the attention weights, 0..1.
 
     Returns:
         ``(n, N, h * d)``.

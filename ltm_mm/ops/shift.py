@@ -26,7 +26,7 @@ def shift_masks(window: int, shift: int) -> Tensor:
     return (regions.unsqueeze(-1) != regions.unsqueeze(-2)).float() * BLOCKED
 
 
-def window_kinds(rows: int, cols: int, device: torch.device) -> Tensor:
+def shift_indices(rows: int, cols: int, device: torch.device) -> Tensor:
     """Kind of every window of a grid of windows, as :func:`shift_masks` counts them.
 
     Args:
@@ -44,7 +44,7 @@ def window_kinds(rows: int, cols: int, device: torch.device) -> Tensor:
 def window_regions(window: int, shift: int) -> Tensor:
     """The region of each token by kind of window ``(4, N)``, 0..3.
 
-    Kinds are those of :func:`window_kinds`: inner, last column, last row, both. The
+    Kinds are those of :func:`shift_indices`: inner, last column, last row, both. The
     tokens that the shift brought from the other side are another region.
     """
     wrapped = (torch.arange(window) >= window - shift).float()

@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BAND = 2**19  # values of a band of windows (2 MB)
-
 
 def pad_to_windows(x: Tensor, window: int) -> Tensor:
     """Pad a grid with zeros at its bottom and right until windows fit.

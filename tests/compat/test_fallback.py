@@ -96,7 +96,8 @@ def test_every_op_of_mmcv_can_be_imported(stand_in: ModuleType) -> None:
 
 
 def test_too_late_is_said_in_one_line() -> None:
-    late = "import mmdet.structures.mask.structures, warnings; import ltm_mm"
+    checkout = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'LTM' not in str(f)]"
+    late = f"{checkout}; import mmdet.structures.mask.structures; import ltm_mm"
     warned = [line for line in python(late).stderr.splitlines() if "before ltm_mm" in line]
     if COMPILED:
         assert warned == []

@@ -151,7 +151,7 @@ def test_place_tokens_of_soft_masks_and_grids() -> None:
     window = merge.tokens[1, 7:, :7].flatten(0, 1)
     assert_close(place_tokens(merge)[1, 50:75], window[merge.mask.roots[1, 2]])
     merge = merges_of("efficientvit", (256, 256))[0]  # 16 x 16 tokens
-    side = merge.slots.shape[1]
+    side = merge.merged_grid.shape[1]
     at = ((torch.arange(side) + 0.5) * 16 / side).long()
     assert_close(place_tokens(merge), merge.tokens[:, at][:, :, at].flatten(1, 2))
 

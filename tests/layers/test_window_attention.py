@@ -13,29 +13,29 @@ SIZES = [(23, 31), (14, 21), (3, 2), (1, 40), (29, 7)]
 
 
 def windows_of(size: tuple[int, int], shift: int) -> tuple:
-    """Windows of a random grid, their kinds, and their mass."""
+    """Windows of a random grid, their shift masks, and their mass."""
     cut, x = ShiftedWindows(7, shift), torch.randn(2, *size, 16)
-    return cut.cut(x), cut.kinds(*size, x.device), cut.mass(*size, x)
+    return cut.cut(x), cut.shift_index(*size, x.device), cut.mass(*size, x)
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("shift", [0, 3])
 def test_tokens_that_are_alone_attend_as_tokens(shift, size):
     module = randomise(WindowAttention(16, 2, 7, shift)).eval()
-    x, kinds, mass = windows_of(size, shift)
+    x, shift_index, mass = windows_of(size, shift)
     alone = torch.arange(49).expand(x.shape[:3])
     mask = Groups(alone, alone, torch.ones(x.shape[:3]), mass)
-    assert_close(module(x, kinds, mask), module(x, kinds), rtol=1e-5, atol=1e-5)
+    assert_close(module(x, shift_index, mask), module(x, shift_index), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [Match, Soft])
 @pytest.mark.parametrize("shift", [0, 3])
 def test_bias_of_groups_is_that_of_their_roots_and_sizes(shift, kind):
     module = randomise(WindowAttention(16, 2, 7, shift)).eval()
-    x, kinds, mass = windows_of((17, 23), shift)
-    mask = kind(7, 20, shift)(x, mass, kinds)
-    found = module.group_bias(mask, kinds).unflatten(0, x.shape[:2])
-    of_tokens = module.position_bias(kinds).expand(x.shape[1], -1, -1, -1)  # (n, h, N, N)
+    x, shift_index, mass = windows_of((17, 23), shift)
+    mask = kind(7, 20, shift)(x, mass, shift_index)
+    found = module.group_bias(mask, shift_index).unflatten(0, x.shape[:2])
+    of_tokens = module.position_bias(shift_index).expand(x.shape[1], -1, -1, -1)  # (n, h, N, N)
     for b in range(2):
         for n in range(x.shape[1]):
             roots = mask.roots[b, n]
@@ -48,13 +48,13 @@ def test_bias_of_groups_is_that_of_their_roots_and_sizes(shift, kind):
 def test_a_shifted_window_attends_within_its_parts():
     """In the last window, what a merged token gets comes from its own part alone."""
     module = randomise(WindowAttention(16, 2, 7, 3)).eval()
-    x, kinds, mass = windows_of((14, 14), 3)
-    mask = Match(7, 20, 3)(x, mass, kinds)
+    x, shift_index, mass = windows_of((14, 14), 3)
+    mask = Match(7, 20, 3)(x, mass, shift_index)
     merged = mask.merge(x)
     part = ((mask.roots // 7 >= 4) * 2 + (mask.roots % 7 >= 4))[:, -1]  # (B, P)
-    before = module(merged, kinds, mask)[:, -1]
+    before = module(merged, shift_index, mask)[:, -1]
     merged[:, -1][part == 0] += torch.randn(16)
-    after = module(merged, kinds, mask)[:, -1]
+    after = module(merged, shift_index, mask)[:, -1]
     assert_close(after[part != 0], before[part != 0], rtol=0, atol=0)
     assert ((after[part == 0] - before[part == 0]).abs().amax(-1) > 1e-4).all()
 

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from ltm_mm.kernels import uses_onednn
 from ltm_mm.merging import Groups, WindowMerge, build_mask, match, merged_block, record_merges
 from ltm_mm.models.backbones import swin
-from ltm_mm.ops import ShiftedWindows, served
+from ltm_mm.ops import ShiftedWindows
 from ltm_mm.ops import groups as group_ops
 from tests.models.contract import randomise
 
@@ -37,8 +38,8 @@ def test_a_block_that_does_nothing_changes_nothing_to_the_bit(shift, mask):
     x = torch.randn(2, 17, 23, 6)
     module = build_mask(mask, 6, 7, 16, shift)
 
-    def work(tokens, kinds, mass):
-        return merged_block(tokens, module(tokens, mass, kinds), lambda merged: merged)
+    def work(tokens, shift_index, mass):
+        return merged_block(tokens, module(tokens, mass, shift_index), lambda merged: merged)
 
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
@@ -100,18 +101,18 @@ def count_calls(module: nn.Module) -> list[int]:
 @pytest.mark.parametrize("size", [(23, 31), (14, 21), (3, 2), (1, 40), (29, 7)])
 @pytest.mark.parametrize("shifted", [False, True])
 @pytest.mark.parametrize("keep", [49, 25, 5])
-def test_in_bands_as_all_at_once(keep, shifted, size, monkeypatch):
+def test_in_chunks_as_all_at_once(keep, shifted, size, monkeypatch):
     block, x = swin_block(keep, shifted), torch.randn(2, *size, 8)
-    if not served(x.detach(), block.norm1.weight.detach()):
-        pytest.skip("no oneDNN here: there are no bands")
+    if not uses_onednn(x.detach(), block.norm1.weight.detach()):
+        pytest.skip("no oneDNN here: there are no chunks")
     expected = block(x)  # with gradients: at once
     for values in (1, 3000, 2**20):
-        monkeypatch.setattr("ltm_mm.layers.swin_block.MERGED_BAND", values)
-        monkeypatch.setattr("ltm_mm.ops.shifted.BAND", values)
+        monkeypatch.setattr("ltm_mm.layers.swin_block.MERGED_CHUNK", values)
+        monkeypatch.setattr("ltm_mm.kernels.windows.CHUNK", values)
         calls = count_calls(block.attn.w_msa)
         with torch.no_grad():
             assert_close(block(x), expected, rtol=1e-5, atol=1e-5)
-        if values == 1 and keep < 49:
+        if values == 1:
             assert len(calls) == -(-size[0] // 7)  # a row of windows at a time
         monkeypatch.undo()
 

@@ -27,14 +27,14 @@ def merger(side: int = 5, window: int = 7) -> GridMerger:
 def chain(x: torch.Tensor) -> tuple[GridMerge, GridMerge]:
     """7 -> 5 -> 3 tokens per window side."""
     first = merger()(x)
-    return first, merger(3, 5)(first.slots, first)
+    return first, merger(3, 5)(first.merged_grid, first)
 
 
 @grids
 def test_merged_tokens_form_a_grid_and_rows_of_u_sum_to_one(height, width):
     merged = merger()(torch.randn(2, height, width, 16))
-    assert merged.slots.shape == (2, -(-height * 5 // 7), -(-width * 5 // 7), 16)
-    assert_close(merged.merged, merged.slots.flatten(1, 2))
+    assert merged.merged_grid.shape == (2, -(-height * 5 // 7), -(-width * 5 // 7), 16)
+    assert_close(merged.merged, merged.merged_grid.flatten(1, 2))
     assert merged.grid == (height, width)
     assert_close(merged.u.sum(-1), torch.ones(merged.u.shape[:-1]))
 
@@ -43,16 +43,16 @@ def test_merged_tokens_form_a_grid_and_rows_of_u_sum_to_one(height, width):
 def test_a_constant_map_stays_constant(height, width):
     x = torch.randn(1, 1, 1, 16).expand(2, height, width, 16)
     for merged in chain(x):
-        assert_close(merged.slots, x[:, :1, :1].expand_as(merged.slots))
+        assert_close(merged.merged_grid, x[:, :1, :1].expand_as(merged.merged_grid))
 
 
 @grids
 def test_unchanged_merged_tokens_give_the_tokens_back_to_the_bit(height, width):
     x = torch.randn(2, height, width, 16)
     first, second = chain(x)
-    assert_close(unmerge_grid(second.slots, second), first.slots, rtol=0, atol=0)
-    assert_close(unmerge_grid(first.slots, first), x, rtol=0, atol=0)
-    assert_close(unmerge_all(second.slots, second), x, rtol=0, atol=0)
+    assert_close(unmerge_grid(second.merged_grid, second), first.merged_grid, rtol=0, atol=0)
+    assert_close(unmerge_grid(first.merged_grid, first), x, rtol=0, atol=0)
+    assert_close(unmerge_all(second.merged_grid, second), x, rtol=0, atol=0)
     assert unmerge_all(x, None) is x
 
 
@@ -60,15 +60,15 @@ def test_unchanged_merged_tokens_give_the_tokens_back_to_the_bit(height, width):
 def test_a_constant_update_reaches_every_token_whole(height, width):
     x = torch.randn(2, height, width, 16)
     _, second = chain(x)
-    assert_close(unmerge_all(second.slots + 0.25, second), x + 0.25)
+    assert_close(unmerge_all(second.merged_grid + 0.25, second), x + 0.25)
 
 
 @grids
 def test_masses_add_up_to_the_tokens(height, width):
     """Every merged token stands for a part of the map, and all of them for all of it."""
     for merged in chain(torch.randn(2, height, width, 16)):
-        mass = merged.slot_mass()
-        assert mass.shape == (*merged.slots.shape[:3], 1)
+        mass = merged.merged_mass()
+        assert mass.shape == (*merged.merged_grid.shape[:3], 1)
         assert (mass > 0).all()
         assert_close(mass.sum((1, 2, 3)), torch.full((2,), float(height * width)))
         assert_close(merged.share(torch.ones(2, height, width, 1)), mass.flatten(1, 2))
@@ -79,8 +79,8 @@ def test_sharing_is_the_transpose_of_unmerging(height, width):
     """What tokens have goes to where their update comes from, to the same shares."""
     x = torch.randn(2, height, width, 4)
     for merged in chain(x):
-        update, amounts = torch.randn_like(merged.slots), torch.randn_like(x)
-        back = unmerge_all(merged.slots + update, merged) - x
+        update, amounts = torch.randn_like(merged.merged_grid), torch.randn_like(x)
+        back = unmerge_all(merged.merged_grid + update, merged) - x
         assert_close(
             (merged.share(amounts) * update.flatten(1, 2)).sum(),
             (amounts * back).sum(),
@@ -100,7 +100,7 @@ def test_groups_name_where_most_of_an_update_comes_from(height, width):
 def slow_groups(merged: GridMerge) -> torch.Tensor:
     """Token by token: the best of its window, or the edge's where that lies beyond."""
     batch, height, width, _ = merged.tokens.shape
-    _, h, w, _ = merged.slots.shape
+    _, h, w, _ = merged.merged_grid.shape
     window, side = merged.window, round(merged.u.shape[-1] ** 0.5)
     found = torch.empty(batch, height, width, dtype=torch.long)
     for b, i, j in torch.cartesian_prod(*(torch.arange(n) for n in found.shape)).tolist():
@@ -153,41 +153,43 @@ def test_equals_a_loop_over_real_tokens(height, width):
     x = torch.randn(2, height, width, 16, dtype=torch.float64)
     with torch.no_grad():
         first = module(x)
-        second = later(first.slots, first)
+        second = later(first.merged_grid, first)
         for mine, given, merged, mass in (
             (module, x, first, torch.ones(2, height, width, 1).double()),
-            (later, first.slots, second, first.slot_mass()),
+            (later, first.merged_grid, second, first.merged_mass()),
         ):
             slots, restored = slow_merge(mine, given, mass)
-            assert_close(merged.slots, slots)
-            assert_close(unmerge_grid(merged.slots + merged.slots.sin(), merged), restored)
+            assert_close(merged.merged_grid, slots)
+            assert_close(
+                unmerge_grid(merged.merged_grid + merged.merged_grid.sin(), merged), restored
+            )
 
 
 def test_a_later_merge_weighs_tokens_by_their_mass():
     first = merger()(torch.randn(1, 9, 16, 16))
     later = merger(3, 5)
-    weighted, alike = later(first.slots, first), later(first.slots)
-    assert_close(weighted.slot_mass().sum(), torch.tensor(9.0 * 16))
-    assert_close(alike.slot_mass().sum(), torch.tensor(7.0 * 12))
-    assert (weighted.slots - alike.slots).abs().max() > 1e-3
+    weighted, alike = later(first.merged_grid, first), later(first.merged_grid)
+    assert_close(weighted.merged_mass().sum(), torch.tensor(9.0 * 16))
+    assert_close(alike.merged_mass().sum(), torch.tensor(7.0 * 12))
+    assert (weighted.merged_grid - alike.merged_grid).abs().max() > 1e-3
 
 
 def test_an_image_does_not_depend_on_its_batch():
     module, later, x = merger(), merger(3, 5), torch.randn(3, 9, 16, 16)
     first = module(x)
-    second = later(first.slots, first)
+    second = later(first.merged_grid, first)
     for i in range(3):
         alone = module(x[i : i + 1])
-        for a, b in ((alone, first), (later(alone.slots, alone), second)):
-            assert_close(a.slots, b.slots[i : i + 1])
+        for a, b in ((alone, first), (later(alone.merged_grid, alone), second)):
+            assert_close(a.merged_grid, b.merged_grid[i : i + 1])
             assert_close(a.u, b.u[i : i + 1])
 
 
 def test_every_parameter_gets_a_gradient():
     module, later = merger(), merger(3, 5)
     first = module(torch.randn(2, 9, 16, 16))
-    second = later(first.slots.sin(), first)
-    unmerge_all(second.slots.tanh(), second).square().sum().backward()
+    second = later(first.merged_grid.sin(), first)
+    unmerge_all(second.merged_grid.tanh(), second).square().sum().backward()
     for name, parameter in [*module.named_parameters(), *later.named_parameters()]:
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
@@ -198,8 +200,8 @@ def test_merged_tokens_are_as_long_as_their_tokens_but_not_blown_up():
     module = GridMerger(7, 5)
     similar = 1 + 0.3 * torch.randn(1, 14, 14, 16)
     similar = 3 * similar / similar.norm(dim=-1, keepdim=True)
-    assert_close(module(similar).slots.norm(dim=-1), torch.full((1, 10, 10), 3.0))
-    assert module(torch.zeros(1, 7, 7, 16)).slots.abs().max() == 0
+    assert_close(module(similar).merged_grid.norm(dim=-1), torch.full((1, 10, 10), 3.0))
+    assert module(torch.zeros(1, 7, 7, 16)).merged_grid.abs().max() == 0
     tokens = torch.ones(1, 1, 2, 16) * torch.tensor([1.0, -1.0])[:, None]
     share = torch.tensor([[0.5, 0.6, 0.9], [0.5, 0.4, 0.1]]).expand(1, 1, 2, 3)
     means = share.mT @ tokens  # 0, 0.2 and 0.8 of a token's length
@@ -225,8 +227,8 @@ def test_gradients_are_those_of_finite_differences(monkeypatch):
     def run(x, *_):
         calls.clear()
         first = module(x)
-        second = later(first.slots.sin(), first)
-        return unmerge_all(second.slots.cos(), second)
+        second = later(first.merged_grid.sin(), first)
+        return unmerge_all(second.merged_grid.cos(), second)
 
     torch.autograd.gradcheck(run, (x, *parameters))
     assert len(given) == 2 * 3
@@ -244,7 +246,7 @@ def test_content_makes_the_way_back_right_where_kinds_meet():
         for log_scale in (-torch.inf, 0.0):  # the places alone decide; content does, too
             module.mask.log_scale.fill_(log_scale)
             merged = module(tokens)
-            found = unmerge_grid(merged.slots + layer(merged.slots), merged)
+            found = unmerge_grid(merged.merged_grid + layer(merged.merged_grid), merged)
             errors.append(float((found - wanted).norm() / (wanted - tokens).norm()))
     assert errors[1] < 0.8 * errors[0]
 
@@ -255,8 +257,8 @@ def test_half_precision_stays_finite_and_near(dtype):
 
     def run():
         first = module(x)
-        second = later(first.slots, first)
-        return second.slots, second.u, unmerge_all(second.slots * 1.5, second)
+        second = later(first.merged_grid, first)
+        return second.merged_grid, second.u, unmerge_all(second.merged_grid * 1.5, second)
 
     with torch.autocast("cpu", dtype=dtype):
         found = run()

@@ -13,23 +13,23 @@ GRIDS = [(14, 21), (23, 31), (7, 7), (8, 3), (1, 1), (30, 15)]
 
 
 def windows_of(height, width, window, shift, channels=6):
-    """Windows of a random grid with their mass and kinds, as a block gives them."""
+    """Windows of a random grid with their mass and shift mask, as a block gives them."""
     cut = ShiftedWindows(window, shift)
     x = torch.randn(2, height, width, channels)
-    return cut.cut(x), cut.mass(height, width, x), cut.kinds(height, width, x.device)
+    return cut.cut(x), cut.mass(height, width, x), cut.shift_index(height, width, x.device)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize(("window", "shift"), [(7, 0), (7, 3), (4, 0), (4, 2), (8, 4), (5, 2)])
 @pytest.mark.parametrize("kind", MASKS)
 def test_laws_of_a_mask(kind, window, shift, grid):
-    tokens, mass, kinds = windows_of(*grid, window, shift)
+    tokens, mass, shift_index = windows_of(*grid, window, shift)
     count = window * window
     for keep in {4 if shift else 1, count // 4, count // 2, count - 1}:
         module = build_mask(kind, 6, window, keep, shift)
         if kind == "weighted":
             nn.init.normal_(module.weight)
-        mask = module(tokens, mass, kinds)
+        mask = module(tokens, mass, shift_index)
         g, u = mask.masks()
         n = tokens.shape[1]
         assert g.shape == u.shape == (2, n, count, keep)
@@ -45,7 +45,7 @@ def test_laws_of_a_mask(kind, window, shift, grid):
         if kind != "soft":
             assert ((u == 0) | (u == 1)).all()
         if shift:
-            region = window_regions(window, shift)[kinds].expand(2, n, count)
+            region = window_regions(window, shift)[shift_index].expand(2, n, count)
             share = torch.stack([(u * (region == r).unsqueeze(-1)).sum(-2) for r in range(4)], -1)
             real_share = torch.stack(
                 [(g * (region == r).unsqueeze(-1)).sum(-2) for r in range(4)], -1
@@ -65,8 +65,8 @@ def test_laws_of_a_mask(kind, window, shift, grid):
 
 def test_padding_merges_with_padding_first():
     """Windows of 7 real tokens of 49: 42 of padding are enough to merge 24 pairs of."""
-    tokens, mass, kinds = windows_of(7, 8, 7, 0)
-    mask = Match(7, 25)(tokens, mass, kinds)
+    tokens, mass, shift_index = windows_of(7, 8, 7, 0)
+    mask = Match(7, 25)(tokens, mass, shift_index)
     padded = mask.owner[:, 1, :].unflatten(1, (7, 7))[:, :, 1:].flatten(1)
     real = mask.owner[:, 1].unflatten(1, (7, 7))[:, :, 0]
     for b in range(2):
@@ -101,14 +101,14 @@ def test_window_order_takes_one_part_after_the_other():
     ("window", "keep", "shift"), [(7, 25, 0), (7, 9, 3), (7, 5, 3), (8, 37, 4)]
 )
 def test_soft_masks_start_at_the_prior_and_learn(window, keep, shift):
-    tokens, mass, kinds = windows_of(17, 23, window, shift)
+    tokens, mass, shift_index = windows_of(17, 23, window, shift)
     module = Soft(window, keep, shift)
     places = prior_places(window, keep, shift)
     assert places.shape == (keep, 2)
     assert ((places > 0) & (places < window)).all()
     assert len({tuple(p) for p in places.tolist()}) == keep
     assert_close(module.prior, triangular_prior(window, places))
-    mask = module(tokens.requires_grad_(), mass, kinds)
+    mask = module(tokens.requires_grad_(), mass, shift_index)
     (mask.merge(tokens).square().sum() + (mask.u * torch.rand_like(mask.u)).sum()).backward()
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, name

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from ltm_mm.kernels import use_kernels
 from ltm_mm.merging import record_merges
 from ltm_mm.merging.matching import Matched, match
 
@@ -368,6 +369,23 @@ class BackboneContract:
             torch.set_num_threads(before)
         for a, b in zip(*found, strict=True):
             assert_close(a, b, rtol=1e-5, atol=self.atol)
+
+    def test_without_kernels_all_is_equal(self):
+        """Maps and gradients, where the CPU's own paths are switched off."""
+        state, found = settled(self.build(keep=0.4)).state_dict(), []
+        x = self.image(2, 75, 117)
+        with same_groups() as again:
+            for on in (True, False):
+                model = self.build(keep=0.4, **self.deterministic())
+                model.load_state_dict(state)
+                with use_kernels(on):
+                    maps = self.maps(model.eval(), x)
+                    outs = model(x)
+                    sum(m.square().mean() for m in outs).backward()
+                found.append([*maps, *outs, *(p.grad for p in model.parameters())])
+                again()
+        for a, b in zip(*found, strict=True):
+            assert_close(a, b, rtol=1e-4, atol=self.sharpness * self.atol)
 
     @pytest.mark.parametrize(
         ("kwargs", "message"),

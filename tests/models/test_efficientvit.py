@@ -158,7 +158,7 @@ def test_merged_tokens_beyond_the_edge_are_left_out():
         maps = model(torch.randn(1, 3, 144, 176))
     assert grids == [(7, 9), (6, 8)]
     assert earlier[0] is None
-    mass = earlier[1].slot_mass()
+    mass = earlier[1].merged_mass()
     assert mass.shape == (1, 7, 9, 1)
     assert mass[0, 1, 1] > mass[0, -1, -1] > 0  # one in a corner stands for less
     assert maps[2].shape[2:] == (9, 11)

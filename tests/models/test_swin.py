@@ -163,7 +163,7 @@ def slow_block(block: nn.Module, x: Tensor) -> Tensor:
     cut, attn, (height, width, dim) = block.attn.windows, block.attn.w_msa, x.shape
     w, y, heads = cut.size, x.clone(), attn.num_heads
     rows, cols = cut.counts(height, width)
-    kinds = cut.kinds(height, width, x.device)
+    shift_index = cut.shift_index(height, width, x.device)
     for n in range(rows * cols):
         # Place of each token in the padded grid, and which side of the seam it is from.
         i, k = (torch.arange(w) + start * w + cut.shift for start in divmod(n, cols))
@@ -172,7 +172,7 @@ def slow_block(block: nn.Module, x: Tensor) -> Tensor:
         real = ((i < height) & (k < width)).flatten()
         places = (i.clamp(max=height - 1) * width + k.clamp(max=width - 1)).flatten()
         z = x.flatten(0, 1)[places] * real[:, None]
-        kind = None if kinds is None else kinds[n : n + 1]
+        kind = None if shift_index is None else shift_index[n : n + 1]
         mask = block.merge(z[None, None], real.float()[None, None], kind)
         owner, roots = mask.owner[0, 0], mask.roots[0, 0]
         u = nn.functional.one_hot(owner, len(roots)).float()
@@ -228,7 +228,7 @@ def test_a_token_is_seen_in_its_own_window(token, keep, mask):
 
 def test_a_recorded_merge_is_a_whole_grids(monkeypatch):
     """Even where the block would otherwise work on some rows of windows at a time."""
-    monkeypatch.setattr("ltm_mm.layers.swin_block.MERGED_BAND", 1)
+    monkeypatch.setattr("ltm_mm.layers.swin_block.MERGED_CHUNK", 1)
     model = randomise(LTMSwin(**ONE, keep=9)).eval()
     with record_merges(model) as merges, torch.no_grad():
         model(torch.randn(2, 3, 100, 120))

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from ltm_mm.ops import shift_masks, to_windows, window_kinds, window_regions
+from ltm_mm.ops import shift_indices, shift_masks, to_windows, window_regions
 
 grids = pytest.mark.parametrize(("rows", "cols"), [(1, 1), (1, 3), (2, 1), (3, 4)])
 windows = pytest.mark.parametrize(("window", "shift"), [(7, 3), (5, 2), (4, 2), (2, 1)])
@@ -28,7 +28,7 @@ def labels(rows: int, cols: int, window: int, shift: int) -> Tensor:
 def test_four_masks_give_every_grids_mask(rows, cols, window, shift):
     own = labels(rows, cols, window, shift)
     expected = (own[:, :, None] != own[:, None, :]).float() * -100
-    masks = shift_masks(window, shift)[window_kinds(rows, cols, torch.device("cpu"))]
+    masks = shift_masks(window, shift)[shift_indices(rows, cols, torch.device("cpu"))]
     assert_close(masks, expected, rtol=0, atol=0)
 
 
@@ -36,7 +36,7 @@ def test_four_masks_give_every_grids_mask(rows, cols, window, shift):
 @windows
 def test_regions_tell_the_same_parts_apart(rows, cols, window, shift):
     own = labels(rows, cols, window, shift)
-    found = window_regions(window, shift)[window_kinds(rows, cols, torch.device("cpu"))]
+    found = window_regions(window, shift)[shift_indices(rows, cols, torch.device("cpu"))]
     assert_close(
         found[:, :, None] == found[:, None, :], own[:, :, None] == own[:, None, :], rtol=0, atol=0
     )

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from ltm_mm.ops import ShiftedWindows, served
+from ltm_mm.kernels import map_windows, uses_onednn
+from ltm_mm.ops import ShiftedWindows
 
 SIZES = [(23, 31), (14, 21), (3, 2), (1, 40), (29, 7), (1, 1), (7, 7)]
 sizes = pytest.mark.parametrize("size", SIZES)
@@ -52,27 +53,29 @@ def test_mass_marks_what_is_no_padding(cut, size):
 
 @sizes
 @shifts
-def test_in_bands_as_all_at_once(cut, size):
-    """Work that tells windows, their kinds and their padding apart."""
+def test_in_chunks_as_all_at_once(cut, size):
+    """Work that tells windows, their shift masks and their padding apart."""
     x = torch.randn(2, *size, 3)
-    if not served(x, x):
-        pytest.skip("no oneDNN here: there are no bands")
+    if not uses_onednn(x, x):
+        pytest.skip("no oneDNN here: there are no chunks")
     calls = []
 
-    def work(windows, kinds, mass):
+    def work(windows, shift_index, mass):
         calls.append(windows.shape[1])
         out = windows + windows.mean(2, keepdim=True)
-        out = out if kinds is None else out * (1 + kinds.view(1, -1, 1, 1))
+        out = out if shift_index is None else out * (1 + shift_index.view(1, -1, 1, 1))
         return out if mass is None else out + mass.sum(-1)[..., None, None]
 
-    expected = cut.map(x, work, torch.exp, band=None)
+    expected = cut.map(x, work, torch.exp)
     rows, cols = cut.counts(*size)
     assert calls == [rows * cols]
     for step in (1, 2, rows):
         calls.clear()
-        band = step * 2 * cols * cut.size**2 * 3
+        chunk = step * 2 * cols * cut.size**2 * 3
         with torch.no_grad():
-            assert_close(cut.map(x, work, torch.exp, band), expected, rtol=1e-6, atol=1e-6)
+            assert_close(
+                map_windows(cut, x, work, torch.exp, chunk), expected, rtol=1e-6, atol=1e-6
+            )
         assert calls == [cols * min(step, rows - first) for first in range(0, rows, step)]
 
 
@@ -81,7 +84,7 @@ def test_padding_stays_zero_after_what_comes_before():
     mass, seen = cut.mass(9, 16, x), []
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
-            cut.map(x, lambda windows, *_: seen.append(windows) or windows, torch.exp)
+            map_windows(cut, x, lambda windows, *_: seen.append(windows) or windows, torch.exp)
     for windows in seen:
         assert_close(windows == 0, (mass == 0).unsqueeze(-1).expand_as(windows), rtol=0, atol=0)
 
@@ -95,7 +98,21 @@ def test_a_gradient_goes_through_windows_once():
 
 def test_kinds_are_those_of_last_rows_and_columns():
     cut, cpu = ShiftedWindows(7, 3), torch.device("cpu")
-    assert cut.kinds(9, 16, cpu).tolist() == [0, 0, 1, 2, 2, 3]
-    assert ShiftedWindows(7, 3, (True, False)).kinds(9, 16, cpu).tolist() == [0, 0, 0, 2, 2, 2]
-    assert ShiftedWindows(7, 3, (False, True)).kinds(9, 16, cpu).tolist() == [0, 0, 1, 0, 0, 1]
-    assert ShiftedWindows(7).kinds(9, 16, cpu) is None
+    assert cut.shift_index(9, 16, cpu).tolist() == [0, 0, 1, 2, 2, 3]
+    assert ShiftedWindows(7, 3, (True, False)).shift_index(9, 16, cpu).tolist() == [
+        0,
+        0,
+        0,
+        2,
+        2,
+        2,
+    ]
+    assert ShiftedWindows(7, 3, (False, True)).shift_index(9, 16, cpu).tolist() == [
+        0,
+        0,
+        1,
+        0,
+        0,
+        1,
+    ]
+    assert ShiftedWindows(7).shift_index(9, 16, cpu) is None

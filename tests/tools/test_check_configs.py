@@ -10,7 +10,7 @@ import pytest
 from mmengine.config import ConfigDict
 
 from ltm_mm.engine.config import load_config
-from ltm_mm.engine.swap import use_ltm
+from ltm_mm.engine.convert import use_ltm
 from tests.conftest import ROOT
 from tools import check_configs as coverage
 

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ...families import EFFICIENTVIT
-from ...layers import fold_convs
+from ...kernels import fold_convs
 from ...layers.exchange import Exchanged, exchange
 from ...merging import recording, tell
 from ...merging.grid import GridMerge, GridMerger, unmerge_all
@@ -188,7 +188,7 @@ class AttentionBlock(Exchanged):
             chain.last = self.merge(x.permute(0, 2, 3, 1), chain.last)
             if recording():
                 tell(self.merge.mask, chain.last)
-            x = chain.last.slots.permute(0, 3, 1, 2)
+            x = chain.last.merged_grid.permute(0, 3, 1, 2)
         return self.local_module(x)
 
 

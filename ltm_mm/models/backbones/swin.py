@@ -23,7 +23,7 @@ from ...merging import build_mask
 from ...merging.masks import REGIONS, check_mask
 from ...presets import Keep, Plan, check_image_size, check_window, resolve_plan
 from .base import LTMBackbone
-from .swin_leaves import FeedForward, PatchEmbed, PatchMerging, build_norm
+from .swin_layers import FeedForward, PatchEmbed, PatchMerging, build_norm
 
 ARCHS: dict[str, dict] = {
     "tiny": dict(embed_dims=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24)),

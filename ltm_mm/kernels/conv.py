@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from ..ops import served
-from .linear import untouched
+from .layers import untouched
+from .switch import uses_onednn
 
 # Activations that oneDNN applies on the way, by PyTorch's layer.
 ACTIVATIONS = {nn.Identity: "none", nn.Hardswish: "hardswish", nn.ReLU: "relu"}
@@ -13,7 +13,7 @@ ACTIVATIONS = {nn.Identity: "none", nn.Hardswish: "hardswish", nn.ReLU: "relu"}
 class ConvNormAct(nn.Module):
     """Runs the layers of timm's ``ConvNormAct`` under its parameter names.
 
-    Without gradients, in eval mode and where :func:`ltm_mm.ops.served` says yes, the
+    Without gradients, in eval mode and where :func:`ltm_mm.kernels.uses_onednn` says yes, the
     normalisation goes into the convolution's weights and the activation into its pass. Not
     where the weights are larger than the map: rewriting them would cost more.
 
@@ -42,7 +42,7 @@ class ConvNormAct(nn.Module):
         return (
             not self.training
             and not torch.is_grad_enabled()
-            and served(x, conv.weight)
+            and uses_onednn(x, conv.weight)
             and untouched(conv, nn.Conv2d)
             and untouched(norm, nn.BatchNorm2d)
             and norm.affine

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...layers import run_linear, run_mlp, untouched
-from ...ops import CHUNK, linear, served
+from ...kernels import CHUNK, linear, run_linear, run_mlp, untouched, uses_onednn
 
 
 def build_norm(cfg: dict, channels: int) -> nn.Module:
@@ -82,7 +81,7 @@ class PatchEmbed(nn.Module):
     def _project(self, x: Tensor) -> Tensor:
         """``(B, C_in, H, W)`` -> ``(B, H/patch, W/patch, C)``."""
         conv, p = self.projection, self.patch
-        if not untouched(conv, nn.Conv2d) or not served(x, conv.weight):
+        if not untouched(conv, nn.Conv2d) or not uses_onednn(x, conv.weight):
             return conv(x).permute(0, 2, 3, 1)
         # Patches do not overlap: on the CPU a matrix product is three times as fast.
         patches = x.unflatten(3, (-1, p)).unflatten(2, (-1, p)).permute(0, 2, 4, 1, 3, 5)
@@ -107,7 +106,7 @@ class PatchMerging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` -> ``(B, ceil(H/stride), ceil(W/stride), 2C)``."""
         height, width = ((n + self.stride - 1) // self.stride for n in x.shape[1:3])
-        if torch.is_grad_enabled() or not served(x, x):
+        if torch.is_grad_enabled() or not uses_onednn(x, x):
             return self._reduced(x, height, width)
         out = None
         step = max(CHUNK // (4 * width * x.shape[3]), 1)

@@ -8,7 +8,7 @@ from timm.models.efficientvit_mit import ConvNormAct as TimmConvNormAct
 from torch import nn
 from torch.testing import assert_close
 
-from ltm_mm.layers import ConvNormAct, fold_convs
+from ltm_mm.kernels import ConvNormAct, fold_convs
 
 
 def layers(**options: object) -> nn.Module:

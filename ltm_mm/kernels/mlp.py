@@ -16,7 +16,7 @@ Layer = tuple[Tensor, Tensor]  # weight (C_out, C_in), bias (C_out,)
 
 
 def mlp(x: Tensor, first: Layer, second: Layer) -> Tensor:
-    """``linear(gelu(linear(x)))``, for what :func:`ltm_mm.ops.served` says yes to.
+    """``linear(gelu(linear(x)))``, for what :func:`ltm_mm.kernels.uses_onednn` says yes to.
 
     Args:
         x: ``(..., C)``.

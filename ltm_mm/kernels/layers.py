@@ -1,15 +1,17 @@
-"""Runs plain linear layers on the fast path of ``ops``, whoever built them (ours)."""
+"""Plain layers on the kernels, whoever built them (ours)."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from ..ops import linear, mlp, served
+from .linear import linear
+from .mlp import mlp
+from .switch import uses_onednn
 
 
 def run_linear(layer: nn.Module, x: Tensor) -> Tensor:
-    """``layer(x)``, with an untouched ``nn.Linear`` through :func:`ltm_mm.ops.linear`.
+    """``layer(x)``, with an untouched ``nn.Linear`` through :func:`ltm_mm.kernels.linear`.
 
     Args:
         layer: a linear layer, or what took its place (quantised, with adapters, hooked):
@@ -25,7 +27,7 @@ def run_linear(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def run_mlp(first: nn.Module, act: nn.Module, second: nn.Module, x: Tensor) -> Tensor:
-    """``second(act(first(x)))``, through :func:`ltm_mm.ops.mlp` where that serves.
+    """``second(act(first(x)))``, through :func:`ltm_mm.kernels.mlp` where that serves.
 
     Args:
         first, act, second: the layers.
@@ -34,7 +36,7 @@ def run_mlp(first: nn.Module, act: nn.Module, second: nn.Module, x: Tensor) -> T
     Returns:
         ``(..., C)``.
     """
-    if _is_gelu(act) and untouched(first) and untouched(second) and served(x, first.weight):  # type: ignore[arg-type]
+    if _is_gelu(act) and untouched(first) and untouched(second) and uses_onednn(x, first.weight):  # type: ignore[arg-type]
         layers = [(layer.weight, layer.bias) for layer in (first, second)]
         if all(bias is not None for _, bias in layers):
             return mlp(x, *layers)  # type: ignore[arg-type]

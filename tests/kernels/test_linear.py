@@ -8,17 +8,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from ltm_mm.layers import run_linear, run_mlp
-from ltm_mm.ops import add_by_rows, fused_attention, linear, mlp, served, window_attention
+from ltm_mm.kernels import (
+    add_by_rows,
+    linear,
+    mlp,
+    run_linear,
+    run_mlp,
+    uses_onednn,
+    window_attention,
+)
+from ltm_mm.ops import fused_attention
 
-linear_module = importlib.import_module("ltm_mm.ops.linear")
-mlp_module = importlib.import_module("ltm_mm.ops.mlp")
+linear_module = importlib.import_module("ltm_mm.kernels.linear")
+mlp_module = importlib.import_module("ltm_mm.kernels.mlp")
 SHAPES = [(7, 5, 3), (6, 8, 16), (130, 24, 8)]  # rows, C_in, C_out
 
 
 @pytest.fixture(autouse=True)
 def _one_dnn() -> None:
-    if not served(torch.ones(1, 1), torch.ones(1, 1)):
+    if not uses_onednn(torch.ones(1, 1), torch.ones(1, 1)):
         pytest.skip("this build of PyTorch has no oneDNN linear layer for this processor")
 
 
@@ -126,16 +134,16 @@ def test_attention_drops_weights():
 
 def test_only_what_onednn_takes_is_served():
     x, w = torch.randn(4, 3), torch.randn(2, 3)
-    assert served(x, w)
-    assert not served(x.double(), w.double())
-    assert not served(x.bfloat16(), w.bfloat16())
-    assert not served(x.to("meta"), w.to("meta"))
-    assert not served(x[:0], w)
+    assert uses_onednn(x, w)
+    assert not uses_onednn(x.double(), w.double())
+    assert not uses_onednn(x.bfloat16(), w.bfloat16())
+    assert not uses_onednn(x.to("meta"), w.to("meta"))
+    assert not uses_onednn(x[:0], w)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not served(x, w)
+        assert not uses_onednn(x, w)
         assert linear(x, w).dtype == torch.bfloat16
     with torch.backends.mkldnn.flags(enabled=False):
-        assert not served(x, w)
+        assert not uses_onednn(x, w)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

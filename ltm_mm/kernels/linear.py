@@ -7,13 +7,13 @@ about twice as fast on an AMD EPYC. Everywhere else (GPU, half precision, autoca
 compiled and exported graphs) these functions are ``F.linear`` and ``F.gelu``.
 """
 
-import platform
 from collections.abc import Callable
-from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .switch import uses_onednn
 
 # Values of a hidden layer that are worked on at a time (4 MB): they stay in the cache and
 # in memory that the allocator already holds.
@@ -31,7 +31,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         ``(..., C_out)``.
     """
-    if not served(x, weight):
+    if not uses_onednn(x, weight):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (x, weight, bias)
@@ -51,7 +51,7 @@ def add_by_rows(x: Tensor, update: Callable[[Tensor], Tensor], hidden: int) -> T
     Returns:
         ``(..., C)``.
     """
-    if torch.is_grad_enabled() or not served(x, x):
+    if torch.is_grad_enabled() or not uses_onednn(x, x):
         return x + update(x)
     rows, out = x.flatten(0, -2), x.new_empty(x.shape)
     step = max(CHUNK // hidden, 1)
@@ -60,42 +60,11 @@ def add_by_rows(x: Tensor, update: Callable[[Tensor], Tensor], hidden: int) -> T
     return out
 
 
-def served(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN takes a linear layer: plain single-precision tensors on an x86 CPU."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and type(x) is Tensor  # no fake, functional or wrapped tensors, which tools trace with
-        and x.numel() > 0
-        and bool(torch.backends.mkldnn.enabled)
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and not torch._C._len_torch_dispatch_stack()  # counters and tracers know PyTorch's own
-        and not _cpu_autocast()
-        and _has_onednn()
-    )
-
-
-def _cpu_autocast() -> bool:
-    """Whether autocast is on for the CPU."""
-    try:
-        return torch.is_autocast_enabled("cpu")
-    except TypeError:  # torch < 2.4
-        return torch.is_autocast_cpu_enabled()
-
-
-@cache
-def _has_onednn() -> bool:
-    """Whether this build of PyTorch brings oneDNN's linear layer for this processor."""
-    return (
-        torch.backends.mkldnn.is_available()
-        and platform.machine().lower() in ("x86_64", "amd64")
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    )
-
-
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
-    """oneDNN's linear layer without gradients, with a GELU where wanted; see :func:`served`."""
+    """oneDNN's linear layer without gradients, with a GELU where wanted.
+
+    For tensors that :func:`.switch.uses_onednn` says yes to.
+    """
     kind, algorithm = ("gelu", "none") if gelu else ("none", "")
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, kind, [], algorithm)
 

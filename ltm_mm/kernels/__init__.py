@@ -1,0 +1,27 @@
+"""What makes plain layers and windows fast on a CPU; one switch turns all of it off (ours)."""
+
+from .attention import window_attention
+from .conv import ConvNormAct, fold_convs
+from .layers import calm, hooked, run_linear, run_mlp, untouched
+from .linear import CHUNK, add_by_rows, linear
+from .mlp import mlp
+from .switch import use_kernels, uses_onednn
+from .windows import map_windows
+
+__all__ = [
+    "CHUNK",
+    "ConvNormAct",
+    "add_by_rows",
+    "calm",
+    "fold_convs",
+    "hooked",
+    "linear",
+    "map_windows",
+    "mlp",
+    "run_linear",
+    "run_mlp",
+    "untouched",
+    "use_kernels",
+    "uses_onednn",
+    "window_attention",
+]
