@@ -33,7 +33,7 @@ from tests.test_readme import PAGES, ROOT, blocks, commands, words_of
 
 pytestmark = pytest.mark.slow
 SMALL = (96, 96)
-NOT_RUN = ("check_configs", "_imagenet.py", "cuda")
+NOT_RUN = ("check_configs", "_imagenet.py", "cuda", "openvino")
 # Options that make a measuring tool quick; of an option given twice the last one counts.
 QUICK = {
     "benchmark.py": ["--size", "64", "96", "--rounds", "1"],

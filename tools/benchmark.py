@@ -66,6 +66,15 @@ def parse_args() -> argparse.Namespace:
     add("--amp", choices=["fp16", "bf16"], help="mixed precision")
     add("--compile", action="store_true", help="torch.compile the backbones")
     add("--channels-last", action="store_true", help="that memory format")
+    add(
+        "--runtime",
+        nargs="+",
+        default=[],
+        choices=["onnxruntime", "openvino", "openvino-int8"],
+        metavar="RUNTIME",
+        help="export the models, and time the files beside them, too: onnxruntime, openvino, "
+        "openvino-int8",
+    )
     add("--train-step", action="store_true", help="also forward, backward and optimiser step")
     add(
         "--cpu-time",

@@ -1,6 +1,6 @@
-"""Write a backbone or a whole segmentor as ONNX or as a program of torch.export.
+"""Write a backbone, detector or segmentor as ONNX, for OpenVINO, or as a torch.export program.
 
-python tools/export.py ltm-swin-t --ltm balanced --format onnx --check
+python tools/export.py CONFIG CHECKPOINT --whole-model --format onnx --check
 """
 
 import ltm_mm  # isort: skip  (first: it stands in for mmcv's compiled ops where they are absent)
@@ -9,6 +9,17 @@ import argparse
 
 from ltm_mm.analysis.baselines import NAMED
 from ltm_mm.engine import clean_errors
+
+
+class _List(argparse.Action):
+    """Print and stop, as --help does."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from ltm_mm.export.heads import SUPPORTED
+
+        for kind, outputs in SUPPORTED.items():
+            print(f"{kind}\n    {outputs}")
+        parser.exit()
 
 
 def parse_args() -> argparse.Namespace:
@@ -26,11 +37,11 @@ def parse_args() -> argparse.Namespace:
         nargs="?",
         help="a trained model's or backbone's file, plain or merging [random weights]",
     )
-    add("--format", choices=["onnx", "torch"], default="onnx", help="[onnx]")
+    add("--format", choices=["onnx", "openvino", "torch"], default="onnx", help="[onnx]")
     add(
         "--whole-model",
         action="store_true",
-        help="a segmentor with its decode head: logits of the image's size [the backbone alone]",
+        help="a detector or segmentor with its heads [the backbone alone]",
     )
     add(
         "--size",
@@ -47,16 +58,33 @@ def parse_args() -> argparse.Namespace:
         "them (0.5), or one entry per stage such as "
         "'(None, None, (None, 25, 25, 25, 25, 25), None)' [as the config has it]",
     )
-    add("--out", metavar="FILE", help="[work_dirs/export/<config's name>.onnx or .pt2]")
+    add("--out", metavar="FILE", help="[work_dirs/export/<config's name>.onnx, .xml or .pt2]")
+    add(
+        "--int8",
+        nargs="?",
+        type=int,
+        const=300,
+        metavar="IMAGES",
+        help="quantise to 8 bits with NNCF, calibrated on so many images of the config's test "
+        "data; needs --format openvino [300]",
+    )
     add(
         "--check",
         action="store_true",
-        help="run the file and compare it with the model at four sizes and two batches",
+        help="run the file and compare it with the model at four sizes and two batches; with "
+        "--int8 also evaluate both on the config's test data",
     )
     add(
         "--trust-checkpoint",
         action="store_true",
         help="also read checkpoints that hold more than weights; that can run code from them",
+    )
+    add(
+        "--list",
+        action=_List,
+        nargs=0,
+        default=argparse.SUPPRESS,
+        help="print which whole models can be exported",
     )
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_intermixed_args()

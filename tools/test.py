@@ -17,7 +17,11 @@ def parse_args() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("config", help="a file, or a config of an installed package: mmdet::PATH, mmseg::PATH")
-    add("checkpoint", help="a trained model's file; one without merging serves a merging model")
+    add(
+        "checkpoint",
+        help="a trained model's file; one without merging serves a merging model; or an exported "
+        ".onnx, .xml or .pt2 file",
+    )
     add("--work-dir", metavar="DIR", help="logs and metrics [work_dirs/<config's name>]")
     add("--out", metavar="FILE", help="write predictions: a .pkl file, with mmseg also a folder")
     add("--show-dir", metavar="DIR", help="write pictures of the predictions")

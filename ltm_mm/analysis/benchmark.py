@@ -1,5 +1,6 @@
 """Measure models side by side: time, memory, and the parts they go to (ours)."""
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -106,6 +107,13 @@ class Bench:
         if train_step:
             self._measure_training(rows[: len(self.models)], batch, rounds)
         return rows
+
+    def time_with(
+        self, batch: int, rounds: int, more: Mapping[str, Callable[[], object]]
+    ) -> dict[str, list[float]]:
+        """Seconds of a forward pass of the models and of further runs, in turn."""
+        runs = {f"{n}, PyTorch": self._forward(model, batch) for n, model in self._calls.items()}
+        return self._time({**runs, **more}, rounds, f"forward, batch {batch}")
 
     def _equal_time_sizes(
         self, plain: str, runs: Mapping[str, Callable[[], None]], batch: int
@@ -257,6 +265,7 @@ def run_benchmark(
     cpu_time: bool = False,
     shrunk: bool = False,
     out: str = "work_dirs/benchmark",
+    runtime: Sequence[str] = (),
 ) -> list[Row]:
     """What ``tools/benchmark.py`` does: measure, print the tables, write JSON and picture.
 
@@ -268,6 +277,8 @@ def run_benchmark(
         cpu_time: the process's CPU seconds instead of wall time; one thread, CPU only.
         out: folder for the files.
         rounds, train_step, shrunk: see :meth:`Bench.measure`.
+        runtime: export every model, and time the files in turn with the models: nothing else
+            is measured. See :mod:`ltm_mm.export.timing`.
         device, amp, compile, channels_last: see :class:`Bench`.
 
     Returns:
@@ -287,6 +298,11 @@ def run_benchmark(
     if cpu_time and (threads != 1 or device != "cpu"):
         raise UserError("--cpu-time adds up all threads: it needs --threads 1 and --device cpu")
     check_folder("--out", out)
+    if runtime and (device != "cpu" or cpu_time or train_step or shrunk):
+        raise UserError(
+            "--runtime times files on the CPU: it goes without --device cuda, --cpu-time, "
+            "--train-step and --shrunk"
+        )
     clock = time.process_time if cpu_time else time.perf_counter
     images, rows = list(zip(size[::2], size[1::2], strict=True)), []
     for image in images:
@@ -298,11 +314,16 @@ def run_benchmark(
             bench = Bench(models, image, device, amp, compile, channels_last, clock)
             found: list[Row] = []
             for count in batch:
+                if runtime:
+                    _measure_files(bench, models, runtime, image, count, rounds, path)
+                    continue
                 new = bench.measure(count, rounds, train_step, shrunk)
                 found += new
                 print(f"\nbatch {count}, {image[0]} x {image[1]} pixels\n")
                 print(to_markdown(new), flush=True)
                 save_json(path.with_suffix(".json"), found, settings, about)
+        if runtime:
+            continue
         on = about["gpu"] if device == "cuda" else f"{about['cpu']}, {about['threads']} thread(s)"
         print(f"\n{on}, torch {about['torch']}\n  {path.with_suffix('.json')}", flush=True)
         picture = path.with_suffix(".png")
@@ -310,3 +331,25 @@ def run_benchmark(
         print(f"  {picture}")
         rows += found
     return rows
+
+
+def _measure_files(
+    bench: Bench,
+    models: Mapping[str, nn.Module],
+    runtime: Sequence[str],
+    size: tuple[int, int],
+    batch: int,
+    rounds: int,
+    path: Path,
+) -> None:
+    """The table of ``--runtime``, and its JSON."""
+    from ..export.timing import measure_files  # not at the top: it imports from here
+
+    seconds = measure_files(
+        lambda more: bench.time_with(batch, rounds, more), models, runtime, size, batch
+    )
+    file = path.with_name(f"{path.name}-runtimes-batch{batch}.json")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(dict(machine=machine(), seconds=seconds), indent=1) + "\n")
+    about = machine()
+    print(f"\n{about['cpu']}, {about['threads']} thread(s), torch {about['torch']}\n  {file}")

@@ -135,7 +135,7 @@ def evaluate(
 
     Args:
         config: see :func:`.config.load_config`.
-        checkpoint: a whole model's, plain or merging.
+        checkpoint: a whole model's, plain or merging; or a file of ``tools/export.py``.
         work_dir: for logs; default ``work_dirs/<config's name>``.
         out: a ``.pkl`` file for the predictions; with mmseg also a folder for label maps.
         show_dir: folder for pictures of the predictions.
@@ -151,6 +151,9 @@ def evaluate(
     cfg = _prepare(config, work_dir, ltm, cfg_options, launcher)
     _require(cfg, "test_dataloader", "test_cfg", "test_evaluator")
     _require_file(checkpoint)
+    exported = Path(checkpoint).suffix in (".onnx", ".xml", ".pt2")
+    if exported:
+        _use_exported(cfg, checkpoint, {"--tta": tta, "--ltm": ltm})
     drop_pretrained(cfg)
     hooks = [draw_into(cfg, show_dir)] if show_dir else []
     if show_dir and launcher != "none":
@@ -165,12 +168,14 @@ def evaluate(
     build_model(runner, find_unused=False, testing=True)
     for hook in hooks:
         runner.register_hook(hook)
-    load(runner, checkpoint, trust_checkpoint, strict=True)
+    if not exported:
+        load(runner, checkpoint, trust_checkpoint, strict=True)
     watch = Watch()
     runner.register_hook(watch)
     with _files_named(cfg):
         build_loaders(runner, "test")
-        _check_trained_classes(runner, checkpoint, trust_checkpoint)
+        if not exported:  # whose classes were compared before
+            _check_trained_classes(runner, checkpoint, trust_checkpoint)
         with first_step(watch):
             metrics = runner.test()
     _report(runner, {"metrics": metrics, "pictures": show_dir, "predictions": out})
@@ -195,6 +200,16 @@ def _check_trained_classes(runner: Runner, checkpoint: str, trust: bool) -> None
     if sorted(trained) == sorted(own):
         raise UserError(f"{lines}: give test_dataloader.dataset.metainfo.classes their order")
     say(lines)
+
+
+def _use_exported(cfg: Config, path: str, options: Mapping[str, object]) -> None:
+    """Put an exported file in the model's place; what it was exported with cannot be changed."""
+    from ..export.evaluate import use_file  # not at the top: it imports from here
+
+    for option, value in options.items():
+        if value:
+            raise UserError(f"{option} changes the model, and {path} is as it was exported")
+    use_file(cfg, path)
 
 
 def drop_pretrained(cfg: Config) -> None:

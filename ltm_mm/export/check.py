@@ -6,7 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .heads import WholeModel
+from .reference import Found, predict, unpack
+
 TOLERANCE = 1e-4
+MASK_IOU = 0.999
 
 
 @dataclass(frozen=True)
@@ -17,15 +21,33 @@ class Difference:
         batch: images.
         size: their height and width in pixels.
         largest: largest difference of two numbers, as a share of the output's largest
-            number; the worst of all outputs.
+            number; the worst of all outputs. For boxes of pairs of detections.
+        found: detections of the model; None where there are none to be found.
+        lost: detections that only one of the two has.
+        mask_iou: lowest of a pair's; 1 without masks.
     """
 
     batch: int
     size: tuple[int, int]
     largest: float
+    found: int | None = None
+    lost: int = 0
+    mask_iou: float = 1.0
 
     def __str__(self) -> str:
-        return f"batch {self.batch}, {self.size[0]} x {self.size[1]}: {self.largest:.1e}"
+        text = f"batch {self.batch}, {self.size[0]} x {self.size[1]}: {self.largest:.1e}"
+        if self.found is None:
+            return text
+        return f"{text}, {self.found} detections, {self.lost} lost, mask IoU {self.mask_iou:.4f}"
+
+    @property
+    def equal(self) -> bool:
+        """Whether it is within rounding; one of a hundred detections may sit on a threshold."""
+        return (
+            self.largest <= TOLERANCE
+            and self.lost <= (self.found or 0) / 100
+            and self.mask_iou > MASK_IOU
+        )
 
 
 def compare(
@@ -34,15 +56,18 @@ def compare(
     sizes: Iterable[tuple[int, int]],
     batches: Sequence[int] = (1, 3),
     channels: int = 3,
+    about: dict[str, object] | None = None,
 ) -> Iterator[Difference]:
     """Run both on the same random images, one size and batch after the other.
 
     Args:
-        model: in eager mode; it is called in eval mode.
+        model: in eager mode; it is called in eval mode. Of a detector, mmdet's own
+            ``predict`` is called.
         run: what was exported.
         sizes: heights and widths in pixels.
         batches: numbers of images.
         channels: of the images.
+        about: what the file says of itself; default: what the model says.
 
     Raises:
         ValueError: if the outputs are not of the same number or shapes.
@@ -52,6 +77,10 @@ def compare(
     for size in sizes:
         for batch in batches:
             images = torch.randn(batch, channels, *size, generator=generator)
+            if isinstance(model, WholeModel) and "boxes" in model.outputs:
+                theirs = unpack(_many(run(images)), about or model.about, size)
+                yield _detections(predict(model, images), theirs, size)
+                continue
             with torch.no_grad():
                 pairs = list(zip(_many(model(images)), _many(run(images)), strict=True))
             for own, other in pairs:
@@ -73,6 +102,40 @@ def other_sizes(size: tuple[int, int], smallest: int) -> list[tuple[int, int]]:
         (height // 2 + 1, width * 3 // 4),
     ]
     return [(max(h, smallest), max(w, smallest)) for h, w in found]
+
+
+def _detections(own: Sequence[Found], other: Sequence[Found], size: tuple[int, int]) -> Difference:
+    """Differences of the pairs, each the nearest of the same class; both have the same images."""
+    largest, lost, lowest = 0.0, 0, 1.0
+    for mine, theirs in zip(own, other, strict=True):
+        pairs = _pairs(mine, theirs)
+        lost += len(mine.boxes) + len(theirs.boxes) - 2 * len(pairs)
+        for a, b in pairs:
+            box = (mine.boxes[a] - theirs.boxes[b]).abs().max().item() / max(size)
+            score = (mine.scores[a] - theirs.scores[b]).abs().item()
+            largest = max(largest, box, score)
+            if mine.masks is not None and theirs.masks is not None:
+                lowest = min(lowest, _iou(mine.masks[a], theirs.masks[b]))
+    number = sum(len(x.boxes) for x in own)
+    return Difference(len(own), size, largest, number, lost, lowest)
+
+
+def _pairs(mine: Found, theirs: Found) -> list[tuple[int, int]]:
+    """Places of detections of both that are the same, the nearest pairs first."""
+    distance = torch.cdist(mine.boxes, theirs.boxes, p=torch.inf)
+    distance = distance + (mine.scores[:, None] - theirs.scores).abs()
+    distance[mine.labels[:, None] != theirs.labels] = torch.inf
+    pairs = []
+    while distance.numel() and distance.min() < 1:  # a pixel
+        a, b = divmod(int(distance.argmin()), distance.shape[1])
+        pairs.append((a, b))
+        distance[a], distance[:, b] = torch.inf, torch.inf
+    return pairs
+
+
+def _iou(a: Tensor, b: Tensor) -> float:
+    union = (a | b).sum().item()
+    return (a & b).sum().item() / union if union else 1.0
 
 
 def _difference(own: Tensor, other: Tensor) -> float:

@@ -6,51 +6,97 @@ outside the graph. What is asked about a size while tracing (is it 1? is this pa
 already?) becomes an assertion in the program and not an assumption about it.
 """
 
-from collections.abc import Iterator
+import json
+import re
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from pathlib import Path
+from unittest.mock import patch
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from .nms import portable
 from .pooling import exchange_pooling
 
+ABOUT = "ltm_mm.json"  # in a .pt2 file
 SMALLEST = 33  # pixels: below, EfficientViT's last grid is one token, which timm treats apart
 
 
-def export_program(model: nn.Module, size: tuple[int, int], channels: int = 3) -> ExportedProgram:
+def export_program(
+    model: nn.Module, size: tuple[int, int], channels: int = 3, smallest: int = SMALLEST
+) -> ExportedProgram:
     """Export a network of one tensor of images.
 
     Args:
         model: takes images ``(B, channels, H, W)``; on the CPU. A copy of it is traced,
             in eval mode.
-        size: height and width that it is traced with, >= ``SMALLEST``; any other will do.
+        size: height and width that it is traced with; any other will do.
         channels: of the images.
+        smallest: height and width.
 
     Returns:
-        The program, for any B >= 1 and any H and W >= ``SMALLEST``.
+        The program, for any B >= 1 and any H and W from the smallest on.
 
     Raises:
         ValueError: if the size is too small.
     """
-    if min(size) < SMALLEST:
-        raise ValueError(f"size must be at least {SMALLEST} x {SMALLEST} pixels, got {size}")
-    model = exchange_pooling(deepcopy(model))
+    if min(size) < smallest:
+        raise ValueError(f"size must be at least {smallest} x {smallest} pixels, got {size}")
+    # Without gradients: PyTorch loses track of numbers of boxes where it keeps them.
+    model = exchange_pooling(deepcopy(model)).requires_grad_(False)
     model.eval()  # not chained: mmdet's Swin returns None
-    with no_assumptions():
-        return torch.export.export(
+    with no_assumptions(), _slices_for_pools():
+        program = torch.export.export(
             model,
             (torch.zeros(2, channels, *size),),
-            dynamic_shapes=(dynamic_shapes(),),
+            dynamic_shapes=(dynamic_shapes(smallest),),
             strict=False,
             prefer_deferred_runtime_asserts_over_guards=True,
         )
+    _drop_assertions(program)
+    return program
 
 
-def dynamic_shapes() -> dict[int, Dim]:
+def save_program(program: ExportedProgram, path: Path, about: Mapping[str, str]) -> None:
+    """Write a program as a ``.pt2`` file, which needs PyTorch and torchvision only.
+
+    Args:
+        program: of :func:`export_program`.
+        path: the file.
+        about: what the file says of itself, see :mod:`.about`.
+    """
+    with no_assumptions(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = program.run_decompositions({torch.ops.ltm_mm.kept_boxes.default: portable})
+    _drop_assertions(program)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.export.save(program, path, extra_files={ABOUT: json.dumps(about)})
+
+
+def _drop_assertions(program: ExportedProgram) -> None:
+    """Let a map have a single pixel.
+
+    Tracing notes that no map is that small, for the sake of how its memory is laid out; what
+    is computed holds for one pixel too.
+    """
+    graph = program.graph_module.graph
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten._assert_scalar.default and re.search(
+            r"expression (Ne\(.*, 1\)|1 < .*) on node", str(node.args[1])
+        ):
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    program.graph_module.recompile()
+
+
+def dynamic_shapes(smallest: int = SMALLEST) -> dict[int, Dim]:
     """The dimensions of the images that may change, by name."""
-    height, width = (Dim(name, min=SMALLEST) for name in ("height", "width"))
+    height, width = (Dim(name, min=smallest) for name in ("height", "width"))
     return {0: Dim("batch"), 2: height, 3: width}
 
 
@@ -60,4 +106,21 @@ def no_assumptions() -> Iterator[None]:
     from torch.fx.experimental import _config as shapes
 
     with torch.no_grad(), shapes.patch(backed_size_oblivious=True):
+        yield
+
+
+@contextmanager
+def _slices_for_pools() -> Iterator[None]:
+    """While a graph is made, FPN's max pooling of single pixels is what it is: a slice.
+
+    Pooling asks whether the size is even, and the answer would hold for the traced one only.
+    """
+    pool = F.max_pool2d
+
+    def sliced(x: Tensor, kernel_size: int, stride: int | None = None, *args: object) -> Tensor:
+        if kernel_size == 1 and stride and not args:
+            return x[..., ::stride, ::stride]
+        return pool(x, kernel_size, stride, *args)
+
+    with patch.object(F, "max_pool2d", sliced):
         yield

@@ -1,0 +1,121 @@
+"""Exported files as models of mmdet and mmseg, for the configs' own evaluators (ours)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from torch import Tensor
+
+from ..engine.errors import UserError
+from ..registry import MODELS
+from .about import class_names
+from .files import ExportedFile, open_file
+from .reference import paste
+
+
+def use_file(cfg: Config, path: str) -> None:
+    """Put an exported file in the place of a config's model.
+
+    Raises:
+        UserError: if the file is none of this config.
+    """
+    try:
+        about = open_file(path).about
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if not about:
+        raise UserError(
+            f"{path} was not written by tools/export.py: it does not say how it is to be run"
+        )
+    segments = cfg.get("default_scope") == "mmseg"
+    task = str(about["task"])
+    if ("segmentation" not in task and segments) or (task.startswith("semantic") != segments):
+        raise UserError(
+            f"{path} does {task}, which is not what {cfg.filename} evaluates; export with "
+            f"python tools/export.py {cfg.filename} CHECKPOINT --whole-model"
+        )
+    own, theirs = class_names(cfg), about.get("classes")
+    if own and theirs and own != theirs:
+        raise UserError(
+            f"{path} knows {len(theirs)} classes ({_first(theirs)}), the test data of "
+            f"{cfg.filename} {len(own)} ({_first(own)}): it was exported from another config"
+        )
+    kind = "FileSegmentor" if segments else "FileDetector"
+    made = dict(cfg.model.get("data_preprocessor") or {})
+    tests = dict(cfg.model.get("test_cfg") or dict(mode="whole"))
+    cfg.model = dict(type=f"ltm_mm.{kind}", path=str(Path(path)), data_preprocessor=made)
+    if segments:
+        cfg.model["test_cfg"] = tests
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+class FileDetector(BaseModel):
+    """An exported detector, run image by image as it comes out of mmdet's preprocessor.
+
+    Args:
+        path: of the file.
+        data_preprocessor: as in the config of the detector.
+    """
+
+    def __init__(self, path: str, data_preprocessor: Mapping) -> None:
+        super().__init__(dict(data_preprocessor))
+        self.file: ExportedFile = open_file(path)
+
+    def forward(self, inputs: Tensor, data_samples: Sequence, mode: str = "tensor") -> list:
+        """Detections in the original images, in mmdet's samples; ``mode`` must be 'predict'."""
+        if mode != "predict":
+            raise ValueError(f"an exported file can predict only, got mode {mode!r}")
+        return [
+            self._predict(image, sample)
+            for image, sample in zip(inputs.cpu(), data_samples, strict=True)
+        ]
+
+    def _predict(self, image: Tensor, sample: object) -> object:
+        from mmengine.structures import InstanceData
+
+        height, width = size = tuple(sample.img_shape[:2])
+        outputs = self.file.run(image[None, :, :height, :width].contiguous())
+        boxes, scores, labels = (out[0] for out in outputs[:3])
+        there = labels >= 0
+        scale = torch.tensor(sample.scale_factor[:2]).repeat(2).to(boxes)
+        found = InstanceData(
+            bboxes=boxes[there] / scale, scores=scores[there], labels=labels[there]
+        )
+        if len(outputs) > 3:
+            masks = outputs[3][0][there]
+            original = tuple(sample.ori_shape[:2])
+            found.masks = paste(masks, found.bboxes, self.file.about, size, original)
+        sample.pred_instances = found
+        return sample
+
+
+@MODELS.register_module(name="FileDetector")
+def _detector(**options: object) -> FileDetector:
+    return FileDetector(**options)
+
+
+@MODELS.register_module(name="FileSegmentor")
+def _segmentor(path: str, **options: object) -> BaseModel:
+    """mmseg's own segmentor around an exported file: its padding, windows and label maps."""
+    from mmseg.models import EncoderDecoder
+
+    class FileSegmentor(EncoderDecoder):
+        def __init__(self) -> None:
+            BaseModel.__init__(self, dict(options["data_preprocessor"]))
+            self.file = open_file(path)
+            about = self.file.about
+            self.test_cfg = Config(options["test_cfg"])
+            self.align_corners = about["align_corners"]
+            self.out_channels = about["channels_out"]
+            self.decode_head = SimpleNamespace(threshold=about["threshold"])
+
+        def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
+            return self.file.run(inputs.cpu().contiguous())[0]
+
+    return FileSegmentor()

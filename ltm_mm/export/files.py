@@ -1,0 +1,150 @@
+"""Exported files, opened and run on the CPU: ONNX, OpenVINO and torch.export (ours)."""
+
+import json
+import zipfile
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torchvision  # noqa: F401  (its operators stand in .pt2 files)
+from torch import Tensor
+
+from ..engine.errors import UserError
+from . import about
+from .program import ABOUT
+
+INSTALL = "pip install 'ltm_mm[export]'"
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+RUNTIMES = {".onnx": "onnxruntime", ".xml": "openvino", ".pt2": "torch.export"}
+
+
+class ExportedFile(NamedTuple):
+    """A file, ready to run.
+
+    Attributes:
+        run: images ``(B, 3, H, W)``, normalised, to the results in their order; too small ones
+            are a UserError.
+        about: what the file says of itself, see :mod:`.about`; nothing of another program's file.
+        runtime: what runs it.
+    """
+
+    run: Callable[[Tensor], tuple[Tensor, ...]]
+    about: dict[str, object]
+    runtime: str
+
+
+def is_exported(path: str | Path | None) -> bool:
+    """Whether a file's name is that of an exported model."""
+    return path is not None and Path(path).suffix in RUNTIMES
+
+
+def open_file(path: str | Path, threads: int | None = None) -> ExportedFile:
+    """Open an exported file.
+
+    Args:
+        path: ``.onnx``, ``.xml`` (its ``.bin`` beside it) or ``.pt2``.
+        threads: of the CPU; None: as many as PyTorch uses.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ImportError: the runtime is missing; says how to get it.
+        ValueError: the file is damaged, or of none of these formats.
+    """
+    path = Path(path)
+    openers = {".onnx": _open_onnx, ".xml": _open_openvino, ".pt2": _open_program}
+    if path.suffix not in openers:
+        raise ValueError(f"{path} is none of {', '.join(openers)}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: python tools/export.py writes such files")
+    run, entries = openers[path.suffix](path, threads or torch.get_num_threads())
+    facts = about.read(entries)
+
+    def checked(images: Tensor) -> tuple[Tensor, ...]:
+        smallest = int(facts.get("smallest", 1))
+        if min(images.shape[2:]) < smallest:
+            raise UserError(
+                f"{path} takes images of {smallest} x {smallest} pixels and more, got "
+                f"{images.shape[2]} x {images.shape[3]}: resize them in the config's test pipeline"
+            )
+        return run(images)
+
+    return ExportedFile(checked, facts, RUNTIMES[path.suffix])
+
+
+@contextmanager
+def _readable(path: Path, kinds: tuple[type[Exception], ...] = (Exception,)):
+    try:
+        yield
+    except kinds as error:
+        reason = str(error).strip().splitlines()
+        raise ValueError(
+            f"{path} is damaged, or no such file: {reason[-1] if reason else type(error).__name__}"
+        ) from error
+
+
+def _open_onnx(path: Path, threads: int) -> tuple[Callable, dict[str, str]]:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError(f"running {path} needs onnxruntime: {INSTALL}") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    options.intra_op_num_threads = threads
+    with _readable(path):
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+    name = session.get_inputs()[0].name
+
+    def run(images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.from_numpy(out) for out in session.run(None, {name: images.numpy()}))
+
+    return run, dict(session.get_modelmeta().custom_metadata_map)
+
+
+def _open_openvino(path: Path, threads: int) -> tuple[Callable, dict[str, str]]:
+    openvino = import_openvino(f"running {path}")
+    core = openvino.Core()
+    with _readable(path):
+        model = core.read_model(path)
+    entries = {}
+    if model.has_rt_info(["ltm_mm", "about"]):
+        entries = json.loads(model.get_rt_info(["ltm_mm", "about"]).astype(str))
+    # Processors with bf16 would use it without being asked to.
+    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = core.compile_model(model, "CPU", settings)
+
+    def run(images: Tensor) -> tuple[Tensor, ...]:
+        found = compiled(images.numpy())
+        return tuple(torch.from_numpy(np.array(found[out])) for out in compiled.outputs)
+
+    return run, entries
+
+
+def _open_program(path: Path, threads: int) -> tuple[Callable, dict[str, str]]:
+    extra = {ABOUT: ""}
+    with _readable(path, (RuntimeError, OSError, zipfile.BadZipFile, KeyError, ValueError)):
+        module = torch.export.load(path, extra_files=extra).module()
+
+    def run(images: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            found = module(images)
+        return (found,) if isinstance(found, Tensor) else tuple(found)
+
+    return run, json.loads(extra[ABOUT] or "{}")
+
+
+def import_openvino(what: str):
+    """The package.
+
+    Raises:
+        ImportError: if it is missing; says how to get it.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise ImportError(f"{what} needs openvino: pip install 'ltm_mm[openvino]'") from error
+    return openvino

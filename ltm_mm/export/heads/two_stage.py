@@ -1,0 +1,154 @@
+"""Faster, Mask and Cascade R-CNN (ours; follows mmdet's roi heads in what is kept)."""
+
+from collections.abc import Sequence
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from .common import NONE, WholeModel, check_nms, decode, results, suppress, take
+from .dense import propose
+
+
+class TwoStageDetector(WholeModel):
+    """Region proposals, their boxes in one or several steps, and masks if there are any.
+
+    Raises:
+        ValueError: for parts that predict in a way of their own.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        _check(model)
+        self.outputs = ("boxes", "scores", "labels")
+        if model.roi_head.with_mask:
+            self.outputs += ("masks",)
+            self.about["masks"] = "box"
+            self.about["mask_threshold"] = model.roi_head.test_cfg["mask_thr_binary"]
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Detections of normalised images.
+
+        Args:
+            image: ``(B, 3, H, W)``.
+
+        Returns:
+            Boxes ``(B, n, 4)``, scores and labels ``(B, n)``; with masks also ``(B, n, h, w)``,
+            shares of foreground in a grid over each box.
+        """
+        size, head = image.shape[2:], self.model.roi_head
+        maps = self.model.extract_feat(self.padded(image))
+        regions, region_scores = propose(self.model.rpn_head, maps, size)
+        boxes, classes = self._refined(maps, regions, size)
+        classes = torch.where(region_scores[..., None] > NONE, classes, NONE)
+        cfg = head.test_cfg
+        scores = torch.where(classes > cfg["score_thr"], classes, NONE).flatten(1)
+        count = classes.shape[2]
+        boxes = boxes.expand(-1, -1, count, -1).flatten(1, 2)
+        labels = torch.arange(count, device=boxes.device).repeat(regions.shape[1])
+        labels = labels.expand(scores.shape)
+        scores, place = suppress(boxes, scores, labels, cfg["nms"], cfg["max_per_img"])
+        found = results(take(boxes, place), scores, labels.gather(1, place))
+        return (*found, self._masks(maps, found[0], found[2])) if head.with_mask else found
+
+    def _refined(
+        self, maps: Sequence[Tensor], regions: Tensor, size: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Boxes ``(B, n, classes or 1, 4)`` and scores ``(B, n, classes)`` of regions."""
+        batch, number = regions.shape[:2]
+        stages, logits = _stages(self.model.roi_head), []
+        for index, (extractor, head) in enumerate(stages):
+            features = crops(extractor, maps, regions)
+            classes, deltas = head(features)
+            classes = classes.reshape(batch, number, -1)
+            deltas = deltas.reshape(batch, number, -1, 4)
+            logits.append(classes)
+            if index == len(stages) - 1:
+                priors = regions[:, :, None].expand(deltas.shape)
+                boxes = decode(head.bbox_coder, priors, deltas, size)
+                return boxes, (sum(logits) / len(logits)).softmax(-1)[..., :-1]
+            if not head.reg_class_agnostic:
+                best = classes[..., :-1].argmax(-1)[..., None, None].expand(-1, -1, 1, 4)
+                deltas = deltas.gather(2, best)
+            regions = decode(head.bbox_coder, regions, deltas[:, :, 0], size)
+        raise AssertionError("a roi head has a stage")
+
+    def _masks(self, maps: Sequence[Tensor], boxes: Tensor, labels: Tensor) -> Tensor:
+        head = self.model.roi_head
+        extractors, heads = head.mask_roi_extractor, head.mask_head
+        if not isinstance(heads, nn.ModuleList):
+            extractors, heads = [extractors], [heads]
+        shares = [
+            mask_head(crops(extractor, maps, boxes)).sigmoid()
+            for extractor, mask_head in zip(extractors, heads, strict=True)
+        ]
+        masks = sum(shares) / len(shares)  # (B * n, classes, h, w)
+        if masks.shape[1] > 1:
+            place = labels.clamp(min=0).reshape(-1, 1, 1, 1).expand(-1, 1, *masks.shape[2:])
+            masks = masks.gather(1, place)
+        return masks.reshape(*labels.shape, *masks.shape[2:])
+
+
+def crops(extractor: nn.Module, maps: Sequence[Tensor], boxes: Tensor) -> Tensor:
+    """Each box's features, from the level of its size: ``(B * n, C, h, w)``.
+
+    Args:
+        extractor: mmdet's ``SingleRoIExtractor``.
+        maps: of the neck.
+        boxes: ``(B, n, 4)``.
+    """
+    batch, number = boxes.shape[:2]
+    image = torch.arange(batch, device=boxes.device).to(boxes)[:, None].expand(-1, number)
+    rois = torch.cat((image[..., None], boxes), dim=2).reshape(-1, 5)
+    layers = extractor.roi_layers
+    if len(layers) == 1:
+        return _align(layers[0], maps[0], rois)
+    levels = extractor.map_roi_levels(rois, len(layers))
+    found = maps[0].new_zeros(batch * number, maps[0].shape[1], *layers[0].output_size)
+    for level, layer in enumerate(layers):
+        here = (levels == level).nonzero().squeeze(1)
+        found = found.index_copy(0, here, _align(layer, maps[level], rois[here]))
+    return found
+
+
+def _align(layer: nn.Module, x: Tensor, rois: Tensor) -> Tensor:
+    return torchvision.ops.roi_align(
+        x, rois, layer.output_size, layer.spatial_scale, layer.sampling_ratio, layer.aligned
+    )
+
+
+def _stages(head: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
+    """Extractor and box head of each step."""
+    if isinstance(head.bbox_head, nn.ModuleList):
+        return list(zip(head.bbox_roi_extractor, head.bbox_head, strict=True))
+    return [(head.bbox_roi_extractor, head.bbox_head)]
+
+
+def _check(model: nn.Module) -> None:
+    from mmdet.models.dense_heads import RPNHead
+    from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
+    from mmdet.models.roi_heads.bbox_heads import BBoxHead
+    from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+    from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+
+    head = model.roi_head
+    known = {type(model.rpn_head): (RPNHead,), type(head): (StandardRoIHead, CascadeRoIHead)}
+    unknown = [kind for kind, allowed in known.items() if kind not in allowed]
+    if unknown:
+        raise ValueError(f"{unknown[0].__name__} predicts in a way of its own")
+    masks = head.mask_head if head.with_mask else []
+    masks = masks if isinstance(masks, nn.ModuleList) or not masks else [masks]
+    extractors = [extractor for extractor, _ in _stages(head)]
+    checks = [(e, SingleRoIExtractor, "forward") for e in extractors]
+    checks += [(b, BBoxHead, "_predict_by_feat_single") for _, b in _stages(head)]
+    checks += [(m, FCNMaskHead, "_predict_by_feat_single") for m in masks]
+    for part, base, method in checks:
+        own = getattr(type(part), method, None)
+        if own is not getattr(base, method) or getattr(part, "custom_activation", False):
+            raise ValueError(f"{type(part).__name__} predicts in a way of its own")
+    if any(layer.pool_mode != "avg" for e in extractors for layer in e.roi_layers):
+        raise ValueError("RoIAlign can be exported with pool_mode='avg' only")
+    if head.with_shared_head:
+        raise ValueError("roi heads with a shared_head cannot be exported")
+    for part in (model.rpn_head, head):
+        check_nms(part.test_cfg, part)

@@ -1,0 +1,94 @@
+"""OpenVINO's files, and their 8-bit form by NNCF's post-training quantisation."""
+
+import json
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from .files import import_openvino
+from .onnx import save_onnx
+
+
+def save_openvino(
+    program: ExportedProgram,
+    path: Path,
+    outputs: Sequence[str],
+    about: Mapping[str, str],
+    calibration: Sequence[Tensor] | None = None,
+) -> None:
+    """Write a program as OpenVINO's ``.xml`` and ``.bin``, by way of ONNX.
+
+    Args:
+        program, outputs, about: see :func:`.onnx.save_onnx`.
+        path: the ``.xml`` file.
+        calibration: images ``(1, 3, H, W)``, normalised, on which it is quantised to 8 bits;
+            None: it stays at 32.
+
+    Raises:
+        ImportError: if openvino or nncf is missing; says how to get it.
+    """
+    openvino = import_openvino("--format openvino")
+    nncf = None if calibration is None else import_nncf()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "model.onnx")
+        save_onnx(program, file, outputs, about)
+        model = openvino.convert_model(file)
+    _keep_order(model)
+    if nncf is not None:
+        print(f"quantising with {len(calibration)} images ...", flush=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # masked attention has infinities, which it averages
+            model = nncf.quantize(
+                model,
+                nncf.Dataset(calibration, lambda image: image.numpy()),
+                preset=nncf.QuantizationPreset.MIXED,
+                subset_size=len(calibration),
+                model_type=nncf.ModelType.TRANSFORMER,
+            )
+    facts = {**about, "precision": json.dumps("fp32" if nncf is None else "int8")}
+    model.set_rt_info(json.dumps(facts), ["ltm_mm", "about"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Half precision, the default, would make another model of it.
+    openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def _keep_order(model: object) -> None:
+    """Let equal numbers stay in order where the largest are taken, as PyTorch and ONNX do.
+
+    Tokens of padding are alike; which of them are merged must not depend on the runtime.
+    """
+    from openvino import opset15 as ops
+
+    for node in model.get_ops():
+        if node.get_type_name() != "TopK" or node.get_attributes()["stable"]:
+            continue
+        known = node.get_attributes()
+        ordered = ops.topk(
+            node.input_value(0),
+            node.input_value(1),
+            known["axis"],
+            known["mode"],
+            known["sort"],
+            index_element_type=known["index_element_type"],
+            stable=True,
+        )
+        for index in range(2):
+            node.output(index).replace(ordered.output(index))
+    model.validate_nodes_and_infer_types()
+
+
+def import_nncf():
+    """The package.
+
+    Raises:
+        ImportError: if it is missing; says how to get it.
+    """
+    try:
+        import nncf
+    except ImportError as error:
+        raise ImportError("--int8 needs nncf: pip install 'ltm_mm[openvino]'") from error
+    return nncf

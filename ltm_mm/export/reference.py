@@ -1,0 +1,100 @@
+"""What the model itself finds on the images that an exported file is compared on (ours)."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .heads import WholeModel
+
+
+class Found(NamedTuple):
+    """Detections of one image, the best first.
+
+    Attributes:
+        boxes: ``(n, 4)``, x1 y1 x2 y2 in pixels of the image.
+        scores, labels: ``(n,)``.
+        masks: ``(n, H, W)``, bool, or None.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    masks: Tensor | None
+
+
+def predict(whole: WholeModel, images: Tensor) -> list[Found]:
+    """Run mmdet's own ``predict`` on normalised images ``(B, 3, H, W)``."""
+    from mmdet.structures import DetDataSample
+
+    padded = whole.padded(images)
+    size, batch_size = tuple(images.shape[2:]), tuple(padded.shape[2:])
+    meta = dict(img_shape=size, ori_shape=size, batch_input_shape=batch_size, pad_shape=batch_size)
+    samples = [DetDataSample(metainfo={**meta, "scale_factor": (1.0, 1.0)}) for _ in images]
+    with torch.no_grad():
+        samples = whole.model.predict(padded, samples, rescale=False)
+    found = [sample.pred_instances for sample in samples]
+    return [Found(x.bboxes, x.scores, x.labels, x.get("masks")) for x in found]
+
+
+def unpack(
+    outputs: Sequence[Tensor], about: dict[str, object], size: tuple[int, int]
+) -> list[Found]:
+    """Detections in the outputs of an exported file, without the places that hold none.
+
+    Args:
+        outputs: of a file.
+        about: what the file says of itself.
+        size: height and width of the images.
+    """
+    boxes, scores, labels, *masks = outputs
+    found = []
+    for index in range(len(boxes)):
+        there = labels[index] >= 0
+        own = Found(boxes[index][there], scores[index][there], labels[index][there], None)
+        if masks:
+            own = own._replace(masks=paste(masks[0][index][there], own.boxes, about, size))
+        found.append(own)
+    return found
+
+
+def paste(
+    masks: Tensor,
+    boxes: Tensor,
+    about: dict[str, object],
+    size: tuple[int, int],
+    original: tuple[int, int] | None = None,
+) -> Tensor:
+    """Masks as an exported file gives them, at the size of the image, ``(n, H, W)`` bool.
+
+    Args:
+        masks: ``(n, h, w)``, a grid over each box, or logits over the whole padded image.
+        boxes: ``(n, 4)`` in pixels of the original image.
+        about: of the file.
+        size: height and width of the image that the file was run on.
+        original: of the image before it was resized; default: that was all.
+    """
+    original = original or size
+    if about["masks"] == "image":
+        return _resize(masks, int(about["pad_divisor"]), size, original) > 0
+    from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
+
+    full = torch.zeros(len(masks), *original, dtype=torch.bool)
+    for index in range(len(masks)):  # one by one, each only where its box is
+        part, (rows, cols) = _do_paste_mask(
+            masks[index : index + 1, None], boxes[index : index + 1], *original, True
+        )
+        full[index][rows, cols] = part[0] >= float(about["mask_threshold"])
+    return full
+
+
+def _resize(masks: Tensor, step: int, size: tuple[int, int], original: tuple[int, int]) -> Tensor:
+    """To the padded image, without the padding, and to the original size, as mmdet does it."""
+    padded = [-(-length // step) * step for length in size]
+    masks = F.interpolate(masks[None], padded, mode="bilinear", align_corners=False)
+    masks = masks[..., : size[0], : size[1]]
+    if original != size:
+        masks = F.interpolate(masks, original, mode="bilinear", align_corners=False)
+    return masks[0]

@@ -1,0 +1,90 @@
+"""Whole models as networks of one tensor, against mmdet's and mmseg's own predictions."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from ltm_mm.export import whole_model
+from ltm_mm.export.check import _detections
+from ltm_mm.export.reference import predict, unpack
+from tests.export import tiny
+
+SIZE = (97, 131)  # neither is whole steps of 32
+
+
+@pytest.mark.parametrize("name", tiny.DETECTORS)
+def test_detectors_find_what_mmdet_finds(name):
+    """The same detections with the same scores, of images that are padded, in a batch."""
+    model = tiny.DETECTORS[name]("balanced")
+    whole = whole_model(model)
+    images = torch.randn(2, 3, *SIZE)
+    own = predict(whole, images)
+    with torch.no_grad():
+        found = unpack(whole(images), whole.about, SIZE)
+    assert all(len(x.boxes) >= 10 for x in own)
+    difference = _detections(own, found, SIZE)
+    assert difference.lost == 0
+    assert difference.largest < 1e-5
+    assert difference.mask_iou > 0.999
+
+
+@pytest.mark.parametrize("name", tiny.SEGMENTORS)
+def test_segmentors_give_what_mmseg_gives(name):
+    model = tiny.SEGMENTORS[name]("balanced")
+    images = torch.randn(2, 3, 96, 128)  # mmseg's heads are given images of whole steps
+    metas = [dict(img_shape=(96, 128), ori_shape=(96, 128), pad_shape=(96, 128))] * 2
+    with torch.no_grad():
+        own = model.encode_decode(images, metas)
+        assert_close(whole_model(model)(images), own, rtol=1e-5, atol=1e-5)
+
+
+def test_fewer_boxes_than_places():
+    """A threshold that few pass leaves places with score 0 and label -1."""
+    model = tiny.DETECTORS["retinanet"](None)
+    images = torch.randn(1, 3, *SIZE)
+    whole = whole_model(model)
+    scores = predict(whole, images)[0].scores
+    model.bbox_head.test_cfg.score_thr = float(scores[4] + scores[5]) / 2
+    with torch.no_grad():
+        boxes, scores, labels = whole(images)
+    own = predict(whole, images)[0]
+    assert len(own.boxes) == 5
+    assert_close(scores[0], torch.cat((own.scores, torch.zeros(25))))
+    assert (labels[0, 5:] == -1).all()
+    assert (boxes[0, 5:] == 0).all()
+
+
+def test_nothing_found():
+    model = tiny.DETECTORS["mask"](None)
+    model.roi_head.test_cfg.score_thr = 2.0
+    whole = whole_model(model)
+    with torch.no_grad():
+        outputs = whole(torch.randn(1, 3, *SIZE))
+    assert (outputs[2] == -1).all()
+    (found,) = unpack(outputs, whole.about, SIZE)
+    assert found.masks.shape == (0, *SIZE)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda m: m.roi_head.test_cfg.nms.update(type="soft_nms"), "only nms=dict"),
+        (lambda m: setattr(m.roi_head.bbox_head.loss_cls, "custom_activation", True), "Shared2FC"),
+        (
+            lambda m: setattr(m.rpn_head, "__class__", type("MyRPN", (type(m.rpn_head),), {})),
+            "MyRPN",
+        ),
+    ],
+)
+def test_what_cannot_be_exported_is_named(change, says):
+    model = tiny.DETECTORS["faster"](None)
+    change(model)
+    with pytest.raises(ValueError, match=says):
+        whole_model(model)
+
+
+def test_panoptic_maps_are_refused():
+    model = tiny.DETECTORS["mask2former"](None)
+    model.panoptic_fusion_head.test_cfg.instance_on = False
+    with pytest.raises(ValueError, match="panoptic map, which cannot be exported"):
+        whole_model(model)

@@ -1,0 +1,238 @@
+"""Files of whole models against mmdet and mmseg, at sizes they were not traced with."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from PIL import Image
+from torch import nn
+
+from ltm_mm.engine import UserError, evaluate, load_config
+from ltm_mm.export import compare, export_program, open_file, save_onnx, save_program, whole_model
+from ltm_mm.export.about import class_names, describe
+from ltm_mm.export.calibration import images
+from ltm_mm.export.evaluate import use_file
+from ltm_mm.export.files import import_openvino
+from ltm_mm.export.heads import SUPPORTED
+from ltm_mm.export.reference import paste
+from tests.export import tiny
+
+ROOT = Path(__file__).parent.parent.parent
+TRACED = (97, 131)
+OTHERS = [(150, 70), (96, 160), (81, 90)]
+CONFIG = str(ROOT / "configs" / "ltm_swin_maskrcnn_shapes.py")
+
+
+def check(whole: nn.Module, run: object, batches: tuple[int, ...] = (1, 2)) -> None:
+    for difference in compare(whole, run, [TRACED, *OTHERS], batches):
+        assert difference.equal, difference
+        assert difference.found is None or difference.found > 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep", [None, "balanced"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mask",
+        "cascade",
+        "retinanet",
+        "atss",
+        "fcos",
+        "gfl",
+        "rtmdet",
+        "dino",
+        "deformable-detr",
+        "mask2former",
+        "maskformer",
+    ],
+)
+def test_detectors_in_all_formats(name, keep, tmp_path):
+    pytest.importorskip("onnxscript")
+    whole = whole_model(tiny.DETECTORS[name](keep))
+    program = export_program(whole, TRACED, smallest=whole.smallest)
+    save_program(program, tmp_path / "a.pt2", {})
+    check(whole, open_file(tmp_path / "a.pt2").run)
+    save_onnx(program, tmp_path / "a.onnx", whole.outputs, {})
+    check(whole, open_file(tmp_path / "a.onnx").run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep", [None, "balanced"])
+@pytest.mark.parametrize("name", tiny.SEGMENTORS)
+def test_segmentors_in_onnx(name, keep, tmp_path):
+    pytest.importorskip("onnxscript")
+    whole = whole_model(tiny.SEGMENTORS[name](keep))
+    program = export_program(whole, TRACED)
+    save_onnx(program, tmp_path / "a.onnx", whole.outputs, {})
+    check(whole, open_file(tmp_path / "a.onnx").run)
+
+
+@pytest.mark.slow
+def test_openvino_is_the_model(tmp_path):
+    """Tokens of padding are alike: which are merged must not depend on the runtime."""
+    pytest.importorskip("openvino")
+    from ltm_mm.export.openvino import save_openvino
+
+    whole = whole_model(tiny.DETECTORS["retinanet"]("balanced"))
+    save_openvino(export_program(whole, TRACED), tmp_path / "a.xml", whole.outputs, {})
+    check(whole, open_file(tmp_path / "a.xml").run)
+
+
+class Boxes(nn.Module):
+    """A detector that finds the same two things in every image, one of them with a mask."""
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        zero = image.mean(dim=(1, 2, 3))[:, None] * 0  # (B, 1)
+        boxes = torch.tensor([[[10.0, 20, 50, 60], [70, 10, 90, 30], [0, 0, 0, 0]]])
+        scores, labels = torch.tensor([[0.9, 0.6, 0.0]]), torch.tensor([[0, 1, -1]])
+        masks = torch.zeros(1, 3, 28, 28)
+        masks[:, 0, :, :14] = 1
+        return (
+            boxes + zero[..., None],
+            scores + zero,
+            labels + zero.long(),
+            masks + zero[..., None, None],
+        )
+
+
+@pytest.fixture
+def fixed(tmp_path):
+    """Its ONNX file, for images of 160 x 160 of the built-in shapes."""
+    pytest.importorskip("onnxscript")
+    cfg = Config.fromfile(CONFIG)
+    extra = dict(masks="box", mask_threshold=0.5, smallest=33)
+    outputs = ["boxes", "scores", "labels", "masks"]
+    preprocessor = nn.Module()
+    preprocessor.data_preprocessor = nn.Module()
+    preprocessor.data_preprocessor.mean = torch.tensor([1.0, 2, 3])
+    preprocessor.data_preprocessor.std = torch.ones(3)
+    preprocessor.data_preprocessor._channel_conversion = True
+    about = describe(cfg, preprocessor, outputs, extra, "none")
+    save_onnx(export_program(Boxes(), TRACED), tmp_path / "fixed.onnx", outputs, about)
+    return tmp_path / "fixed.onnx"
+
+
+def test_a_file_says_how_to_run_it(fixed):
+    about = open_file(fixed).about
+    assert about["task"] == "instance segmentation"
+    assert about["classes"] == ["circle", "square", "triangle", "star", "ring", "cross"]
+    assert about["channels"] == "RGB"
+    assert about["mean"] == [1, 2, 3]
+    assert about["resize"] == {"scale": [160, 160], "keep_ratio": True}
+    assert about["config"] == "ltm_swin_maskrcnn_shapes.py"
+
+
+def test_the_script_of_the_docs_draws(fixed, tmp_path):
+    """Nothing of this package runs in it; boxes are in the photo's pixels."""
+    Image.new("RGB", (320, 240)).save(tmp_path / "photo.png")
+    script = ROOT / "docs" / "run_onnx.py"
+    assert "ltm_mm" not in script.read_text()
+    done = subprocess.run(
+        [sys.executable, script, fixed, tmp_path / "photo.png", tmp_path / "out.png"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == [
+        "circle 0.90 (20, 40, 100, 120)",
+        "square 0.60 (140, 20, 180, 60)",
+    ]
+    drawn = np.asarray(Image.open(tmp_path / "out.png"))
+    assert drawn.shape == (240, 320, 3)
+    assert drawn[100, 40].any()  # inside of the mask
+    assert not drawn[100, 80].any()  # of the box only
+    assert drawn[120, 60].any()  # its border
+    assert not drawn[200, 200].any()
+
+
+@pytest.fixture
+def shapes(tmp_path):
+    """The options of a small set of the built-in shapes."""
+    data = ROOT / "data" / "shapes"
+    if not data.is_dir():
+        pytest.skip("draws the built-in shapes first: tools/train.py on a config of them does")
+    return {"test_dataloader.num_workers": 0, "test_dataloader.persistent_workers": False,
+            "test_dataloader.dataset.indices": 4}  # fmt: skip
+
+
+def test_a_file_is_evaluated_as_a_checkpoint_is(fixed, shapes, tmp_path, capsys):
+    found = evaluate(CONFIG, str(fixed), str(tmp_path / "w"), cfg_options=shapes)
+    assert 0 <= found["coco/bbox_mAP"] < 0.5
+    assert "coco/segm_mAP" in found
+    with pytest.raises(UserError, match="--ltm changes the model"):
+        evaluate(CONFIG, str(fixed), str(tmp_path / "w"), ltm="fast")
+
+
+def test_images_to_calibrate_on_are_the_test_pipelines(shapes, tmp_path):
+    cfg = load_config(CONFIG)
+    found = images(cfg, 3)
+    assert [x.shape for x in found] == [(1, 3, 160, 160)] * 3
+    assert not torch.equal(found[0], found[1])
+    assert all(abs(x.mean()) < 3 and x.min() < 0 for x in found)
+    (tmp_path / "none.json").write_text(json.dumps(dict(images=[], annotations=[], categories=[])))
+    cfg.test_dataloader.dataset.ann_file = str(tmp_path / "none.json")
+    with pytest.raises(UserError, match=r"calibrates on test data, and .*none.json names no image"):
+        images(cfg, 3)
+
+
+def test_a_file_of_another_config_is_refused(fixed):
+    other = Config.fromfile(ROOT / "configs" / "ltm_swin_upernet_shapes.py")
+    with pytest.raises(UserError, match="does instance segmentation, which is not what"):
+        use_file(other, str(fixed))
+    cfg = Config.fromfile(CONFIG)
+    cfg.test_dataloader.dataset.metainfo = dict(classes=("cat", "dog"))
+    assert class_names(cfg) == ["cat", "dog"]
+    with pytest.raises(UserError, match=r"knows 6 classes \(circle, square, triangle, ...\), the"):
+        use_file(cfg, str(fixed))
+
+
+def test_files_that_cannot_be_run_are_named(fixed, tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"gone\.onnx does not exist"):
+        open_file(tmp_path / "gone.onnx")
+    for name in ("bad.onnx", "bad.pt2"):
+        (tmp_path / name).write_bytes(b"no model")
+        with pytest.raises(ValueError, match=rf"{name} is damaged, or no such file"):
+            open_file(tmp_path / name)
+    with pytest.raises(ValueError, match=r"a.txt is none of .onnx, .xml, .pt2"):
+        open_file(tmp_path / "a.txt")
+    save_onnx(export_program(Boxes(), TRACED), tmp_path / "bare.onnx", ["a", "b", "c", "d"], {})
+    with pytest.raises(UserError, match=r"was not written by tools/export\.py"):
+        use_file(Config.fromfile(CONFIG), str(tmp_path / "bare.onnx"))
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ImportError, match=r"x needs openvino: pip install 'ltm_mm\[openvino\]'"):
+        import_openvino("x")
+
+
+def test_program_files_keep_what_they_say(tmp_path):
+    about = {"made_by": json.dumps("ltm_mm"), "smallest": "33"}
+    save_program(export_program(Boxes(), TRACED), tmp_path / "a.pt2", about)
+    file = open_file(tmp_path / "a.pt2")
+    assert file.about == {"made_by": "ltm_mm", "smallest": 33}
+    assert file.run(torch.zeros(2, 3, 40, 50))[0].shape == (2, 3, 4)
+    with pytest.raises(UserError, match="takes images of 33 x 33 pixels and more, got 32 x 50"):
+        file.run(torch.zeros(1, 3, 32, 50))
+
+
+def test_masks_over_the_image_are_brought_to_its_size():
+    """Logits of the padded image, of which a part is none of the image."""
+    masks = torch.full((1, 8, 8), -1.0)
+    masks[:, :4, 2:] = 1
+    about = {"masks": "image", "pad_divisor": 32}
+    (found,) = paste(masks, torch.zeros(1, 4), about, (32, 20))
+    assert found.shape == (32, 20)
+    assert found[:15, 9:].all()
+    assert not found[18:].any()
+    assert not found[:, :6].any()
+    (larger,) = paste(masks, torch.zeros(1, 4), about, (32, 20), (64, 40))
+    assert larger.shape == (64, 40)
+    assert larger[:30, 18:].all()
+
+
+def test_the_page_has_the_list_that_the_tool_prints():
+    page = (ROOT / "docs" / "production.md").read_text()
+    for kind, outputs in SUPPORTED.items():
+        assert f"| {kind} | {outputs} |" in page
