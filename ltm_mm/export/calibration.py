@@ -4,7 +4,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import Tensor
 
-from ..engine.data import annotation_file
+from ..engine.data.loaders import annotation_file
 from ..engine.errors import UserError
 
 
