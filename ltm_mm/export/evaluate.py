@@ -32,7 +32,8 @@ def use_file(cfg: Config, path: str) -> None:
         )
     segments = cfg.get("default_scope") == "mmseg"
     task = str(about["task"])
-    if ("segmentation" not in task and segments) or (task.startswith("semantic") != segments):
+    evaluated = ("semantic segmentation",) if segments else ("detection", "instance segmentation")
+    if task not in evaluated:
         raise UserError(
             f"{path} does {task}, which is not what {cfg.filename} evaluates; export with "
             f"python tools/export.py {cfg.filename} CHECKPOINT --whole-model"

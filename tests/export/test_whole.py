@@ -184,6 +184,12 @@ def test_a_file_of_another_config_is_refused(fixed):
     with pytest.raises(UserError, match="does instance segmentation, which is not what"):
         use_file(other, str(fixed))
     cfg = Config.fromfile(CONFIG)
+    save_onnx(
+        export_program(Boxes(), TRACED), fixed.with_name("backbone.onnx"), list("abcd"),
+        {"made_by": '"ltm_mm"', "task": '"features of a backbone"'},
+    )  # fmt: skip
+    with pytest.raises(UserError, match="does features of a backbone, which is not what"):
+        use_file(cfg, str(fixed.with_name("backbone.onnx")))
     cfg.test_dataloader.dataset.metainfo = dict(classes=("cat", "dog"))
     assert class_names(cfg) == ["cat", "dog"]
     with pytest.raises(UserError, match=r"knows 6 classes \(circle, square, triangle, ...\), the"):
