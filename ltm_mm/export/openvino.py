@@ -57,14 +57,15 @@ def save_openvino(
 
 
 def _keep_order(model: object) -> None:
-    """Let equal numbers stay in order where the largest are taken, as PyTorch and ONNX do.
+    """Let equal numbers stay in order where all are sorted, as PyTorch and ONNX do.
 
-    Tokens of padding are alike; which of them are merged must not depend on the runtime.
+    Tokens of padding are alike; which of them are merged must not depend on the runtime. Where
+    the best of very many boxes are taken it does not matter, and takes OpenVINO very long.
     """
     from openvino import opset15 as ops
 
     for node in model.get_ops():
-        if node.get_type_name() != "TopK" or node.get_attributes()["stable"]:
+        if node.get_type_name() != "TopK" or not _sorts_all(node):
             continue
         known = node.get_attributes()
         ordered = ops.topk(
@@ -79,6 +80,16 @@ def _keep_order(model: object) -> None:
         for index in range(2):
             node.output(index).replace(ordered.output(index))
     model.validate_nodes_and_infer_types()
+
+
+def _sorts_all(node: object) -> bool:
+    """Whether a TopK takes all numbers: as many as there are, or as are counted at run time."""
+    count = node.input_value(1).get_node()
+    shape = node.input(0).get_partial_shape()
+    length = shape[shape.rank.get_length() - 1]
+    if count.get_type_name() != "Constant":
+        return True
+    return length.is_static and length.get_length() == int(count.get_vector()[0])
 
 
 def import_nncf():
