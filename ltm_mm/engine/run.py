@@ -151,9 +151,10 @@ def evaluate(
     cfg = _prepare(config, work_dir, ltm, cfg_options, launcher)
     _require(cfg, "test_dataloader", "test_cfg", "test_evaluator")
     _require_file(checkpoint)
-    exported = Path(checkpoint).suffix in (".onnx", ".xml", ".pt2")
-    if exported:
-        _use_exported(cfg, checkpoint, {"--tta": tta, "--ltm": ltm})
+    if exported := checkpoint.endswith((".onnx", ".xml", ".pt2")):
+        from ..export.evaluate import use_file  # not at the top: it imports from here
+
+        use_file(cfg, checkpoint, {"--tta": tta, "--ltm": ltm})
     drop_pretrained(cfg)
     hooks = [draw_into(cfg, show_dir)] if show_dir else []
     if show_dir and launcher != "none":
@@ -174,8 +175,7 @@ def evaluate(
     runner.register_hook(watch)
     with _files_named(cfg):
         build_loaders(runner, "test")
-        if not exported:  # whose classes were compared before
-            _check_trained_classes(runner, checkpoint, trust_checkpoint)
+        _check_trained_classes(runner, checkpoint, trust_checkpoint)
         with first_step(watch):
             metrics = runner.test()
     _report(runner, {"metrics": metrics, "pictures": show_dir, "predictions": out})
@@ -184,7 +184,7 @@ def evaluate(
 
 def _check_trained_classes(runner: Runner, checkpoint: str, trust: bool) -> None:
     """Refuse a test set that has the checkpoint's classes in another order."""
-    if "://" in checkpoint or checkpoint.endswith(".safetensors"):
+    if "://" in checkpoint or checkpoint.endswith((".safetensors", ".onnx", ".xml", ".pt2")):
         return
     saved = read_checkpoint(checkpoint, trust)
     meta = saved.get("meta") if isinstance(saved, dict) else None
@@ -200,16 +200,6 @@ def _check_trained_classes(runner: Runner, checkpoint: str, trust: bool) -> None
     if sorted(trained) == sorted(own):
         raise UserError(f"{lines}: give test_dataloader.dataset.metainfo.classes their order")
     say(lines)
-
-
-def _use_exported(cfg: Config, path: str, options: Mapping[str, object]) -> None:
-    """Put an exported file in the model's place; what it was exported with cannot be changed."""
-    from ..export.evaluate import use_file  # not at the top: it imports from here
-
-    for option, value in options.items():
-        if value:
-            raise UserError(f"{option} changes the model, and {path} is as it was exported")
-    use_file(cfg, path)
 
 
 def drop_pretrained(cfg: Config) -> None:

@@ -16,12 +16,20 @@ from .files import ExportedFile, open_file
 from .reference import paste
 
 
-def use_file(cfg: Config, path: str) -> None:
+def use_file(cfg: Config, path: str, options: Mapping[str, object] | None = None) -> None:
     """Put an exported file in the place of a config's model.
+
+    Args:
+        cfg: changed in place.
+        path: of the file.
+        options: of the command line that would change the model: name -> value.
 
     Raises:
         UserError: if the file is none of this config.
     """
+    for option, value in (options or {}).items():
+        if value:
+            raise UserError(f"{option} changes the model, and {path} is as it was exported")
     try:
         about = open_file(path).about
     except ValueError as error:
