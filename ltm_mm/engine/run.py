@@ -167,12 +167,11 @@ def evaluate(
     runner = _build(cfg)
     note_command(cfg.work_dir)
     build_model(runner, find_unused=False, testing=True)
-    for hook in hooks:
+    watch = Watch()
+    for hook in (*hooks, watch):
         runner.register_hook(hook)
     if not exported:
         load(runner, checkpoint, trust_checkpoint, strict=True)
-    watch = Watch()
-    runner.register_hook(watch)
     with _files_named(cfg):
         build_loaders(runner, "test")
         _check_trained_classes(runner, checkpoint, trust_checkpoint)
