@@ -91,7 +91,7 @@ class Shifted(Exchanged):
 
 
 class FFN(Exchanged):
-    """mmcv's ``FFN`` of two layers on the fast path of ``ops``."""
+    """mmcv's ``FFN`` of two layers on the fast path of ``kernels``."""
 
     def forward(self, x: Tensor, identity: Tensor | None = None) -> Tensor:
         """``(..., C)``, and what the result is added to (None: x; 0: nothing)."""

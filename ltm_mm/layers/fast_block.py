@@ -1,4 +1,4 @@
-"""Attention and MLP of plain transformer blocks on the fast path of ``ops`` (ours).
+"""Attention and MLP of plain transformer blocks on the fast path of ``kernels`` (ours).
 
 A module's class is exchanged, see :mod:`.exchange`: it computes what it computed. What is built
 otherwise (gated attention, SwiGLU, ...) stays as it is.

@@ -1,4 +1,4 @@
-"""Token merging: masks, and a transformer block on merged tokens. No mm* import, no CPU path."""
+"""Token merging: masks, and a transformer block on merged tokens. No mm* import, no kernel."""
 
 from .groups import Groups, Mask, SoftGroups, merged_block
 from .masks import MASKS, Match, Soft, WeightedMatch, build_mask
