@@ -272,7 +272,7 @@ def test_a_detector_of_torchvision():
     assert sum(type(m).__name__ == "Match" for m in getter.modules()) == 4
 
 
-@pytest.mark.parametrize("name", ["mmseg", "timm", "torchvision"])
+@pytest.mark.parametrize("name", ["mmseg", "mmpretrain", "timm", "torchvision"])
 def test_merged_as_ltm_swin_with_the_same_weights(name):
     """At a size that no stage has to pad, and where every stage has windows to shift."""
     model = build(name)

@@ -195,10 +195,10 @@ def missing(cfg: Config, error: FileNotFoundError) -> str:
         and os.path.normpath(path).endswith(os.path.normpath(value))
     ]
     named = f", which {', '.join(keys[:4])} names," if keys else ""
-    return f"{path}{named} does not exist; {_where_data(cfg, keys)}"
+    return f"{path}{named} does not exist; {_where_data(keys)}"
 
 
-def _where_data(cfg: Config, keys: list[str]) -> str:
+def _where_data(keys: list[str]) -> str:
     """How to point a config at one's data."""
     folder = next((k.rpartition(".dataset")[0] for k in keys if ".dataset" in k), "")
     if folder:
