@@ -35,7 +35,7 @@ class MergedVisionTransformer(Exchanged):
         intermediates_only: bool = False,
         **masks: object,
     ) -> list | tuple[Tensor, list]:
-        """As timm's, but for ``output_dict`` and attention masks; all blocks run, ``stop_early`` or not."""
+        """As timm's, without ``output_dict`` and masks; all blocks run, ``stop_early`` or not."""
         from timm.models._features import feature_take_indices
 
         take, last = feature_take_indices(len(self.blocks), indices)[0], len(self.blocks) - 1

@@ -189,6 +189,6 @@ def test_counters_of_others_see_all_that_ours_sees(family):
         theirs = get_model_complexity_info(model, (3, 160, 160), **options)["flops"]
         assert own.total - unknown <= theirs <= 1.1 * own.total
         found.append(theirs)
-    assert found[1] < 0.93 * found[0]
+    assert found[1] < 0.96 * found[0]
     with torch.no_grad():
         torch.testing.assert_close(torch.jit.trace(merged, x)(x), merged(x), atol=1e-4, rtol=1e-4)
