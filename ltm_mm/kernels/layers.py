@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as torch_module
 
 from .linear import linear
 from .mlp import mlp
@@ -62,7 +62,17 @@ def hooked(module: nn.Module) -> bool:
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or (not torch.compiler.is_compiling() and _has_any_global_hook())
+        or (not torch.compiler.is_compiling() and _globally_hooked())
+    )
+
+
+def _globally_hooked() -> bool:
+    """Whether hooks are registered for all modules."""
+    return bool(
+        torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+        or torch_module._global_backward_hooks
+        or torch_module._global_backward_pre_hooks
     )
 
 
@@ -73,7 +83,7 @@ def calm(module: nn.Module) -> bool:
     """
     if torch.compiler.is_compiling():  # where nothing runs in parts
         return True
-    return not _has_any_global_hook() and not any(
+    return not _globally_hooked() and not any(
         _minds(child) for child in module.modules() if child is not module
     )
 
