@@ -40,6 +40,7 @@ QUICK = {
     "fidelity.py": ["--num-photos", "1", "--rounds", "1", "--size", "96", "96"],
     "plan.py": ["--size", "224", "224", "--rounds", "1"],
     "flops.py": ["--rounds", "1"],
+    "real_weights.py": ["--every", "40", "--rounds", "1", "--size-of", "64", "96", "--ltm", "fast"],
 }
 REPLAYED = ("train.py", "test.py", "dist_train.sh", "dist_test.sh")
 
@@ -110,6 +111,8 @@ def test_command_runs(command: str, sandbox: Path, monkeypatch: pytest.MonkeyPat
     if config:
         _need_data(config)
         _make_checkpoints(words, config)
+    if tool in ("real_weights.py", "how_merging_works.py"):
+        variables |= _shared_folders()
     if tool in REPLAYED:
         assert config is not None
         words = shrunk(words, config)
@@ -153,6 +156,17 @@ def _need_data(config: str) -> None:
     place = next(place for part, place in needed.items() if part in config)
     if not Path(place).exists():
         pytest.skip(f"no real data for {config}; set LTM_SHARED_DATA to a folder that has them")
+
+
+def _shared_folders() -> dict[str, str]:
+    """Where networks with trained weights and photos are; skip where they are not."""
+    found = {}
+    for name, part in (("LTM_SHARED_REAL", "real"), ("LTM_SHARED_DATA", "data")):
+        place = Path(os.environ.get(name, ROOT.parent / "shared" / part)).resolve()
+        if not place.is_dir():
+            pytest.skip(f"no {place}; set {name} to a folder with trained networks or photos")
+        found[name] = str(place)
+    return found
 
 
 def _make_checkpoints(words: list[str], config: str) -> None:
