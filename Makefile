@@ -5,9 +5,9 @@ VENV   ?= .venv
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 
-# TORCH=latest leaves torch and torchvision to the registry's newest release.
+# TORCH=latest takes the registry's newest torch and torchvision, TORCH=2.6.0 that release.
 CONSTRAINTS := requirements/constraints.txt
-ifeq ($(TORCH),latest)
+ifdef TORCH
 CONSTRAINTS := $(VENV)/constraints.txt
 endif
 
@@ -23,7 +23,7 @@ $(READY): pyproject.toml setup.py $(wildcard requirements/*.txt)
 	@echo "== Setting up $(VENV): a few minutes, most of it torch's download =="
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("make: CPython >= 3.10 is needed, $(PYTHON) is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.11")'
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || { echo "make: $(PYTHON) has no venv module; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-	@test "$(TORCH)" != latest || grep -v -E '^torch(vision)?==' requirements/constraints.txt > $(VENV)/constraints.txt
+	@test -z "$(TORCH)" || { grep -v -E '^torch(vision)?==' requirements/constraints.txt; test "$(TORCH)" = latest || echo "torch==$(TORCH)"; } > $(VENV)/constraints.txt
 	$(PY) -m pip install --disable-pip-version-check -c $(CONSTRAINTS) -e '.[mm,tests]'
 	@touch $@
 	@echo "== Set-up done =="

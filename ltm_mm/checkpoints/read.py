@@ -119,8 +119,6 @@ def _harmless_globals() -> contextlib.AbstractContextManager:
     mmengine's own list has the builtin ``getattr``, with which a file can reach about
     anything; here it reaches only the four statistics that a HistoryBuffer refers to.
     """
-    if not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):
-        return contextlib.nullcontext()  # torch < 2.6 cannot allow globals by name
     multiarray = getattr(np, "_core", None) or np.core
     allowed: list = [np.ndarray, np.dtype, HistoryBuffer, Namespace, slice, int, defaultdict]
     allowed += {type(np.dtype(code)) for code in "?bBhHiIlLqQefdSU"}

@@ -43,17 +43,9 @@ def uses_onednn(x: Tensor, weight: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and not torch._C._len_torch_dispatch_stack()  # counters and tracers know PyTorch's own
-        and not _cpu_autocast()
+        and not torch.is_autocast_enabled("cpu")
         and _has_onednn()
     )
-
-
-def _cpu_autocast() -> bool:
-    """Whether autocast is on for the CPU."""
-    try:
-        return torch.is_autocast_enabled("cpu")
-    except TypeError:  # torch < 2.4
-        return torch.is_autocast_cpu_enabled()
 
 
 @cache

@@ -21,9 +21,7 @@ def largest(x: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Values and int64 indices ``(...)``.
     """
-    if _opaque is None or not torch.compiler.is_dynamo_compiling():
-        return _max(x)
-    return _opaque(x)
+    return _opaque(x) if torch.compiler.is_dynamo_compiling() else _max(x)
 
 
 def _max(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,7 +35,5 @@ def _shapes(x: Tensor) -> tuple[Tensor, Tensor]:
 
 # PyTorch's compiler (2.11; pytorch/pytorch#178964) gives wrong places where it computes x on the
 # way: as an operator of its own it gets x whole.
-_opaque = None
-if hasattr(torch.library, "custom_op"):  # torch >= 2.4
-    _opaque = torch.library.custom_op("ltm_mm::largest", _max, mutates_args=())
-    _opaque.register_fake(_shapes)
+_opaque = torch.library.custom_op("ltm_mm::largest", _max, mutates_args=())
+_opaque.register_fake(_shapes)

@@ -59,10 +59,7 @@ def full_precision(x: Tensor) -> AbstractContextManager:
     kind = x.device.type
     if kind == "meta":  # nothing is computed there, and autocast does not know it
         return nullcontext()
-    try:
-        active = torch.is_autocast_enabled(kind)
-    except TypeError:  # torch < 2.4
-        active = torch.is_autocast_cpu_enabled() if kind == "cpu" else torch.is_autocast_enabled()
+    active = torch.is_autocast_enabled(kind)
     return torch.autocast(kind, enabled=False) if active else nullcontext()
 
 
