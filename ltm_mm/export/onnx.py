@@ -1,11 +1,13 @@
 """An exported program as an ONNX file."""
 
+import ast
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch.export import ExportedProgram
@@ -13,6 +15,9 @@ from torch.export import ExportedProgram
 from .files import INSTALL
 from .nms import onnx_kept_boxes
 from .program import dynamic_shapes, no_assumptions
+
+if TYPE_CHECKING:
+    from onnxscript import ir
 
 
 def save_onnx(
@@ -45,11 +50,55 @@ def save_onnx(
                 torch.ops.aten.sort.stable: _stable_sort,
                 torch.ops.ltm_mm.kept_boxes.default: onnx_kept_boxes,
             },
+            optimize=False,
             verbose=False,
         )
+    _name_by_module(written.model.graph)
+    with _silence():
+        _tidy(written.model)
+    written.model.graph.metadata_props.clear()
     written.model.metadata_props.update(about)
     path.parent.mkdir(parents=True, exist_ok=True)
     written.save(str(path))
+
+
+def _name_by_module(graph: "ir.Graph") -> None:
+    """Name what is computed by the module that does it: ``backbone.stages.0.norm/mul_3``.
+
+    A profile of any runtime can then be read, see :mod:`.profile`. What PyTorch writes beside it
+    goes: the lines of source code have the paths of the machine that exported.
+    """
+    for node in graph:
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+        modules = [s for s in scopes[:-1] if s and not s.startswith("_")]
+        place = modules[-1].removeprefix("model.") if modules else ""
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+            if not value.is_graph_output():
+                value.name = f"{place}/{value.name}"
+
+
+def _tidy(model: "ir.Model") -> None:
+    """Fold what is constant and join what is equal.
+
+    PyTorch's ``optimize=True`` does this and some rewriting which takes minutes, and which the
+    runtimes do themselves.
+    """
+    from onnx_ir.passes import common
+    from onnxscript import optimizer
+
+    optimizer.fold_constants(model, onnx_shape_inference=True)
+    for step in (
+        common.RemoveUnusedNodesPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.NameFixPass(),
+    ):
+        step(model)
+    for node in model.graph:  # folding makes new ones
+        node.name = node.outputs[0].name
 
 
 @contextmanager

@@ -31,12 +31,30 @@ def save_openvino(
     Raises:
         ImportError: if openvino or nncf is missing; says how to get it.
     """
-    openvino = import_openvino("--format openvino")
-    nncf = None if calibration is None else import_nncf()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.onnx")
         save_onnx(program, file, outputs, about)
-        model = openvino.convert_model(file)
+        convert_onnx(file, path, about, calibration)
+
+
+def convert_onnx(
+    file: Path,
+    path: Path,
+    about: Mapping[str, str],
+    calibration: Sequence[Tensor] | None = None,
+) -> None:
+    """Write an ONNX file of :func:`.onnx.save_onnx` as OpenVINO's.
+
+    Args:
+        file: the ONNX file.
+        path, about, calibration: see :func:`save_openvino`.
+
+    Raises:
+        ImportError: if openvino or nncf is missing; says how to get it.
+    """
+    openvino = import_openvino("--format openvino")
+    nncf = None if calibration is None else import_nncf()
+    model = openvino.convert_model(file)
     _keep_order(model)
     if nncf is not None:
         print(f"quantising with {len(calibration)} images ...", flush=True)
