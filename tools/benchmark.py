@@ -70,10 +70,10 @@ def parse_args() -> argparse.Namespace:
         "--runtime",
         nargs="+",
         default=[],
-        choices=["onnxruntime", "openvino", "openvino-int8"],
+        choices=["onnxruntime", "openvino", "openvino-bf16", "openvino-int8"],
         metavar="RUNTIME",
         help="export the models, and time the files beside them, too: onnxruntime, openvino, "
-        "openvino-int8",
+        "openvino-bf16, openvino-int8",
     )
     add("--train-step", action="store_true", help="also forward, backward and optimiser step")
     add(

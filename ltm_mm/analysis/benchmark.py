@@ -1,6 +1,5 @@
 """Measure models side by side: time, memory, and the parts they go to (ours)."""
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -98,15 +97,18 @@ class Bench:
         for name, run in runs.items():
             model = self.models[plain if name in sizes else name]
             macs = self._count(model, sizes[name]) if name in sizes else self.macs[name]
-            parts = {}
-            if not self.compiled and name not in sizes:
-                parts = part_times(model, run, self.device, self.clock)
+            parts = {} if self.compiled or name in sizes else self.parts(name, batch)
             memory = weight_memory(model) + peak_memory(run, self.device)
             count = sum(p.numel() for p in model.parameters())
             rows.append(Row(name, batch, count, macs, seconds[name], parts, memory))
         if train_step:
             self._measure_training(rows[: len(self.models)], batch, rounds)
         return rows
+
+    def parts(self, name: str, batch: int) -> dict[str, float]:
+        """Part -> seconds of one more pass of a model, which is not compiled."""
+        model = self.models[name]
+        return part_times(model, self._forward(model, batch), self.device, self.clock)
 
     def time_with(
         self, batch: int, rounds: int, more: Mapping[str, Callable[[], object]]
@@ -303,10 +305,13 @@ def run_benchmark(
             "--runtime times files on the CPU: it goes without --device cuda, --cpu-time, "
             "--train-step and --shrunk"
         )
+    if runtime:
+        from ..export.timing import measure_files  # not at the top: it imports from here
+
     clock = time.process_time if cpu_time else time.perf_counter
     images, rows = list(zip(size[::2], size[1::2], strict=True)), []
     for image in images:
-        stem = Path(config.rpartition("::")[2]).stem
+        stem = Path(config.rpartition("::")[2]).stem + ("-runtimes" if runtime else "")
         path = Path(out, stem if len(images) == 1 else f"{stem}-{image[0]}x{image[1]}")
         with use_threads(threads):
             about = machine()
@@ -315,15 +320,14 @@ def run_benchmark(
             found: list[Row] = []
             for count in batch:
                 if runtime:
-                    _measure_files(bench, models, runtime, image, count, rounds, path)
-                    continue
-                new = bench.measure(count, rounds, train_step, shrunk)
-                found += new
-                print(f"\nbatch {count}, {image[0]} x {image[1]} pixels\n")
-                print(to_markdown(new), flush=True)
+                    own = [name for name in models if name not in against]
+                    found += measure_files(bench, own, runtime, count, rounds)
+                else:
+                    new = bench.measure(count, rounds, train_step, shrunk)
+                    found += new
+                    print(f"\nbatch {count}, {image[0]} x {image[1]} pixels\n")
+                    print(to_markdown(new), flush=True)
                 save_json(path.with_suffix(".json"), found, settings, about)
-        if runtime:
-            continue
         on = about["gpu"] if device == "cuda" else f"{about['cpu']}, {about['threads']} thread(s)"
         print(f"\n{on}, torch {about['torch']}\n  {path.with_suffix('.json')}", flush=True)
         picture = path.with_suffix(".png")
@@ -331,25 +335,3 @@ def run_benchmark(
         print(f"  {picture}")
         rows += found
     return rows
-
-
-def _measure_files(
-    bench: Bench,
-    models: Mapping[str, nn.Module],
-    runtime: Sequence[str],
-    size: tuple[int, int],
-    batch: int,
-    rounds: int,
-    path: Path,
-) -> None:
-    """The table of ``--runtime``, and its JSON."""
-    from ..export.timing import measure_files  # not at the top: it imports from here
-
-    seconds = measure_files(
-        lambda more: bench.time_with(batch, rounds, more), models, runtime, size, batch
-    )
-    file = path.with_name(f"{path.name}-runtimes-batch{batch}.json")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(dict(machine=machine(), seconds=seconds), indent=1) + "\n")
-    about = machine()
-    print(f"\n{about['cpu']}, {about['threads']} thread(s), torch {about['torch']}\n  {file}")

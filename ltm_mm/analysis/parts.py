@@ -3,10 +3,10 @@
 The parts of a backbone are attention, the MLP (an EfficientViT's local module), what
 merging adds (mask modules, merging and unmerging) and the rest (embedding, norms,
 residual sums, downsampling, convolution stages); of a detector or segmentor also its
-neck and heads.
+neck and heads, by their own names, and what is done with their results.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
@@ -17,8 +17,10 @@ from ..models.backbones.efficientvit import AttentionBlock, EfficientVitLTMStage
 from ..models.backbones.global_blocks import GlobalBlock, GlobalBlocks
 from ..models.backbones.swin import SwinBlock
 
-ATTENTION, MLP, MERGE, REST, HEADS = "attention", "mlp", "merge", "rest", "neck and heads"
-PARTS = (ATTENTION, MLP, MERGE, REST, HEADS)
+ATTENTION, MLP, MERGE, REST = "attention", "mlp", "merge", "rest"
+PARTS = (ATTENTION, MLP, MERGE, REST)  # of a backbone
+# Of a whole model outside of its modules: boxes are chosen, maps resized.
+POST = "post-processing"
 
 # Attributes by which our blocks and those of mmdet, mmseg and timm hold their parts.
 _ATTRIBUTES = {
@@ -40,20 +42,33 @@ def parts_of(model: nn.Module) -> dict[str, str]:
         model: a backbone, or a model that has one as ``backbone``.
 
     Returns:
-        Name, as in ``named_modules()``, -> one of ``PARTS``. timm's Swin cuts its
-        windows in the block and not in ``attn``: there it counts as the rest.
+        Name, as in ``named_modules()``, -> one of ``PARTS``; outside of a backbone the first
+        step of the name, such as 'neck', or ``POST``. timm's Swin cuts its windows in the
+        block and not in ``attn``: there it counts as the rest.
     """
-    whole = isinstance(getattr(model, "backbone", None), nn.Module)
+    whole = is_whole(model)
     parts = {}
     for name, module in model.named_modules():
         steps = name.split(".")
         if whole and steps[0] != "backbone":
-            parts[name] = HEADS
+            parts[name] = steps[0] or POST
         elif isinstance(module, _HOLDERS) and _merges(module):
             parts[name] = MERGE
         else:
             parts[name] = next((_ATTRIBUTES[s] for s in steps if s in _ATTRIBUTES), REST)
     return parts
+
+
+def is_whole(model: nn.Module) -> bool:
+    """Whether it is a detector or segmentor and not a backbone."""
+    return isinstance(getattr(model, "backbone", None), nn.Module)
+
+
+def ordered(parts: Iterable[str]) -> list[str]:
+    """Each once: a backbone's first, others as they come, ``POST`` last."""
+    found = list(dict.fromkeys(parts))
+    own = [part for part in PARTS if part in found]
+    return own + sorted((p for p in found if p not in PARTS), key=lambda part: part == POST)
 
 
 def _merges(holder: nn.Module) -> bool:
@@ -90,8 +105,8 @@ class PartMeter:
         parts = parts_of(self._model)
         self._handles = []
         for name, part in parts.items():
-            if name and parts[_holder(name, modules)] == part:
-                continue  # changes nothing
+            if name and part in PARTS and parts[_holder(name, modules)] == part:
+                continue  # changes nothing; mmdet calls what is in its heads, not the heads
             enter, leave = self._hooks(part)
             self._handles.append(modules[name].register_forward_pre_hook(enter))
             self._handles.append(modules[name].register_forward_hook(leave))
@@ -102,8 +117,8 @@ class PartMeter:
             handle.remove()
 
     def totals(self) -> dict[str, float]:
-        """What was charged to each part that was charged something, in ``PARTS``' order."""
-        totals = dict.fromkeys(PARTS, 0)
+        """What was charged to each part that was charged something, see :func:`ordered`."""
+        totals = dict.fromkeys(ordered(part for part, _, _ in self._spans), 0)
         for part, before, after in self._spans:
             totals[part] += self._between(before, after)
         return {part: total for part, total in totals.items() if total}

@@ -1,13 +1,16 @@
 """Pictures of measurements."""
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 from .latency import Spread, ratios
-from .parts import PARTS
+from .parts import ordered
 from .report import Row
 
-COLOURS = dict(zip(PARTS, ("#4477aa", "#66ccee", "#ee6677", "#bbbbbb", "#ddcc77"), strict=True))
+# Of the parts of a backbone, in their order, then of others.
+COLOURS = {"attention": "#4477aa", "mlp": "#66ccee", "merge": "#ee6677", "rest": "#bbbbbb"}
+OTHERS = ("#ddcc77", "#117733", "#999933", "#882255", "#44aa99", "#332288", "#aa4499")
 
 
 def plot_latency(path: Path, rows: Sequence[Row], title: str) -> None:
@@ -29,15 +32,18 @@ def plot_latency(path: Path, rows: Sequence[Row], title: str) -> None:
     figure = Figure(figsize=(9, 1.2 + 0.5 * len(rows)), layout="constrained")
     figure.suptitle(title, fontsize=10)
     axes = figure.subplots(len(batches), squeeze=False)[:, 0]
+    used = ordered(part for row in rows for part in row.parts)
+    others = [part for part in used if part not in COLOURS]
+    colours = {**COLOURS, **dict(zip(others, cycle(OTHERS), strict=False))}
     for axis, batch in zip(axes, batches, strict=True):
         chosen = [row for row in rows if row.batch == batch]
         for place, row in enumerate(chosen):
             time = Spread.of(row.forward)
             start, total = 0.0, sum(row.parts.values())
-            for part in PARTS:
+            for part in used:
                 # Shares of one traced pass, of the median of the untraced ones.
                 width = time.median * 1e3 * row.parts.get(part, 0.0) / total if total else 0.0
-                axis.barh(place, width, left=start, color=COLOURS[part])
+                axis.barh(place, width, left=start, color=colours[part])
                 start += width
             if not total:
                 axis.barh(place, time.median * 1e3, color=COLOURS["rest"])
@@ -49,8 +55,7 @@ def plot_latency(path: Path, rows: Sequence[Row], title: str) -> None:
         axis.invert_yaxis()
         axis.margins(x=0.12)
         axis.set_xlabel(f"forward pass, ms (median, quartiles), batch {batch}")
-    used = [part for part in PARTS if any(part in row.parts for row in rows)]
-    handles = [axes[0].barh(0, 0, color=COLOURS[part], label=part) for part in used]
+    handles = [axes[0].barh(0, 0, color=colours[part], label=part) for part in used]
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)

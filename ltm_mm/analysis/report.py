@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from .latency import Spread, ratios
-from .parts import PARTS
+from .parts import ordered
 
 PLAIN = ("keep=none", "plain")  # names of our own path without merging
 
@@ -78,21 +78,27 @@ def to_markdown(rows: Sequence[Row]) -> str:
             cells += _times(first.train, row.train) if row.train else ["-", "-"]
             cells.append(_memory(first.train_memory, row.train_memory) if row.train else "-")
         lines.append(markdown_line(cells))
-    return "\n".join(lines + (["", *_parts_table(rows)] if first.parts else []))
+    if not first.parts:
+        return "\n".join(lines)
+    return "\n".join([*lines, "", parts_table({row.name: row.parts for row in rows})])
 
 
-def _parts_table(rows: Sequence[Row]) -> list[str]:
-    """Milliseconds (and share) of one forward pass by part."""
-    known = [part for part in PARTS if any(part in row.parts for row in rows)]
+def parts_table(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """Milliseconds (and share) of one forward pass by part.
+
+    Args:
+        rows: name -> part -> seconds; those without parts have no line.
+    """
+    known = ordered(part for parts in rows.values() for part in parts)
     lines = [markdown_line(["where the forward pass goes, ms", *known])]
     lines.append(markdown_line(["---"] * (len(known) + 1)))
-    for row in (row for row in rows if row.parts):
-        total = sum(row.parts.values())
-        shares = [row.parts.get(part, 0.0) for part in known]
-        lines.append(
-            markdown_line([row.name, *(f"{t * 1e3:.1f} ({t / total:.0%})" for t in shares)])
-        )
-    return lines
+    for name, parts in rows.items():
+        if not parts:
+            continue
+        total = sum(parts.values())
+        shares = [parts.get(part, 0.0) for part in known]
+        lines.append(markdown_line([name, *(f"{t * 1e3:.1f} ({t / total:.0%})" for t in shares)]))
+    return "\n".join(lines)
 
 
 def _times(base: Sequence[float], own: Sequence[float]) -> list[str]:

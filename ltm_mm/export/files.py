@@ -5,7 +5,7 @@ import zipfile
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor
 from ..engine.errors import UserError
 from . import about
 from .program import ABOUT
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 INSTALL = "pip install 'ltm_mm[export]'"
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
@@ -41,17 +44,19 @@ def is_exported(path: str | Path | None) -> bool:
     return path is not None and Path(path).suffix in RUNTIMES
 
 
-def open_file(path: str | Path, threads: int | None = None) -> ExportedFile:
+def open_file(path: str | Path, threads: int | None = None, bf16: bool = False) -> ExportedFile:
     """Open an exported file.
 
     Args:
         path: ``.onnx``, ``.xml`` (its ``.bin`` beside it) or ``.pt2``.
         threads: of the CPU; None: as many as PyTorch uses.
+        bf16: compute in bfloat16 where the processor has it; OpenVINO only.
 
     Raises:
         FileNotFoundError: no such file.
         ImportError: the runtime is missing; says how to get it.
         ValueError: the file is damaged, or of none of these formats.
+        UserError: ``bf16`` for a file of another runtime.
     """
     path = Path(path)
     openers = {".onnx": _open_onnx, ".xml": _open_openvino, ".pt2": _open_program}
@@ -59,7 +64,10 @@ def open_file(path: str | Path, threads: int | None = None) -> ExportedFile:
         raise ValueError(f"{path} is none of {', '.join(openers)}")
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: python tools/export.py writes such files")
-    run, entries = openers[path.suffix](path, threads or torch.get_num_threads())
+    if bf16 and path.suffix != ".xml":
+        raise UserError(f"--bf16 is an option of OpenVINO, and {path} is no .xml file")
+    options = {"bf16": True} if bf16 else {}
+    run, entries = openers[path.suffix](path, threads or torch.get_num_threads(), **options)
     facts = about.read(entries)
 
     def checked(images: Tensor) -> tuple[Tensor, ...]:
@@ -90,12 +98,9 @@ def _open_onnx(path: Path, threads: int) -> tuple[Callable, dict[str, str]]:
         import onnxruntime
     except ImportError as error:
         raise ImportError(f"running {path} needs onnxruntime: {INSTALL}") from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
-    options.intra_op_num_threads = threads
     with _readable(path):
         session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
+            str(path), onnx_options(threads), providers=["CPUExecutionProvider"]
         )
     name = session.get_inputs()[0].name
 
@@ -105,23 +110,38 @@ def _open_onnx(path: Path, threads: int) -> tuple[Callable, dict[str, str]]:
     return run, dict(session.get_modelmeta().custom_metadata_map)
 
 
-def _open_openvino(path: Path, threads: int) -> tuple[Callable, dict[str, str]]:
+def onnx_options(threads: int) -> "onnxruntime.SessionOptions":
+    """How files are run here: on so many threads, errors only."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    return options
+
+
+def _open_openvino(path: Path, threads: int, bf16: bool = False) -> tuple[Callable, dict[str, str]]:
     openvino = import_openvino(f"running {path}")
-    core = openvino.Core()
     with _readable(path):
-        model = core.read_model(path)
+        model = openvino.Core().read_model(path)
     entries = {}
     if model.has_rt_info(["ltm_mm", "about"]):
         entries = json.loads(model.get_rt_info(["ltm_mm", "about"]).astype(str))
-    # Processors with bf16 would use it without being asked to.
-    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = core.compile_model(model, "CPU", settings)
+    compiled = openvino.Core().compile_model(model, "CPU", openvino_settings(threads, bf16))
 
     def run(images: Tensor) -> tuple[Tensor, ...]:
         found = compiled(images.numpy())
         return tuple(torch.from_numpy(np.array(found[out])) for out in compiled.outputs)
 
     return run, entries
+
+
+def openvino_settings(threads: int, bf16: bool) -> dict[str, object]:
+    """How files are run here; processors with bf16 would use it without being asked to."""
+    return {
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
+    }
 
 
 def _open_program(path: Path, threads: int) -> tuple[Callable, dict[str, str]]:

@@ -1,73 +1,99 @@
 """Exported files timed beside the models that they came from (ours)."""
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from ..analysis.latency import Spread, ratios
+from ..analysis.parts import parts_of
 from ..analysis.random_data import channels_of
-from ..analysis.report import markdown_line
+from ..analysis.report import Row, markdown_line, parts_table
 from ..engine.errors import UserError
 from .files import INSTALL, import_openvino, open_file
 from .heads import WholeModel, whole_model
 from .onnx import save_onnx
-from .openvino import import_nncf, save_openvino
+from .openvino import convert_onnx, import_nncf
+from .profile import part_times
 from .program import export_program
 
-RUNTIME_CHOICES = ("onnxruntime", "openvino", "openvino-int8")
+if TYPE_CHECKING:
+    from ..analysis.benchmark import Bench
+
+RUNTIME_CHOICES = ("onnxruntime", "openvino", "openvino-bf16", "openvino-int8")
 CALIBRATION = 8  # random images: they decide about accuracy, not about time
 
 
-def file_runs(
-    models: Mapping[str, nn.Module],
-    runtimes: Sequence[str],
-    size: tuple[int, int],
-    batch: int,
-    folder: str,
-) -> dict[str, Callable[[], object]]:
-    """Export models and make ready to run the files.
+def measure_files(
+    bench: "Bench", exported: Sequence[str], runtimes: Sequence[str], batch: int, rounds: int
+) -> list[Row]:
+    """Export models, time the files in turn with the models themselves, and print two tables.
 
     Args:
-        models: name -> backbone, or mmdet's or mmseg's whole model.
+        bench: with the models.
+        exported: names of those to export: backbones, or mmdet's or mmseg's whole models.
         runtimes: some of ``RUNTIME_CHOICES``.
-        size: height and width of the images in pixels.
         batch: images per pass.
-        folder: for the files.
+        rounds: rounds that count.
 
     Returns:
-        Name and runtime -> one pass on random images.
+        A row per model and per file; memory is not measured.
 
     Raises:
         UserError: if a model cannot be exported whole.
         ImportError: if a runtime is missing; says how to get it.
     """
     _require(runtimes)
-    channels = channels_of(next(iter(models.values())))
+    threads, size = torch.get_num_threads(), bench.size
+    channels = channels_of(next(iter(bench.models.values())))
     images = torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(0))
-    runs = {}
-    for index, (name, model) in enumerate(models.items()):
-        network, outputs = _network(model)
-        print(f"exporting {name}, which takes a minute or two ...", flush=True)
-        program = export_program(network, size, channels)
-        for runtime in runtimes:
-            path = Path(folder, f"{index}-{runtime}")
-            if runtime == "onnxruntime":
-                path = path.with_suffix(".onnx")
-                save_onnx(program, path, outputs, {})
-            else:
-                path = path.with_suffix(".xml")
-                quantised = runtime.endswith("int8")
-                calibration = torch.randn(CALIBRATION, 1, channels, *size) if quantised else None
-                save_openvino(program, path, outputs, {}, calibration)
-            runs[f"{name}, {runtime}"] = _bound(open_file(path).run, images)
-    return runs
+    rows = {}
+    with tempfile.TemporaryDirectory() as folder:
+        runs: dict[str, Callable[[], object]] = {}
+        profiles: dict[str, Callable[[], dict[str, float]]] = {}
+        for index, name in enumerate(tqdm(exported, desc="exporting", unit="model", leave=False)):
+            model = bench.models[name]
+            parts = parts_of(model)
+            files = _files(model, runtimes, images[:1], Path(folder, str(index)))
+            for runtime, path in files.items():
+                bf16 = runtime.endswith("bf16")
+                key = f"{name}, {runtime}"
+                runs[key] = partial(open_file(path, threads, bf16).run, images)
+                profiles[key] = partial(part_times, path, images, parts, threads, bf16)
+                rows[key] = name
+        seconds = bench.time_with(batch, rounds, runs)
+        found = []
+        for key, taken in seconds.items():
+            name = rows.get(key, key.rpartition(", ")[0])
+            parts = profiles[key]() if key in profiles else bench.parts(name, batch)
+            count = sum(p.numel() for p in bench.models[name].parameters())
+            found.append(Row(key, batch, count, bench.macs[name], taken, parts, 0))
+    print(f"\nbatch {batch}, {size[0]} x {size[1]} pixels\n\n{runtime_table(found)}\n")
+    print(parts_table({row.name: row.parts for row in found}), flush=True)
+    return found
 
 
-def _bound(run: Callable, images: torch.Tensor) -> Callable[[], object]:
-    return lambda: run(images)
+def _files(
+    model: nn.Module, runtimes: Sequence[str], image: torch.Tensor, folder: Path
+) -> dict[str, Path]:
+    """Runtime -> its file, written into the folder."""
+    network, outputs = _network(model)
+    _fill(network, image)
+    channels, *size = image.shape[1:]
+    onnx = folder / "onnxruntime.onnx"
+    save_onnx(export_program(network, (size[0], size[1]), channels), onnx, outputs, {})
+    plain, quantised = folder / "openvino.xml", folder / "int8.xml"
+    if any(runtime in ("openvino", "openvino-bf16") for runtime in runtimes):
+        convert_onnx(onnx, plain, {})
+    if "openvino-int8" in runtimes:
+        convert_onnx(onnx, quantised, {}, torch.randn(CALIBRATION, 1, channels, *size))
+    files = {"onnxruntime": onnx, "openvino-int8": quantised}
+    return {runtime: files.get(runtime, plain) for runtime in runtimes}
 
 
 def _network(model: nn.Module) -> tuple[nn.Module, list[str]]:
@@ -79,6 +105,21 @@ def _network(model: nn.Module) -> tuple[nn.Module, list[str]]:
     except ValueError as error:
         raise UserError(f"--runtime: {error}") from error
     return whole, list(whole.outputs)
+
+
+def _fill(network: nn.Module, image: torch.Tensor) -> None:
+    """Lower a detector's threshold until it finds as much as it may, as in a crowded image.
+
+    Random weights would find nothing, and what is done with detections would take no time.
+    """
+    parts = (getattr(getattr(network, "model", None), n, None) for n in ("roi_head", "bbox_head"))
+    options = next((part.test_cfg for part in parts if part is not None), None) or {}
+    if "score_thr" not in options:
+        return
+    options["score_thr"] = 0.0
+    with torch.no_grad():
+        lowest = float(network(image)[1].min())
+    options["score_thr"] = 0.999 * lowest
 
 
 def _require(runtimes: Sequence[str]) -> None:
@@ -95,35 +136,13 @@ def _require(runtimes: Sequence[str]) -> None:
                 raise ImportError(f"--runtime onnxruntime needs it: {INSTALL}") from error
 
 
-def runtime_table(seconds: Mapping[str, Sequence[float]]) -> str:
+def runtime_table(rows: Sequence[Row]) -> str:
     """Milliseconds and speed-up over the first, one line each."""
     head = ["model, runtime", "forward ms (IQR)", "speed-up"]
     lines = [markdown_line(head), markdown_line(["---"] * len(head))]
-    first = next(iter(seconds.values()))
-    for name, own in seconds.items():
-        spread = Spread.of(own)
+    for row in rows:
+        spread = Spread.of(row.forward)
         times = f"{spread.median * 1e3:.1f} ({(spread.high - spread.low) * 1e3:.1f})"
-        lines.append(markdown_line([name, times, f"{ratios(first, own).median:.2f}x"]))
+        ratio = ratios(rows[0].forward, row.forward).median
+        lines.append(markdown_line([row.name, times, f"{ratio:.2f}x"]))
     return "\n".join(lines)
-
-
-def measure_files(
-    time_runs: Callable[[Mapping[str, Callable]], dict[str, list[float]]],
-    models: Mapping[str, nn.Module],
-    runtimes: Sequence[str],
-    size: tuple[int, int],
-    batch: int,
-) -> dict[str, list[float]]:
-    """Export, time in turn with the models in eager mode, and print the table.
-
-    Args:
-        time_runs: times the models and further runs in turn.
-        models, runtimes, size, batch: see :func:`file_runs`.
-
-    Returns:
-        Name -> seconds, one per round.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        seconds = time_runs(file_runs(models, runtimes, size, batch, folder))
-    print(f"\nbatch {batch}, {size[0]} x {size[1]} pixels\n\n{runtime_table(seconds)}", flush=True)
-    return seconds

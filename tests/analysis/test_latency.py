@@ -95,6 +95,38 @@ def test_time_goes_to_the_part_that_runs():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+def test_time_of_a_whole_model_goes_to_its_heads_by_name():
+    """mmdet calls what is in a head, not the head."""
+    clock = FakeClock()
+
+    class Slow(nn.Module):
+        def __init__(self, seconds: float) -> None:
+            super().__init__()
+            self.seconds = seconds
+
+        def forward(self) -> None:
+            clock.now += self.seconds
+
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = Slow(1)
+            self.neck = Slow(10)
+            self.roi_head = nn.Module()
+            self.roi_head.bbox_head = Slow(100)
+
+        def forward(self) -> None:
+            for part in (self.backbone, self.neck, self.roi_head.bbox_head):
+                part()
+                clock.now += 1000
+
+    model = Detector()
+    found = part_times(model, model, CPU, clock)
+    assert list(found.items()) == [
+        *(("rest", 1), ("neck", 10), ("roi_head", 100), ("post-processing", 3000)),
+    ]
+
+
 def test_peak_memory_is_the_most_held_at_once():
     mega = 2**18  # floats per MiB
 

@@ -1,6 +1,8 @@
 """Faster, Mask and Cascade R-CNN (ours; follows mmdet's roi heads in what is kept)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from unittest.mock import patch
 
 import torch
 import torchvision
@@ -36,6 +38,10 @@ class TwoStageDetector(WholeModel):
             Boxes ``(B, n, 4)``, scores and labels ``(B, n)``; with masks also ``(B, n, h, w)``,
             shares of foreground in a grid over each box.
         """
+        with _portable_extractors():
+            return self._found(image)
+
+    def _found(self, image: Tensor) -> tuple[Tensor, ...]:
         size, head = image.shape[2:], self.model.roi_head
         maps = self.model.extract_feat(self.padded(image))
         regions, region_scores = propose(self.model.rpn_head, maps, size)
@@ -58,7 +64,7 @@ class TwoStageDetector(WholeModel):
         batch, number = regions.shape[:2]
         stages, logits = _stages(self.model.roi_head), []
         for index, (extractor, head) in enumerate(stages):
-            features = crops(extractor, maps, regions)
+            features = extractor(maps, _rois(regions))
             classes, deltas = head(features)
             classes = classes.reshape(batch, number, -1)
             deltas = deltas.reshape(batch, number, -1, 4)
@@ -79,7 +85,7 @@ class TwoStageDetector(WholeModel):
         if not isinstance(heads, nn.ModuleList):
             extractors, heads = [extractors], [heads]
         shares = [
-            mask_head(crops(extractor, maps, boxes)).sigmoid()
+            mask_head(extractor(maps, _rois(boxes))).sigmoid()
             for extractor, mask_head in zip(extractors, heads, strict=True)
         ]
         masks = sum(shares) / len(shares)  # (B * n, classes, h, w)
@@ -89,26 +95,36 @@ class TwoStageDetector(WholeModel):
         return masks.reshape(*labels.shape, *masks.shape[2:])
 
 
-def crops(extractor: nn.Module, maps: Sequence[Tensor], boxes: Tensor) -> Tensor:
-    """Each box's features, from the level of its size: ``(B * n, C, h, w)``.
-
-    Args:
-        extractor: mmdet's ``SingleRoIExtractor``.
-        maps: of the neck.
-        boxes: ``(B, n, 4)``.
-    """
+def _rois(boxes: Tensor) -> Tensor:
+    """Boxes ``(B, n, 4)`` as ``(B * n, 5)``, the number of the image before each."""
     batch, number = boxes.shape[:2]
     image = torch.arange(batch, device=boxes.device).to(boxes)[:, None].expand(-1, number)
-    rois = torch.cat((image[..., None], boxes), dim=2).reshape(-1, 5)
-    layers = extractor.roi_layers
+    return torch.cat((image[..., None], boxes), dim=2).reshape(-1, 5)
+
+
+@contextmanager
+def _portable_extractors() -> Iterator[None]:
+    """While a model is run, its features of boxes come from torchvision's RoIAlign."""
+    from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+
+    with patch.object(SingleRoIExtractor, "forward", _extract):
+        yield
+
+
+def _extract(self: nn.Module, maps: Sequence[Tensor], rois: Tensor) -> Tensor:
+    """``forward`` of mmdet's ``SingleRoIExtractor``: ``(n, C, h, w)`` of ``(n, 5)``."""
+    layers = self.roi_layers
     if len(layers) == 1:
         return _align(layers[0], maps[0], rois)
-    levels = extractor.map_roi_levels(rois, len(layers))
-    found = maps[0].new_zeros(batch * number, maps[0].shape[1], *layers[0].output_size)
-    for level, layer in enumerate(layers):
-        here = (levels == level).nonzero().squeeze(1)
-        found = found.index_copy(0, here, _align(layer, maps[level], rois[here]))
-    return found
+    levels = self.map_roi_levels(rois, len(layers))
+    found = torch.cat(
+        [
+            _align(layer, maps[level], rois[(levels == level).nonzero().squeeze(1)])
+            for level, layer in enumerate(layers)
+        ]
+    )
+    # Back into the order of the boxes; sorted twice, places are ranks.
+    return found[levels.argsort(stable=True).argsort()]
 
 
 def _align(layer: nn.Module, x: Tensor, rois: Tensor) -> Tensor:
