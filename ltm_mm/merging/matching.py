@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import by_index, full_precision, largest, packed, sum_groups
+from ..ops import by_index, exporting, full_precision, largest, packed, sum_groups
 
 
 def rounds(count: int, keep: int, regions: int = 1) -> tuple[int, ...]:
@@ -123,7 +123,7 @@ def _gains(total: Tensor, size: Tensor | None, code: Tensor | None) -> Tensor:
     length = torch.linalg.vector_norm(total, dim=-1)  # (n, K)
     inverse = length.clamp(min=1e-12).reciprocal()
     with full_precision(total):
-        cos = torch.bmm(total[:, 0::2], total[:, 1::2].mT)
+        cos = torch.bmm(_alternate(total, 0), _alternate(total, 1).mT)
     cos = cos * inverse[:, 0::2].unsqueeze(-1) * inverse[:, 1::2].unsqueeze(-2)
     if code is None:
         return cos if size is None else _ward(cos, size)
@@ -142,6 +142,13 @@ def _gains(total: Tensor, size: Tensor | None, code: Tensor | None) -> Tensor:
     gains = cos if size is None else _ward(cos, size)
     part = part if size is None else _ward(part, size[some])
     return gains.index_copy(0, some, part - apart)
+
+
+def _alternate(total: Tensor, first: int) -> Tensor:
+    """Every other group: ``(n, K, C)`` -> ``(n, A, C)`` or ``(n, B, C)``."""
+    if exporting():  # runtimes copy rows faster than they slice with a step
+        return total.index_select(1, torch.arange(first, total.shape[1], 2, device=total.device))
+    return total[:, first::2]
 
 
 def _ward(cos: Tensor, size: Tensor) -> Tensor:

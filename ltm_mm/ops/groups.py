@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from .graphs import exporting
+
 
 def sum_groups(x: Tensor, owner: Tensor, count: int) -> Tensor:
     """Add up the tokens of every group.
@@ -41,7 +43,7 @@ def take_groups(x: Tensor, owner: Tensor) -> Tensor:
     Returns:
         ``(..., N, C)``.
     """
-    if by_index(x):
+    if by_index(x) or exporting():  # runtimes, too, gather rows in a fraction of the time
         rows = x.reshape(-1, x.shape[-1]).index_select(0, flat_index(owner, x.shape[-2]))
         return rows.view(*owner.shape, x.shape[-1])
     return x.gather(-2, owner.unsqueeze(-1).expand(*owner.shape, x.shape[-1]))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .graphs import exporting
 from .shift import shift_indices
 from .windows import crop, from_windows, pad_to_windows, real_tokens, to_windows
 
@@ -53,13 +54,33 @@ class ShiftedWindows:
 
     def cut(self, x: Tensor) -> Tensor:
         """Windows ``(B, n, N, C)`` of a grid ``(B, H, W, C)``."""
+        return self._cut_by_rows(x) if exporting() else self._cut(x)
+
+    def join(self, windows: Tensor, height: int, width: int) -> Tensor:
+        """The grid ``(B, height, width, C)`` of its windows."""
+        if not exporting():
+            return self._join(windows, height, width)
+        b, n, count, c = windows.shape
+        places = torch.arange(n * count, device=windows.device).view(1, n, count, 1)
+        places = self._join(places, height, width).flatten()
+        return windows.flatten(1, 2).index_select(1, places).view(b, height, width, c)
+
+    def _cut_by_rows(self, x: Tensor) -> Tensor:
+        """For runtimes, which pad, roll and transpose in five copies, and gather rows in one."""
+        b, height, width, c = x.shape
+        places = torch.arange(height * width, device=x.device) + 1
+        places = self._cut(places.view(1, height, width, 1))  # (1, n, N, 1), 0 of padding
+        n, flat = places.shape[1], places.flatten()
+        rows = x.flatten(1, 2).index_select(1, (flat - 1).clamp(min=0))
+        return (rows * (flat.unsqueeze(-1) > 0).to(x.dtype)).view(b, n, -1, c)
+
+    def _cut(self, x: Tensor) -> Tensor:
         x = pad_to_windows(x, self.size) if self.pad_first else x
         if self.shift:
             x = x.roll([-shift for shift in self.shifts()], (1, 2))
         return to_windows(x if self.pad_first else pad_to_windows(x, self.size), self.size)
 
-    def join(self, windows: Tensor, height: int, width: int) -> Tensor:
-        """The grid ``(B, height, width, C)`` of its windows."""
+    def _join(self, windows: Tensor, height: int, width: int) -> Tensor:
         rows, cols = self.counts(height, width)
         x = from_windows(windows, self.size, rows * self.size, cols * self.size)
         x = x if self.pad_first else crop(x, height, width)

@@ -57,6 +57,7 @@ def test_equals_the_slow_reference(
 ):
     monkeypatch.setattr(group_ops, "by_index", lambda _: by_index)
     monkeypatch.setattr(matching, "by_index", lambda _: by_index)
+    monkeypatch.setattr(matching, "exporting", lambda: not by_index)
     tokens = torch.randn(3, 4, count, 5)
     sizes = torch.randint(1, 5, (3, 4, count)).float() if weighted else None
     codes = torch.randint(0, 2, (3, 4, count)) * 10.0 if coded else None

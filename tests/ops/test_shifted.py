@@ -6,6 +6,7 @@ from torch.testing import assert_close
 
 from ltm_mm.kernels import map_windows, uses_onednn
 from ltm_mm.ops import ShiftedWindows
+from ltm_mm.ops import shifted as shifted_ops
 
 SIZES = [(23, 31), (14, 21), (3, 2), (1, 40), (29, 7), (1, 1), (7, 7)]
 sizes = pytest.mark.parametrize("size", SIZES)
@@ -15,6 +16,13 @@ WINDOWS += [ShiftedWindows(7, 3, pad_first=False), ShiftedWindows(4, 2, (False, 
 shifts = pytest.mark.parametrize("cut", WINDOWS, ids=str)
 
 
+@pytest.fixture(params=[False, True], ids=["rolled", "by rows"])
+def _each_way(request, monkeypatch):
+    """As PyTorch does it, and as in exported graphs."""
+    monkeypatch.setattr(shifted_ops, "exporting", lambda: request.param)
+
+
+@pytest.mark.usefixtures("_each_way")
 @sizes
 @shifts
 def test_windows_are_those_of_the_rolled_and_padded_grid(cut, size):
