@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from .heads import WholeModel
-from .reference import Found, predict, unpack
+from .reference import Found, predict, segment, unpack
 
 TOLERANCE = 1e-4
 MASK_IOU = 0.999
@@ -24,7 +25,8 @@ class Difference:
             number; the worst of all outputs. For boxes of pairs of detections.
         found: detections of the model; None where there are none to be found.
         lost: detections that only one of the two has.
-        mask_iou: lowest of a pair's; 1 without masks.
+        mask_iou: of the masks of all pairs together, where one pixel of each may sit on the
+            threshold (it would be more than a thousandth of a small mask); 1 without masks.
     """
 
     batch: int
@@ -62,7 +64,7 @@ def compare(
 
     Args:
         model: in eager mode; it is called in eval mode. Of a detector, mmdet's own
-            ``predict`` is called.
+            ``predict`` is called; of a segmentor, mmseg's own ``encode_decode``.
         run: what was exported.
         sizes: heights and widths in pixels.
         batches: numbers of images.
@@ -81,15 +83,18 @@ def compare(
                 theirs = unpack(_many(run(images)), about or model.about, size)
                 yield _detections(predict(model, images), theirs, size)
                 continue
+            eager = partial(segment, model) if isinstance(model, WholeModel) else model
             with torch.no_grad():
-                pairs = list(zip(_many(model(images)), _many(run(images)), strict=True))
+                pairs = list(zip(_many(eager(images)), _many(run(images)), strict=True))
             for own, other in pairs:
                 if own.shape != other.shape:
                     raise ValueError(
                         f"images of {tuple(images.shape)} give {tuple(other.shape)} where the "
                         f"model gives {tuple(own.shape)}"
                     )
-            yield Difference(batch, size, max(_difference(a, b) for a, b in pairs))
+            # Not Python's max, which passes over NaN.
+            largest = torch.stack([_difference(a, b) for a, b in pairs]).max().item()
+            yield Difference(batch, size, largest)
 
 
 def other_sizes(size: tuple[int, int], smallest: int) -> list[tuple[int, int]]:
@@ -106,7 +111,7 @@ def other_sizes(size: tuple[int, int], smallest: int) -> list[tuple[int, int]]:
 
 def _detections(own: Sequence[Found], other: Sequence[Found], size: tuple[int, int]) -> Difference:
     """Differences of the pairs, each the nearest of the same class; both have the same images."""
-    largest, lost, lowest = 0.0, 0, 1.0
+    largest, lost, other_pixels, pixels = 0.0, 0, 0, 0
     for mine, theirs in zip(own, other, strict=True):
         pairs = _pairs(mine, theirs)
         lost += len(mine.boxes) + len(theirs.boxes) - 2 * len(pairs)
@@ -115,9 +120,12 @@ def _detections(own: Sequence[Found], other: Sequence[Found], size: tuple[int, i
             score = (mine.scores[a] - theirs.scores[b]).abs().item()
             largest = max(largest, box, score)
             if mine.masks is not None and theirs.masks is not None:
-                lowest = min(lowest, _iou(mine.masks[a], theirs.masks[b]))
+                differing = int((mine.masks[a] ^ theirs.masks[b]).sum())
+                other_pixels += max(differing - 1, 0)
+                pixels += int((mine.masks[a] | theirs.masks[b]).sum())
     number = sum(len(x.boxes) for x in own)
-    return Difference(len(own), size, largest, number, lost, lowest)
+    iou = 1 - other_pixels / max(pixels, 1)
+    return Difference(len(own), size, largest, number, lost, iou)
 
 
 def _pairs(mine: Found, theirs: Found) -> list[tuple[int, int]]:
@@ -133,13 +141,8 @@ def _pairs(mine: Found, theirs: Found) -> list[tuple[int, int]]:
     return pairs
 
 
-def _iou(a: Tensor, b: Tensor) -> float:
-    union = (a | b).sum().item()
-    return (a & b).sum().item() / union if union else 1.0
-
-
-def _difference(own: Tensor, other: Tensor) -> float:
-    return ((own - other).abs().max() / own.abs().max().clamp(min=1e-12)).item()
+def _difference(own: Tensor, other: Tensor) -> Tensor:
+    return (own - other).abs().max() / own.abs().max().clamp(min=1e-12)
 
 
 def _many(outputs: Sequence[Tensor] | Tensor) -> tuple[Tensor, ...]:

@@ -1,6 +1,7 @@
 """Exported files as models of mmdet and mmseg, for the configs' own evaluators (ours)."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,7 +32,7 @@ def use_file(cfg: Config, path: str, options: Mapping[str, object] | None = None
         if value:
             raise UserError(f"{option} changes the model, and {path} is as it was exported")
     try:
-        about = open_file(path).about
+        about = _opened(path).about
     except ValueError as error:
         raise UserError(str(error)) from error
     if not about:
@@ -60,6 +61,16 @@ def use_file(cfg: Config, path: str, options: Mapping[str, object] | None = None
         cfg.model["test_cfg"] = tests
 
 
+def _opened(path: str) -> ExportedFile:
+    """A file, opened once for both questions: what is it, and what does it find."""
+    return _open(path, Path(path).stat().st_mtime_ns if Path(path).is_file() else 0)
+
+
+@lru_cache(maxsize=1)
+def _open(path: str, _: int) -> ExportedFile:
+    return open_file(path)
+
+
 def _first(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
@@ -74,7 +85,7 @@ class FileDetector(BaseModel):
 
     def __init__(self, path: str, data_preprocessor: Mapping) -> None:
         super().__init__(dict(data_preprocessor))
-        self.file: ExportedFile = open_file(path)
+        self.file = _opened(path)
 
     def forward(self, inputs: Tensor, data_samples: Sequence, mode: str = "tensor") -> list:
         """Detections in the original images, in mmdet's samples; ``mode`` must be 'predict'."""
@@ -117,7 +128,7 @@ def _segmentor(path: str, **options: object) -> BaseModel:
     class FileSegmentor(EncoderDecoder):
         def __init__(self) -> None:
             BaseModel.__init__(self, dict(options["data_preprocessor"]))
-            self.file = open_file(path)
+            self.file = _opened(path)
             about = self.file.about
             self.test_cfg = Config(options["test_cfg"])
             self.align_corners = about["align_corners"]

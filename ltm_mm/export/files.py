@@ -1,7 +1,9 @@
 """Exported files, opened and run on the CPU: ONNX, OpenVINO and torch.export (ours)."""
 
 import json
-import zipfile
+import logging
+import warnings
+import zlib
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 INSTALL = "pip install 'ltm_mm[export]'"
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+CHECKSUM = ["ltm_mm", "bin_crc32"]  # in an .xml
 RUNTIMES = {".onnx": "onnxruntime", ".xml": "openvino", ".pt2": "torch.export"}
 
 
@@ -83,14 +86,14 @@ def open_file(path: str | Path, threads: int | None = None, bf16: bool = False) 
 
 
 @contextmanager
-def _readable(path: Path, kinds: tuple[type[Exception], ...] = (Exception,)):
+def _readable(path: Path):
     try:
         yield
-    except kinds as error:
-        reason = str(error).strip().splitlines()
-        raise ValueError(
-            f"{path} is damaged, or no such file: {reason[-1] if reason else type(error).__name__}"
-        ) from error
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        if "warnings above" in reason:  # of PyTorch, which are tracebacks
+            reason = "it holds no program"
+        raise ValueError(f"{path} is damaged, or no such file: {reason}") from error
 
 
 def _open_onnx(path: Path, threads: int) -> tuple[Callable, dict[str, str]]:
@@ -123,7 +126,16 @@ def onnx_options(threads: int) -> "onnxruntime.SessionOptions":
 def _open_openvino(path: Path, threads: int, bf16: bool = False) -> tuple[Callable, dict[str, str]]:
     openvino = import_openvino(f"running {path}")
     with _readable(path):
+        if b"<net" not in path.read_bytes()[:1000]:  # OpenVINO would try all that it can read
+            raise ValueError("it holds no <net>")
+        weights = path.with_suffix(".bin")
+        if not weights.is_file():
+            raise ValueError(f"its weights are not beside it, in {weights.name}")
         model = openvino.Core().read_model(path)
+        if model.has_rt_info(CHECKSUM):
+            written = int(model.get_rt_info(CHECKSUM).astype(str))
+            if zlib.crc32(weights.read_bytes()) != written:
+                raise ValueError(f"{weights.name} is damaged, or of another export")
     entries = {}
     if model.has_rt_info(["ltm_mm", "about"]):
         entries = json.loads(model.get_rt_info(["ltm_mm", "about"]).astype(str))
@@ -146,7 +158,7 @@ def openvino_settings(threads: int, bf16: bool) -> dict[str, object]:
 
 def _open_program(path: Path, threads: int) -> tuple[Callable, dict[str, str]]:
     extra = {ABOUT: ""}
-    with _readable(path, (RuntimeError, OSError, zipfile.BadZipFile, KeyError, ValueError)):
+    with _readable(path), _no_tracebacks():
         module = torch.export.load(path, extra_files=extra).module()
 
     def run(images: Tensor) -> tuple[Tensor, ...]:
@@ -155,6 +167,20 @@ def _open_program(path: Path, threads: int) -> tuple[Callable, dict[str, str]]:
         return (found,) if isinstance(found, Tensor) else tuple(found)
 
     return run, json.loads(extra[ABOUT] or "{}")
+
+
+@contextmanager
+def _no_tracebacks():
+    """PyTorch logs why a file is not of its newest form, and then tries older ones."""
+    log = logging.getLogger("torch.export")
+    before = log.disabled
+    log.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.disabled = before
 
 
 def import_openvino(what: str):

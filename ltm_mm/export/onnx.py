@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 
 from .files import INSTALL
 from .nms import onnx_kept_boxes
-from .program import dynamic_shapes, no_assumptions
+from .program import dynamic_shapes, forget_pending, no_assumptions
 
 if TYPE_CHECKING:
     from onnxscript import ir
@@ -39,6 +39,7 @@ def save_onnx(
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError(f"--format onnx needs onnx and onnxscript: {INSTALL}") from error
+    forget_pending(program)
     with no_assumptions(), _silence():
         written = torch.onnx.export(
             program,

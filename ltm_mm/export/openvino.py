@@ -3,13 +3,14 @@
 import json
 import tempfile
 import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from .files import import_openvino
+from .files import CHECKSUM, import_openvino
 from .onnx import save_onnx
 
 
@@ -70,8 +71,10 @@ def convert_onnx(
     facts = {**about, "precision": json.dumps("fp32" if nncf is None else "int8")}
     model.set_rt_info(json.dumps(facts), ["ltm_mm", "about"])
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Half precision, the default, would make another model of it.
-    openvino.save_model(model, path, compress_to_fp16=False)
+    for _ in range(2):  # the second time with the checksum of what the first one wrote
+        # Half precision, the default, would make another model of it.
+        openvino.save_model(model, path, compress_to_fp16=False)
+        model.set_rt_info(str(zlib.crc32(path.with_suffix(".bin").read_bytes())), CHECKSUM)
 
 
 def _keep_order(model: object) -> None:

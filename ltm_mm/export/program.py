@@ -70,12 +70,21 @@ def save_program(program: ExportedProgram, path: Path, about: Mapping[str, str])
         path: the file.
         about: what the file says of itself, see :mod:`.about`.
     """
+    forget_pending(program)
     with no_assumptions(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = program.run_decompositions({torch.ops.ltm_mm.kept_boxes.default: portable})
     _drop_assertions(program)
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.export.save(program, path, extra_files={ABOUT: json.dumps(about)})
+
+
+def forget_pending(program: ExportedProgram) -> None:
+    """Let a program be rewritten again: rewriting leaves numbers of boxes that nothing returned."""
+    for node in program.graph.nodes:
+        if isinstance(value := node.meta.get("val"), Tensor):
+            value.fake_mode.shape_env.pending_fresh_unbacked_symbols.clear()
+            return
 
 
 def _drop_assertions(program: ExportedProgram) -> None:

@@ -39,6 +39,16 @@ def predict(whole: WholeModel, images: Tensor) -> list[Found]:
     return [Found(x.bboxes, x.scores, x.labels, x.get("masks")) for x in found]
 
 
+def segment(whole: WholeModel, images: Tensor) -> Tensor:
+    """Run mmseg's own ``encode_decode`` on normalised images: logits ``(B, classes, H, W)``."""
+    padded = whole.padded(images)
+    size = tuple(padded.shape[2:])
+    metas = [dict(img_shape=size, ori_shape=size, pad_shape=size) for _ in images]
+    with torch.no_grad():
+        logits = whole.model.encode_decode(padded, metas)
+    return logits[..., : images.shape[2], : images.shape[3]]
+
+
 def unpack(
     outputs: Sequence[Tensor], about: dict[str, object], size: tuple[int, int]
 ) -> list[Found]:

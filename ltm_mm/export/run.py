@@ -59,8 +59,6 @@ def export(
     _check_size(size, SMALLEST)
     if int8 is not None and format != "openvino":
         raise UserError("--int8 quantises with NNCF for OpenVINO: it needs --format openvino")
-    if out is not None:
-        check_file("--out", out)
     path = _path(config, format, whole_model, out)
     check_file("--out", path)
     (built,) = build_models(config, [] if ltm is None else [ltm], (), size, whole_model).values()

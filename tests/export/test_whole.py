@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 from torch import nn
+from torch.export import ExportedProgram
 
 from ltm_mm.engine import UserError, evaluate, load_config
 from ltm_mm.export import compare, export_program, open_file, save_onnx, save_program, whole_model
@@ -18,7 +20,7 @@ from ltm_mm.export.about import class_names, describe
 from ltm_mm.export.calibration import images
 from ltm_mm.export.evaluate import use_file
 from ltm_mm.export.files import import_openvino
-from ltm_mm.export.heads import SUPPORTED
+from ltm_mm.export.heads import SUPPORTED, WholeModel
 from ltm_mm.export.reference import paste
 from tests.export import tiny
 
@@ -28,60 +30,50 @@ OTHERS = [(150, 70), (96, 160), (81, 90)]
 CONFIG = str(ROOT / "configs" / "ltm_swin_maskrcnn_shapes.py")
 
 
-def check(whole: nn.Module, run: object, batches: tuple[int, ...] = (1, 2)) -> None:
-    for difference in compare(whole, run, [TRACED, *OTHERS], batches):
+MODELS = {**tiny.DETECTORS, **{f"mmseg-{name}": make for name, make in tiny.SEGMENTORS.items()}}
+# Quick enough to be run every time: a detector and a segmentor, merging.
+QUICK = [("retinanet", "balanced", "onnx"), ("mmseg-fcn", "balanced", "onnx")]
+CASES = [(n, k, f) for n in MODELS for k in (None, "balanced") for f in ("onnx", "xml", "pt2")]
+
+
+@lru_cache(maxsize=1)
+def traced(name: str, keep: str | None) -> tuple[WholeModel, ExportedProgram]:
+    """A model and its program, of which all files are written: tracing takes longest."""
+    whole = whole_model(MODELS[name](keep))
+    return whole, export_program(whole, TRACED, smallest=whole.smallest)
+
+
+def written(name: str, keep: str | None, format: str, folder: Path) -> tuple[WholeModel, Path]:
+    """A model and its file; OpenVINO's is made of the ONNX file, if that is there."""
+    whole, program = traced(name, keep)
+    path = folder / f"{name}-{keep}.{format}"
+    if format == "pt2":
+        save_program(program, path, {})
+        return whole, path
+    pytest.importorskip("onnxscript")
+    if format == "xml":
+        pytest.importorskip("openvino")
+        from ltm_mm.export.openvino import convert_onnx
+
+        _, onnx = written(name, keep, "onnx", folder)
+        convert_onnx(onnx, path, {})
+    elif not path.is_file():
+        save_onnx(program, path, whole.outputs, {})
+    return whole, path
+
+
+@pytest.mark.parametrize(
+    ("name", "keep", "format"),
+    [pytest.param(*c, marks=() if c in QUICK else pytest.mark.slow) for c in CASES],
+)
+def test_files_are_the_model(name, keep, format, tmp_path_factory):
+    """Detections, masks and logits are mmdet's and mmseg's own, at four sizes and two batches."""
+    whole, path = written(name, keep, format, tmp_path_factory.getbasetemp())
+    found = list(compare(whole, open_file(path).run, [TRACED, *OTHERS], batches=(1, 2)))
+    assert len(found) == 8
+    for difference in found:
         assert difference.equal, difference
         assert difference.found is None or difference.found > 5
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("keep", [None, "balanced"])
-@pytest.mark.parametrize(
-    "name",
-    [
-        "mask",
-        "cascade",
-        "retinanet",
-        "atss",
-        "fcos",
-        "gfl",
-        "rtmdet",
-        "dino",
-        "deformable-detr",
-        "mask2former",
-        "maskformer",
-    ],
-)
-def test_detectors_in_all_formats(name, keep, tmp_path):
-    pytest.importorskip("onnxscript")
-    whole = whole_model(tiny.DETECTORS[name](keep))
-    program = export_program(whole, TRACED, smallest=whole.smallest)
-    save_program(program, tmp_path / "a.pt2", {})
-    check(whole, open_file(tmp_path / "a.pt2").run)
-    save_onnx(program, tmp_path / "a.onnx", whole.outputs, {})
-    check(whole, open_file(tmp_path / "a.onnx").run)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("keep", [None, "balanced"])
-@pytest.mark.parametrize("name", tiny.SEGMENTORS)
-def test_segmentors_in_onnx(name, keep, tmp_path):
-    pytest.importorskip("onnxscript")
-    whole = whole_model(tiny.SEGMENTORS[name](keep))
-    program = export_program(whole, TRACED)
-    save_onnx(program, tmp_path / "a.onnx", whole.outputs, {})
-    check(whole, open_file(tmp_path / "a.onnx").run)
-
-
-@pytest.mark.slow
-def test_openvino_is_the_model(tmp_path):
-    """Tokens of padding are alike: which are merged must not depend on the runtime."""
-    pytest.importorskip("openvino")
-    from ltm_mm.export.openvino import save_openvino
-
-    whole = whole_model(tiny.DETECTORS["retinanet"]("balanced"))
-    save_openvino(export_program(whole, TRACED), tmp_path / "a.xml", whole.outputs, {})
-    check(whole, open_file(tmp_path / "a.xml").run)
 
 
 class Boxes(nn.Module):

@@ -83,6 +83,16 @@ def dense(base: str, keep: object = None, **options: object) -> nn.Module:
     return built
 
 
+def ssd(keep: object = None) -> nn.Module:
+    """SSDLite, whose scores are a softmax."""
+    model = load_config("configs/ltm_mobilevit_ssdlite_shapes.py").model
+    channels = [*CHANNELS[1:], 32]
+    model.neck.update(in_channels=channels[:3], out_channels=channels)
+    model.bbox_head.update(in_channels=channels, num_classes=CLASSES)
+    model.test_cfg.update(nms_pre=100, max_per_img=30)
+    return build(model, keep=keep)
+
+
 def detr(base: str, keep: object = None, width: int = 2 * WIDTH, **options: object) -> nn.Module:
     """DINO or Deformable DETR with one layer each and few queries."""
     model = load_config(f"mmdet::{base}").model
@@ -136,6 +146,22 @@ def mask_queries(base: str, keep: object = None, scope: str = "mmdet") -> nn.Mod
     return build(model, scope, keep=keep)
 
 
+def encoder_decoder(base: str, keep: object = None) -> nn.Module:
+    """UPerNet, FPN or FCN of mmseg's config, with a narrow head."""
+    model = load_config(f"mmseg::_base_/models/{base}.py").model
+    for key in ("auxiliary_head", "pretrained"):
+        model.pop(key)
+    head = model.decode_head
+    if "neck" in model:
+        model.neck.update(in_channels=CHANNELS, out_channels=WIDTH)
+        head.in_channels = [WIDTH] * 4
+    else:
+        several = isinstance(head.in_index, list)
+        head.in_channels = CHANNELS if several else CHANNELS[head.in_index]
+    head.update(channels=WIDTH, num_classes=CLASSES, norm_cfg=dict(type="GN", num_groups=4))
+    return build(model, "mmseg", keep=keep)
+
+
 DETECTORS = {
     "faster": lambda keep: two_stage("faster-rcnn_r50_fpn", keep),
     "mask": lambda keep: two_stage("mask-rcnn_r50_fpn", keep),
@@ -146,6 +172,7 @@ DETECTORS = {
     "fcos": lambda keep: dense("fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py", keep),
     "gfl": lambda keep: dense("gfl/gfl_r50_fpn_1x_coco.py", keep),
     "rtmdet": lambda keep: dense("rtmdet/rtmdet_tiny_8xb32-300e_coco.py", keep),
+    "ssd": ssd,
     "dino": lambda keep: detr("dino/dino-4scale_r50_8xb2-12e_coco.py", keep),
     "deformable-detr": lambda keep: detr(
         "deformable_detr/deformable-detr_r50_16xb2-50e_coco.py", keep
@@ -166,6 +193,12 @@ DETECTORS = {
 }
 
 SEGMENTORS = {
+    "upernet": lambda keep: encoder_decoder("upernet_swin", keep),
+    "fpn": lambda keep: encoder_decoder("fpn_r50", keep),
+    "fcn": lambda keep: encoder_decoder("fcn_r50-d8", keep),
+    "maskformer": lambda keep: mask_queries(
+        "maskformer/maskformer_swin-t_upernet_8xb2-160k_ade20k-512x512.py", keep, "mmseg"
+    ),
     "mask2former": lambda keep: mask_queries(
         "mask2former/mask2former_swin-t_8xb2-90k_cityscapes-512x1024.py", keep, "mmseg"
     ),

@@ -37,16 +37,18 @@ class WholeModel(nn.Module):
         self.model = model
         self.about: dict[str, object] = {}
         self.smallest = SMALLEST
-        self.divisor = getattr(model.data_preprocessor, "pad_size_divisor", 1) or 1
+        made = model.data_preprocessor
+        self.divisor = getattr(made, "pad_size_divisor", 1) or 1
+        self.padding = float(getattr(made, "pad_value", getattr(made, "pad_val", 0)))
         if isinstance(getattr(getattr(model, "neck", None), "upsample", None), nn.Module):
             self.divisor = max(self.divisor, 32)  # necks that double a map want whole steps
 
     def padded(self, image: Tensor) -> Tensor:
-        """Zeros at the right and bottom, up to whole steps, as the data preprocessor adds them."""
+        """Padding at the right and bottom, to whole steps, as the data preprocessor adds it."""
         step = self.divisor
         # Not -length % step: that there are whole steps must be seen from the padded size.
         height, width = ((n + step - 1) // step * step - n for n in image.shape[2:])
-        return F.pad(image, (0, width, 0, height))
+        return F.pad(image, (0, width, 0, height), value=self.padding)
 
 
 def top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:

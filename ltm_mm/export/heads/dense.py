@@ -116,9 +116,9 @@ def _best(
     place = index // count
     priors = _priors(head.prior_generator, level, classes)
     if hasattr(head, "integral"):  # GFL: distances in units of the stride
-        batch = deltas.shape[0]
-        rows = head.integral(deltas.permute(0, 2, 3, 1).contiguous()).reshape(batch, -1, 4)
-        rows = rows * head.prior_generator.strides[level][0]
+        shares = _rows(deltas, 4 * (head.reg_max + 1)).unflatten(-1, (4, -1)).softmax(-1)
+        # Not head.integral, whose type_as has no name of its own in ONNX.
+        rows = (shares @ head.integral.project) * head.prior_generator.strides[level][0]
         priors = head.anchor_center(priors)
     else:
         rows = _rows(deltas, head.bbox_coder.encode_size)

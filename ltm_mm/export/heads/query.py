@@ -5,11 +5,11 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
 from .common import WholeModel, clip, take
 from .deformable import centres, encode, sizes_in_lists
+from .segmentors import test_divisor
 
 
 class DetrDetector(WholeModel):
@@ -237,8 +237,7 @@ class QuerySegmentor(_Queries):
     def __init__(self, model: nn.Module) -> None:
         _check_queries(model.decode_head)
         super().__init__(model)
-        tests = model.data_preprocessor.test_cfg or ConfigDict()
-        self.divisor = tests.get("size_divisor", 1)
+        self.divisor = test_divisor(model)
         self.about = dict(align_corners=False, channels_out=model.out_channels, threshold=0.0)
 
     def forward(self, image: Tensor) -> Tensor:

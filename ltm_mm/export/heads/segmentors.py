@@ -13,24 +13,20 @@ class Logits(WholeModel):
         model: an ``EncoderDecoder`` of mmseg; put in eval mode.
 
     Raises:
-        ValueError: if the model is none.
+        ValueError: for models and heads that predict in a way of their own.
     """
 
     outputs = ("logits",)
 
     def __init__(self, model: nn.Module) -> None:
-        if not isinstance(getattr(model, "decode_head", None), nn.Module):
-            raise ValueError(f"{type(model).__name__} has no decode_head")
+        _check(model)
         super().__init__(model)
-        # mmseg pads images while testing only where the preprocessor has a test_cfg.
-        self.divisor = (model.data_preprocessor.test_cfg or {}).get("size_divisor", 1)
-        self.align_corners = bool(getattr(model, "align_corners", False))
-        head = model.decode_head
-        head = head[-1] if isinstance(head, nn.ModuleList) else head
+        self.divisor = test_divisor(model)
+        self.align_corners = bool(model.align_corners)
         self.about = dict(
             align_corners=self.align_corners,
             channels_out=model.out_channels,
-            threshold=getattr(head, "threshold", None) or 0.0,
+            threshold=model.decode_head.threshold or 0.0,
         )
 
     def forward(self, image: Tensor) -> Tensor:
@@ -48,3 +44,29 @@ class Logits(WholeModel):
             logits, padded.shape[2:], mode="bilinear", align_corners=self.align_corners
         )
         return logits if self.divisor == 1 else logits[..., : image.shape[2], : image.shape[3]]
+
+
+def test_divisor(model: nn.Module) -> int:
+    """Steps that mmseg pads images to while testing: only where the preprocessor has a test_cfg.
+
+    Raises:
+        ValueError: if it pads to a size.
+    """
+    tests = model.data_preprocessor.test_cfg or {}
+    if tests.get("size"):
+        raise ValueError(
+            f"data_preprocessor.test_cfg pads images to size={tests['size']}: only size_divisor "
+            "can be exported"
+        )
+    return tests.get("size_divisor") or 1
+
+
+def _check(model: nn.Module) -> None:
+    from mmseg.models import EncoderDecoder
+    from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+
+    checks = [(model, EncoderDecoder, ("encode_decode", "extract_feat"))]
+    checks += [(model.decode_head, BaseDecodeHead, ("predict", "predict_by_feat"))]
+    for part, base, methods in checks:
+        if any(getattr(type(part), name, None) is not getattr(base, name) for name in methods):
+            raise ValueError(f"{type(part).__name__} predicts in a way of its own")
