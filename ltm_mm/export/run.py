@@ -60,7 +60,6 @@ def export(
     if int8 is not None and format != "openvino":
         raise UserError("--int8 quantises with NNCF for OpenVINO: it needs --format openvino")
     path = _path(config, format, whole_model, out)
-    check_file("--out", path)
     (built,) = build_models(config, [] if ltm is None else [ltm], (), size, whole_model).values()
     if checkpoint is not None:
         with naming(checkpoint):
@@ -97,9 +96,10 @@ def _check_size(size: tuple[int, int], smallest: int) -> None:
 
 
 def _path(config: str, format: str, whole: bool, out: str | None) -> Path:
-    """The file to write; its name must be that of the format."""
+    """The file to write; it can be written, and its name is that of the format."""
     stem = Path(config.rpartition("::")[2]).stem + ("" if whole else "_backbone")
     path = Path(out) if out else Path("work_dirs", "export", stem + SUFFIXES[format])
+    check_file("--out", path)
     if path.suffix != SUFFIXES[format]:
         raise UserError(f"--out {out}: a file of --format {format} must end in {SUFFIXES[format]}")
     return path

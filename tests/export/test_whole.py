@@ -31,22 +31,24 @@ CONFIG = str(ROOT / "configs" / "ltm_swin_maskrcnn_shapes.py")
 
 
 MODELS = {**tiny.DETECTORS, **{f"mmseg-{name}": make for name, make in tiny.SEGMENTORS.items()}}
-# Quick enough to be run every time: a detector and a segmentor, merging.
-QUICK = [("retinanet", "balanced", "onnx"), ("mmseg-fcn", "balanced", "onnx")]
 CASES = [(n, k, f) for n in MODELS for k in (None, "balanced") for f in ("onnx", "xml", "pt2")]
+# Quick enough to be run every time. Their images are padded: a plain area, whose tokens are alike.
+MODELS["few-levels"] = lambda keep: tiny.dense("_base_/models/retinanet_r50_fpn.py", keep, few=True)
+MODELS["mmseg-few-stages"] = lambda keep: tiny.encoder_decoder("fcn_r50-d8", keep, stages=2)
+QUICK = [("few-levels", (25, None), "onnx"), ("mmseg-few-stages", (25, None), "onnx")]
 
 
 @lru_cache(maxsize=1)
-def traced(name: str, keep: str | None) -> tuple[WholeModel, ExportedProgram]:
+def traced(name: str, keep: object) -> tuple[WholeModel, ExportedProgram]:
     """A model and its program, of which all files are written: tracing takes longest."""
     whole = whole_model(MODELS[name](keep))
     return whole, export_program(whole, TRACED, smallest=whole.smallest)
 
 
-def written(name: str, keep: str | None, format: str, folder: Path) -> tuple[WholeModel, Path]:
+def written(name: str, keep: object, format: str, folder: Path) -> tuple[WholeModel, Path]:
     """A model and its file; OpenVINO's is made of the ONNX file, if that is there."""
     whole, program = traced(name, keep)
-    path = folder / f"{name}-{keep}.{format}"
+    path = folder / f"{name}{'' if keep is None else '-merging'}.{format}"
     if format == "pt2":
         save_program(program, path, {})
         return whole, path
@@ -64,7 +66,7 @@ def written(name: str, keep: str | None, format: str, folder: Path) -> tuple[Who
 
 @pytest.mark.parametrize(
     ("name", "keep", "format"),
-    [pytest.param(*c, marks=() if c in QUICK else pytest.mark.slow) for c in CASES],
+    [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES)],
 )
 def test_files_are_the_model(name, keep, format, tmp_path_factory):
     """Detections, masks and logits are mmdet's and mmseg's own, at four sizes and two batches."""

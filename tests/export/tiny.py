@@ -11,23 +11,23 @@ from tests.models.contract import randomise
 WIDTH = 16
 CLASSES = 5
 CHANNELS = [16, 32, 64, 128]
-BACKBONE = dict(
-    type="ltm_mm.LTMSwin",
-    embed_dims=16,
-    depths=(1, 1, 2, 1),
-    num_heads=(1, 2, 4, 8),
-    drop_path_rate=0.0,
-)
 
 
-def build(model: dict, scope: str = "mmdet", keep: object = None, seed: int = 0) -> nn.Module:
+def build(model: dict, scope: str = "mmdet", keep: object = None, stages: int = 4) -> nn.Module:
     """Build a model of a config's dict with LTM-Swin in it, in eval mode."""
     init_default_scope(scope)
-    torch.manual_seed(seed)
-    out = (
-        (0, 1, 2, 3) if len(model.get("neck", {}).get("in_channels", CHANNELS)) == 4 else (1, 2, 3)
+    torch.manual_seed(0)
+    wanted = len(model.get("neck", {}).get("in_channels", CHANNELS[:stages]))
+    model["backbone"] = dict(
+        type="ltm_mm.LTMSwin",
+        embed_dims=CHANNELS[0],
+        depths=(1, 1, 2, 1)[:stages],
+        num_heads=(1, 2, 4, 8)[:stages],
+        strides=(4, 2, 2, 2)[:stages],
+        drop_path_rate=0.0,
+        keep=keep,
+        out_indices=tuple(range(stages - wanted, stages)),
     )
-    model["backbone"] = dict(**BACKBONE, keep=keep, out_indices=out)
     built = randomise(MODELS.build(model))
     built.eval()
     return built
@@ -52,11 +52,15 @@ def two_stage(base: str, keep: object = None, agnostic: bool = False) -> nn.Modu
         )
     model.test_cfg.rpn.update(nms_pre=100, max_per_img=60)
     model.test_cfg.rcnn.update(max_per_img=30)
-    return build(model, keep=keep)
+    built = build(model, keep=keep)
+    for name, parameter in built.named_parameters():
+        if name.endswith(("fc_reg.weight", "rpn_reg.weight")):
+            parameter.data *= 0.2  # boxes that move by their size, step by step, carry rounding on
+    return built
 
 
-def dense(base: str, keep: object = None, **options: object) -> nn.Module:
-    """A one-stage detector of mmdet's config, with everything narrow."""
+def dense(base: str, keep: object = None, few: bool = False) -> nn.Module:
+    """A one-stage detector of mmdet's config, narrow, and with three levels if they are few."""
     model = load_config(f"mmdet::{base}").model
     neck = model.neck
     if isinstance(neck, list):
@@ -65,7 +69,10 @@ def dense(base: str, keep: object = None, **options: object) -> nn.Module:
     if model.neck.type == "CSPNeXtPAFPN":
         model.neck.num_csp_blocks = 1
     head = model.bbox_head
-    head.update(in_channels=WIDTH, feat_channels=WIDTH, num_classes=CLASSES, **options)
+    head.update(in_channels=WIDTH, feat_channels=WIDTH, num_classes=CLASSES)
+    if few:
+        neck.update(in_channels=CHANNELS[:2], num_outs=3, start_level=0)
+        head.anchor_generator.strides = [4, 8, 16]
     if "stacked_convs" in head:
         head.stacked_convs = 1
     for part in (neck, head):
@@ -76,7 +83,7 @@ def dense(base: str, keep: object = None, **options: object) -> nn.Module:
         head.norm_cfg = dict(type="GN", num_groups=4)
     model.test_cfg.update(nms_pre=100, max_per_img=30, score_thr=0.05)
     model.pop("init_cfg", None)
-    built = build(model, keep=keep)
+    built = build(model, keep=keep, stages=2 if few else 4)
     for name, parameter in built.bbox_head.named_parameters():
         if "cls" in name and name.endswith("weight"):
             parameter.data *= 0.3  # scores near 1 are equal, and equal ones have no order
@@ -109,7 +116,9 @@ def detr(base: str, keep: object = None, width: int = 2 * WIDTH, **options: obje
         layer.ffn_cfg.update(embed_dims=width, feedforward_channels=width)
     model.bbox_head.update(num_classes=CLASSES, embed_dims=width)
     model.test_cfg.max_per_img = 15
-    return build(model, keep=keep)
+    built = build(model, keep=keep)
+    nn.init.normal_(built.level_embed)  # mmdet leaves it as the memory was
+    return built
 
 
 def mask_queries(base: str, keep: object = None, scope: str = "mmdet") -> nn.Module:
@@ -146,7 +155,7 @@ def mask_queries(base: str, keep: object = None, scope: str = "mmdet") -> nn.Mod
     return build(model, scope, keep=keep)
 
 
-def encoder_decoder(base: str, keep: object = None) -> nn.Module:
+def encoder_decoder(base: str, keep: object = None, stages: int = 4) -> nn.Module:
     """UPerNet, FPN or FCN of mmseg's config, with a narrow head."""
     model = load_config(f"mmseg::_base_/models/{base}.py").model
     for key in ("auxiliary_head", "pretrained"):
@@ -157,9 +166,10 @@ def encoder_decoder(base: str, keep: object = None) -> nn.Module:
         head.in_channels = [WIDTH] * 4
     else:
         several = isinstance(head.in_index, list)
-        head.in_channels = CHANNELS if several else CHANNELS[head.in_index]
+        head.in_index = head.in_index if several else stages - 1
+        head.in_channels = CHANNELS if several else CHANNELS[stages - 1]
     head.update(channels=WIDTH, num_classes=CLASSES, norm_cfg=dict(type="GN", num_groups=4))
-    return build(model, "mmseg", keep=keep)
+    return build(model, "mmseg", keep, stages)
 
 
 DETECTORS = {
