@@ -97,10 +97,7 @@ def _readable(path: Path):
 
 
 def _open_onnx(path: Path, threads: int) -> tuple[Callable, dict[str, str]]:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ImportError(f"running {path} needs onnxruntime: {INSTALL}") from error
+    onnxruntime = import_onnxruntime(f"running {path}")
     with _readable(path):
         session = onnxruntime.InferenceSession(
             str(path), onnx_options(threads), providers=["CPUExecutionProvider"]
@@ -181,6 +178,19 @@ def _no_tracebacks():
             yield
     finally:
         log.disabled = before
+
+
+def import_onnxruntime(what: str):
+    """The package.
+
+    Raises:
+        ImportError: if it is missing; says how to get it.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError(f"{what} needs onnxruntime: {INSTALL}") from error
+    return onnxruntime
 
 
 def import_openvino(what: str):

@@ -34,11 +34,7 @@ def save_onnx(
     Raises:
         ImportError: if onnx or onnxscript is missing; says how to get them.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"--format onnx needs onnx and onnxscript: {INSTALL}") from error
+    require_onnx()
     forget_pending(program)
     with no_assumptions(), _silence():
         written = torch.onnx.export(
@@ -61,6 +57,19 @@ def save_onnx(
     written.model.metadata_props.update(about)
     path.parent.mkdir(parents=True, exist_ok=True)
     written.save(str(path))
+
+
+def require_onnx() -> None:
+    """Look whether files can be written.
+
+    Raises:
+        ImportError: if onnx or onnxscript is missing; says how to get them.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"writing ONNX needs onnx and onnxscript: {INSTALL}") from error
 
 
 def _name_by_module(graph: "ir.Graph") -> None:

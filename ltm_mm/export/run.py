@@ -5,7 +5,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmengine.config import Config
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -17,9 +16,9 @@ from ..engine.outputs import check_file
 from .about import describe
 from .calibration import images
 from .check import MASK_IOU, TOLERANCE, Difference, compare, other_sizes
-from .files import RUNTIMES, SUFFIXES, import_openvino, open_file
+from .files import RUNTIMES, SUFFIXES, import_onnxruntime, import_openvino, open_file
 from .heads import WholeModel, whole_model
-from .onnx import save_onnx
+from .onnx import require_onnx, save_onnx
 from .openvino import import_nncf, save_openvino
 from .program import SMALLEST, export_program, save_program
 
@@ -51,7 +50,7 @@ def export(
         int8: quantise to 8 bits, calibrated on so many images of the config's test data.
 
     Returns:
-        What the comparison found; nothing without ``check``.
+        What the comparison found; nothing without ``check``, or after an evaluation.
 
     Raises:
         UserError: for a mistake in the input, or if the file differs from the model.
@@ -72,10 +71,8 @@ def export(
     extra = model.about if isinstance(model, WholeModel) else {}
     extra = {**extra, "smallest": smallest}
     about = describe(cfg, built, outputs, extra, weights)
-    # Before minutes of tracing: what is missing is said at once.
-    calibration = None if int8 is None else _calibration(cfg, int8)
-    if format == "openvino":
-        import_openvino("--format openvino")
+    _require(format, check, int8 is not None)
+    calibration = None if int8 is None else images(cfg, int8)
     start = time.perf_counter()
     print(f"tracing {path.stem}, which takes a minute or so ...", flush=True)
     channels = channels_of(built)
@@ -87,6 +84,7 @@ def export(
     print(f"  image (batch, {channels}, height, width) -> {', '.join(outputs)}")
     if check and int8 is not None and whole_model and checkpoint is not None:
         _print_cost(config, checkpoint, ltm, path)
+        return []  # 8 bits are no rounding error
     return _checked(model, path, size, channels, int8 is not None) if check else []
 
 
@@ -105,9 +103,16 @@ def _path(config: str, format: str, whole: bool, out: str | None) -> Path:
     return path
 
 
-def _calibration(cfg: Config, count: int) -> list[Tensor]:
-    import_nncf()
-    return images(cfg, count)
+def _require(format: str, check: bool, quantised: bool) -> None:
+    """Say what is missing before minutes of tracing."""
+    if format != "torch":
+        require_onnx()
+    if format == "openvino":
+        import_openvino("--format openvino")
+    if format == "onnx" and check:
+        import_onnxruntime("--check")
+    if quantised:
+        import_nncf()
 
 
 def _prepared(built: nn.Module, whole: bool) -> tuple[nn.Module, list[str]]:
@@ -151,7 +156,7 @@ def _print_cost(config: str, checkpoint: str, ltm: str | None, path: Path) -> No
         after = evaluate(config, str(path), str(Path(folder, "int8")))
     print("what 8 bits cost on the test data:")
     for name in sorted(before.keys() & after.keys()):
-        if "time" not in name:
+        if "time" not in name and before[name] >= 0:  # -1: there are no such objects
             print(f"  {name:<20}{before[name]:.4f} -> {after[name]:.4f}")
 
 
@@ -172,7 +177,7 @@ def _checked(
         found.append(difference)
     worst = max(found, key=lambda difference: (not difference.equal, difference.largest))
     if quantised:
-        return found  # 8 bits are no rounding error: tools/test.py measures what they cost
+        return found
     if not worst.equal:
         raise UserError(f"--check: {path} differs from the model by more than rounding at {worst}")
     print(f"all within {TOLERANCE:.0e}" + ("" if worst.found is None else f", masks {MASK_IOU}"))

@@ -15,7 +15,7 @@ from ..analysis.parts import parts_of
 from ..analysis.random_data import channels_of
 from ..analysis.report import Row, markdown_line, parts_table
 from ..engine.errors import UserError
-from .files import INSTALL, import_openvino, open_file
+from .files import import_onnxruntime, import_openvino, open_file
 from .heads import WholeModel, whole_model
 from .onnx import save_onnx
 from .openvino import convert_onnx, import_nncf
@@ -130,10 +130,7 @@ def _require(runtimes: Sequence[str]) -> None:
         if runtime.endswith("int8"):
             import_nncf()
         if runtime == "onnxruntime":
-            try:
-                import onnxruntime  # noqa: F401
-            except ImportError as error:
-                raise ImportError(f"--runtime onnxruntime needs it: {INSTALL}") from error
+            import_onnxruntime(f"--runtime {runtime}")
 
 
 def runtime_table(rows: Sequence[Row]) -> str:

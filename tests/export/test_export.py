@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -136,18 +137,35 @@ def test_bad_input_ends_in_one_line(tool, capsys, args, says):
     assert says in line
 
 
-@pytest.mark.parametrize("module", ["onnx", "onnxscript", "onnxruntime"])
-def test_a_missing_package_is_one_line_that_installs_it(monkeypatch, tmp_path, module):
+@pytest.mark.parametrize(
+    ("module", "options", "says"),
+    [
+        ("onnx", {}, r"writing ONNX needs onnx.*pip install 'ltm_mm\[export\]'"),
+        ("onnxscript", {}, r"writing ONNX needs onnx.*pip install 'ltm_mm\[export\]'"),
+        ("onnxruntime", dict(check=True), r"--check needs onnx.*pip install 'ltm_mm\[export\]'"),
+        ("openvino", dict(format="openvino"), r"openvino: pip install 'ltm_mm\[openvino\]'"),
+        ("nncf", dict(format="openvino", int8=3), r"nncf: pip install 'ltm_mm\[openvino\]'"),
+    ],
+)
+def test_a_missing_package_is_one_line_that_installs_it(
+    monkeypatch, tmp_path, module, options, says
+):
+    """Before minutes of tracing."""
+    for name in ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf"):  # those here or not
+        monkeypatch.setitem(sys.modules, name, None if name == module else ModuleType(name))
+    monkeypatch.setattr("ltm_mm.export.run.export_program", None)
+    suffix = ".xml" if options.get("format") == "openvino" else ".onnx"
+    with pytest.raises(ImportError, match=says):
+        export("ltm-efficientvit-b0", out=str(tmp_path / f"a{suffix}"), **options)
+
+
+@pytest.mark.parametrize(("module", "suffix"), [("onnxruntime", ".onnx"), ("openvino", ".xml")])
+def test_a_missing_runtime_is_one_line_that_installs_it(monkeypatch, tmp_path, module, suffix):
     monkeypatch.setitem(sys.modules, module, None)
-    path = tmp_path / "no.onnx"
+    path = tmp_path / f"a{suffix}"
     path.touch()
-    ask = (
-        (lambda: open_file(path))
-        if module == "onnxruntime"
-        else lambda: save_onnx(None, path, [], {})
-    )
-    with pytest.raises(ImportError, match=r"needs onnx.*pip install 'ltm_mm\[export\]'"):
-        ask()
+    with pytest.raises(ImportError, match=rf"running .*a{suffix} needs {module}: pip install"):
+        open_file(path)
 
 
 BACKBONES = {

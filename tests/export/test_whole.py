@@ -1,6 +1,7 @@
 """Files of whole models against mmdet and mmseg, at sizes they were not traced with."""
 
 import json
+import os
 import subprocess
 import sys
 from functools import lru_cache
@@ -161,6 +162,14 @@ def test_a_file_is_evaluated_as_a_checkpoint_is(fixed, shapes, tmp_path, capsys)
         evaluate(CONFIG, str(fixed), str(tmp_path / "w"), ltm="fast")
 
 
+def test_images_that_are_too_small_for_a_file_are_named(shapes, tmp_path):
+    """DINO and others need more pixels than other detectors."""
+    about = {"made_by": '"x"', "task": '"detection"', "smallest": "200"}
+    save_program(export_program(Boxes(), TRACED), tmp_path / "a.pt2", about)
+    with pytest.raises(UserError, match="200 x 200 pixels and more, got 160 x 160: resize them"):
+        evaluate(CONFIG, str(tmp_path / "a.pt2"), str(tmp_path / "w"), cfg_options=shapes)
+
+
 def test_images_to_calibrate_on_are_the_test_pipelines(shapes, tmp_path):
     cfg = load_config(CONFIG)
     found = images(cfg, 3)
@@ -205,6 +214,49 @@ def test_files_that_cannot_be_run_are_named(fixed, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ImportError, match=r"x needs openvino: pip install 'ltm_mm\[openvino\]'"):
         import_openvino("x")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda xml: xml.write_text("no model"), "it holds no <net>"),
+        (lambda xml: xml.write_bytes(xml.read_bytes()[:3000]), r"a\.xml is damaged"),
+        (lambda xml: xml.with_suffix(".bin").unlink(), r"weights are not beside it, in a\.bin"),
+        (lambda xml: os.truncate(xml.with_suffix(".bin"), 999), r"a\.xml is damaged"),
+        (lambda xml: other_weights(xml), r"a\.bin is damaged, or of another export"),
+    ],
+)
+def test_openvino_files_that_cannot_be_run_are_named(tmp_path, damage, says):
+    pytest.importorskip("openvino")
+    pytest.importorskip("onnxscript")
+    from ltm_mm.export.openvino import save_openvino
+
+    xml = tmp_path / "a.xml"
+    save_openvino(export_program(nn.Conv2d(3, 64, 3), TRACED), xml, ["stage0"], {})
+    open_file(xml)
+    damage(xml)
+    with pytest.raises(ValueError, match=says):
+        open_file(xml)
+
+
+def other_weights(xml: Path) -> None:
+    weights = bytearray(xml.with_suffix(".bin").read_bytes())
+    weights[100] ^= 1
+    xml.with_suffix(".bin").write_bytes(weights)
+
+
+def test_other_programs_are_named(tmp_path, caplog):
+    """Nor does PyTorch write a traceback."""
+    path = tmp_path / "a.pt2"
+    torch.save({}, path)
+    with pytest.raises(
+        ValueError, match=r"a\.pt2 is damaged, or no such file: it holds no program"
+    ):
+        open_file(path)
+    assert not caplog.records
+    torch.export.save(torch.export.export(nn.ReLU(), (torch.zeros(1),)), path)
+    with pytest.raises(UserError, match=r"was not written by tools/export\.py"):
+        use_file(Config.fromfile(CONFIG), str(path))
 
 
 def test_program_files_keep_what_they_say(tmp_path):
