@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.testing import assert_close
 
 from ltm_mm.export import whole_model
@@ -69,6 +70,8 @@ def test_nothing_found():
     ("change", "says"),
     [
         (lambda m: m.roi_head.test_cfg.nms.update(type="soft_nms"), "only nms=dict"),
+        (lambda m: m.roi_head.test_cfg.update(max_per_img=-1), "fixed number .* max_per_img=-1"),
+        (lambda m: m.rpn_head.test_cfg.pop("nms_pre"), "RPNHead: .* nms_pre=None: give one"),
         (lambda m: setattr(m.roi_head.bbox_head.loss_cls, "custom_activation", True), "Shared2FC"),
         (
             lambda m: setattr(m.rpn_head, "__class__", type("MyRPN", (type(m.rpn_head),), {})),
@@ -81,6 +84,40 @@ def test_what_cannot_be_exported_is_named(change, says):
     change(model)
     with pytest.raises(ValueError, match=says):
         whole_model(model)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda m: setattr(m, "__class__", own_way(m, "encode_decode")), "MyEncoderDecoder"),
+        (lambda m: setattr(m.decode_head, "__class__", own_way(m.decode_head, "predict")), "MyFCN"),
+        (
+            lambda m: setattr(m.data_preprocessor, "test_cfg", dict(size=(512, 512))),
+            r"pads images to size=\(512, 512\): only size_divisor",
+        ),
+    ],
+)
+def test_what_segmentors_do_in_their_own_way_is_named(change, says):
+    model = tiny.SEGMENTORS["fcn"](None)
+    change(model)
+    with pytest.raises(ValueError, match=says):
+        whole_model(model)
+
+
+def own_way(part: nn.Module, method: str) -> type:
+    kind = type(part)
+    return type(f"My{kind.__name__}", (kind,), {method: lambda self: None})
+
+
+@pytest.mark.parametrize("model", [tiny.DETECTORS["retinanet"], tiny.SEGMENTORS["fcn"]])
+def test_padding_is_the_preprocessors(model):
+    model = model(None)
+    model.data_preprocessor.pad_value = 7
+    model.data_preprocessor.test_cfg = dict(size_divisor=32)  # of mmseg's
+    padded = whole_model(model).padded(torch.zeros(1, 3, 33, 64))
+    assert padded.shape == (1, 3, 64, 64)
+    assert (padded[:, :, 33:] == 7).all()
+    assert not padded[:, :, :33].any()
 
 
 def test_panoptic_maps_are_refused():

@@ -39,7 +39,7 @@ class WholeModel(nn.Module):
         self.smallest = SMALLEST
         made = model.data_preprocessor
         self.divisor = getattr(made, "pad_size_divisor", 1) or 1
-        self.padding = float(getattr(made, "pad_value", getattr(made, "pad_val", 0)))
+        self.padding = float(getattr(made, "pad_value", 0))
         if isinstance(getattr(getattr(model, "neck", None), "upsample", None), nn.Module):
             self.divisor = max(self.divisor, 32)  # necks that double a map want whole steps
 
@@ -111,8 +111,8 @@ def suppress(
     return top(torch.where(kept, scores, NONE), count)
 
 
-def check_nms(cfg: Mapping, head: nn.Module) -> None:
-    """Refuse what :func:`suppress` does not do.
+def check_nms(cfg: Mapping, head: nn.Module, counts: Sequence[str] = ("max_per_img",)) -> None:
+    """Refuse what :func:`suppress` does not do, and numbers of boxes that are not fixed.
 
     Raises:
         ValueError: names the option.
@@ -124,6 +124,12 @@ def check_nms(cfg: Mapping, head: nn.Module) -> None:
             f"{type(head).__name__}: only nms=dict(type='nms', iou_threshold=...) can be exported, "
             f"the test_cfg has {dict(nms)}"
         )
+    for count in counts:
+        if cfg.get(count, -1) < 1:
+            raise ValueError(
+                f"{type(head).__name__}: an exported file has a fixed number of boxes, and the "
+                f"test_cfg has {count}={cfg.get(count)}: give one, such as 1000"
+            )
 
 
 def results(boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

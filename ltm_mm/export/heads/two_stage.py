@@ -166,5 +166,5 @@ def _check(model: nn.Module) -> None:
         raise ValueError("RoIAlign can be exported with pool_mode='avg' only")
     if head.with_shared_head:
         raise ValueError("roi heads with a shared_head cannot be exported")
-    for part in (model.rpn_head, head):
-        check_nms(part.test_cfg, part)
+    check_nms(model.rpn_head.test_cfg, model.rpn_head, ("nms_pre", "max_per_img"))
+    check_nms(head.test_cfg, head)
