@@ -14,7 +14,7 @@ from ..engine.errors import UserError
 from ..registry import MODELS
 from .about import class_names
 from .files import ExportedFile, open_file
-from .reference import paste
+from .reference import paste, rescaled
 
 
 def use_file(cfg: Config, path: str, options: Mapping[str, object] | None = None) -> None:
@@ -108,9 +108,14 @@ class FileDetector(BaseModel):
             bboxes=boxes[there] / scale, scores=scores[there], labels=labels[there]
         )
         if len(outputs) > 3:
-            masks = outputs[3][0][there]
+            masks, about = outputs[3][0][there], self.file.about
             original = tuple(sample.ori_shape[:2])
-            found.masks = paste(masks, found.bboxes, self.file.about, size, original)
+            if about["masks"] == "box":
+                found.masks = paste(masks, found.bboxes, about, size, original)
+            else:
+                found.bboxes, found.scores, found.masks = rescaled(
+                    masks, found.scores, about, size, original
+                )
         sample.pred_instances = found
         return sample
 

@@ -100,6 +100,34 @@ def paste(
     return full
 
 
+def rescaled(
+    masks: Tensor,
+    scores: Tensor,
+    about: dict[str, object],
+    size: tuple[int, int],
+    original: tuple[int, int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes, scores and masks of queries in the original image: mmdet takes all three from there.
+
+    Args:
+        masks: ``(n, h, w)``, logits over the whole padded image.
+        scores: ``(n,)``, as the file gives them: of the class, times the mean inside of the mask.
+        about, size, original: see :func:`paste`.
+    """
+    from mmdet.structures.mask import mask2bbox
+
+    step = int(about["pad_divisor"])
+    before, after = (_resize(masks, step, size, goal) for goal in (size, original))
+    scores = scores / _inside(before).clamp(min=1e-12) * _inside(after)
+    return mask2bbox(after > 0), scores, after > 0
+
+
+def _inside(logits: Tensor) -> Tensor:
+    """Mean share of foreground inside of masks ``(n, H, W)``."""
+    there = (logits > 0).flatten(1)
+    return (logits.sigmoid().flatten(1) * there).sum(1) / (there.sum(1) + 1e-6)
+
+
 def _resize(masks: Tensor, step: int, size: tuple[int, int], original: tuple[int, int]) -> Tensor:
     """To the padded image, without the padding, and to the original size, as mmdet does it."""
     padded = [-(-length // step) * step for length in size]

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from mmdet.structures import DetDataSample
 from torch import nn
 from torch.testing import assert_close
 
 from ltm_mm.export import whole_model
 from ltm_mm.export.check import _detections
-from ltm_mm.export.reference import predict, unpack
+from ltm_mm.export.evaluate import FileDetector
+from ltm_mm.export.files import ExportedFile
+from ltm_mm.export.reference import Found, predict, unpack
 from tests.export import tiny
 
 SIZE = (97, 131)  # neither is whole steps of 32
@@ -24,6 +27,39 @@ def test_detectors_find_what_mmdet_finds(name):
         found = unpack(whole(images), whole.about, SIZE)
     assert all(len(x.boxes) >= 10 for x in own)
     difference = _detections(own, found, SIZE)
+    assert difference.lost == 0
+    assert difference.largest < 1e-5
+    assert difference.mask_iou > 0.999
+
+
+@pytest.mark.parametrize("original", [(150, 200), (60, 81)])
+@pytest.mark.parametrize("name", ["retinanet", "mask", "mask2former", "maskformer"])
+def test_an_evaluated_file_finds_what_mmdet_finds_in_the_original_image(
+    name, original, monkeypatch
+):
+    model = tiny.DETECTORS[name](None)
+    whole = whole_model(model)
+    image = whole.padded(torch.randn(1, 3, *SIZE))
+    scale = (SIZE[1] / original[1], SIZE[0] / original[0])
+    padded = tuple(image.shape[2:])
+    samples = [
+        DetDataSample(metainfo=dict(
+            img_shape=SIZE, ori_shape=original, scale_factor=scale, batch_input_shape=padded,
+            pad_shape=padded,
+        ))
+        for _ in range(2)
+    ]  # fmt: skip
+    file = ExportedFile(torch.no_grad()(whole), whole.about, "none")
+    monkeypatch.setattr("ltm_mm.export.evaluate._opened", lambda path: file)
+    detector = FileDetector("a.onnx", dict(type="mmdet.DetDataPreprocessor"))
+    with torch.no_grad():
+        model.predict(image, samples[:1], rescale=True)
+    detector(image, samples[1:], mode="predict")
+    own, found = (
+        Found(x.bboxes, x.scores, x.labels, x.get("masks"))
+        for x in (sample.pred_instances for sample in samples)
+    )
+    difference = _detections([own], [found], original)
     assert difference.lost == 0
     assert difference.largest < 1e-5
     assert difference.mask_iou > 0.999

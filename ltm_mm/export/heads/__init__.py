@@ -8,7 +8,7 @@ from .query import DetrDetector, QueryInstances, QuerySegmentor
 from .segmentors import Logits
 from .two_stage import TwoStageDetector
 
-# Printed by `tools/export.py --list`; each is compared with mmdet or mmseg in tests/export.
+# Printed by `tools/export.py --list`; tests/export/test_whole.py compares each, in every format.
 SUPPORTED = {
     "RetinaNet, ATSS, FCOS, GFL, RTMDet, SSD, and mmdet's other dense heads that predict as the "
     "base class does": "boxes, scores, labels",
