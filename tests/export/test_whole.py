@@ -76,6 +76,7 @@ def test_files_are_the_model(name, keep, format, tmp_path_factory):
     assert len(found) == 8
     for difference in found:
         assert difference.equal, difference
+        assert difference.lost == 0
         assert difference.found is None or difference.found > 5
 
 
