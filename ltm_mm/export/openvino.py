@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 from torch.export import ExportedProgram
 
@@ -57,6 +58,7 @@ def convert_onnx(
     nncf = None if calibration is None else import_nncf()
     model = openvino.convert_model(file)
     _keep_order(model)
+    _step_by_index(model)
     if nncf is not None:
         print(f"quantising with {len(calibration)} images ...", flush=True)
         with warnings.catch_warnings():
@@ -101,6 +103,41 @@ def _keep_order(model: object) -> None:
         for index in range(2):
             node.output(index).replace(ordered.output(index))
     model.validate_nodes_and_infer_types()
+
+
+def _step_by_index(model: object) -> None:
+    """Take every second token by its place.
+
+    OpenVINO (2026.4) believes that a slice in steps, of a dimension of any length, is as long as
+    the dimension, and later puts the one length in the place of the other.
+    """
+    from openvino import opset15 as ops
+
+    for node in model.get_ops():
+        if node.get_type_name() != "Slice" or not _is_constant(node, 1, 3, 4):
+            continue
+        (start, *_), (step, *others), (axis, *_) = (
+            node.input_value(index).get_node().get_vector().tolist() for index in (1, 3, 4)
+        )
+        if others or step < 2 or node.get_output_partial_shape(0)[axis].is_static:
+            continue
+        length = ops.gather(ops.shape_of(node.input_value(0)), _number(axis), _number(0))
+        stop = ops.squeeze(node.input_value(2), _number(0))
+        places = ops.range(_number(start), ops.minimum(stop, length), _number(step), "i64")
+        taken = ops.gather(node.input_value(0), places, _number(axis))
+        node.output(0).replace(taken.output(0))
+    model.validate_nodes_and_infer_types()
+
+
+def _is_constant(node: object, *inputs: int) -> bool:
+    sources = (node.input_value(index).get_node() for index in inputs)
+    return all(source.get_type_name() == "Constant" for source in sources)
+
+
+def _number(value: int) -> object:
+    from openvino import opset15 as ops
+
+    return ops.constant(value, dtype=np.int64)
 
 
 def _sorts_all(node: object) -> bool:
