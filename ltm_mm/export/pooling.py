@@ -1,4 +1,4 @@
-"""Adaptive pooling that a program for all sizes can hold (ours)."""
+"""Pooling and resizing that a program for all sizes, and every runtime, can hold (ours)."""
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,28 @@ def _pooling_matrix(cells: int, length: int, like: Tensor) -> Tensor:
     place = torch.arange(length, device=like.device)[None, :]
     inside = ((place >= start) & (place < end)).to(like.dtype)
     return inside / (end - start).to(like.dtype)
+
+
+def antialiased(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """``F.interpolate(x, size, mode="bicubic", antialias=True)`` as two matrix products.
+
+    ViT's position embedding is brought to the image's grid so. OpenVINO (2026.4) leaves the
+    antialiasing out, without a word.
+    """
+    rows = _cubic_matrix(size[0], x.shape[2], x)  # (h, H)
+    cols = _cubic_matrix(size[1], x.shape[3], x)  # (w, W)
+    return torch.einsum("hy,bcyx,wx->bchw", rows, x, cols)
+
+
+def _cubic_matrix(cells: int, length: int, like: Tensor) -> Tensor:
+    """Weights of each pixel in each cell: Keys' cubic with a = -0.5, as wide as a cell."""
+    scale = like.new_ones(1) * length / cells
+    centre = (torch.arange(cells, device=like.device) + 0.5)[:, None] * scale
+    place = (torch.arange(length, device=like.device) + 0.5)[None, :]
+    x = ((place - centre) / scale.clamp(min=1)).abs()
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
+    weights = torch.where(x < 1, near, torch.where(x < 2, far, 0))
+    return weights / weights.sum(1, keepdim=True)
 
 
 def exchange_pooling(model: nn.Module) -> nn.Module:

@@ -9,7 +9,7 @@ already?) becomes an assertion in the program and not an assumption about it.
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from .nms import portable
-from .pooling import exchange_pooling
+from .pooling import antialiased, exchange_pooling
 
 ABOUT = "ltm_mm.json"  # in a .pt2 file
 SMALLEST = 33  # pixels: below, EfficientViT's last grid is one token, which timm treats apart
@@ -50,7 +50,7 @@ def export_program(
     # Without gradients: PyTorch loses track of numbers of boxes where it keeps them.
     model = exchange_pooling(deepcopy(model)).requires_grad_(False)
     model.eval()  # not chained: mmdet's Swin returns None
-    with no_assumptions(), _slices_for_pools():
+    with no_assumptions(), _portable():
         program = torch.export.export(
             model,
             (torch.zeros(2, channels, *size),),
@@ -101,6 +101,8 @@ def _drop_assertions(program: ExportedProgram) -> None:
             graph.erase_node(node)
     graph.eliminate_dead_code()
     program.graph_module.recompile()
+    if guards := getattr(program, "_guards_code", None):  # likewise of the batch; newer PyTorch
+        program._guards_code = [g for g in guards if ".size()[0] " not in g]
 
 
 def dynamic_shapes(smallest: int = SMALLEST) -> dict[int, Dim]:
@@ -119,17 +121,26 @@ def no_assumptions() -> Iterator[None]:
 
 
 @contextmanager
-def _slices_for_pools() -> Iterator[None]:
-    """While a graph is made, FPN's max pooling of single pixels is what it is: a slice.
+def _portable() -> Iterator[None]:
+    """While a graph is made, two functions are what every size and every runtime can follow.
 
-    Pooling asks whether the size is even, and the answer would hold for the traced one only.
+    FPN's max pooling of single pixels is what it is: a slice. Pooling asks whether the size is
+    even, and the answer would hold for the traced one only. For antialiasing see :mod:`.pooling`.
     """
-    pool = F.max_pool2d
+    pool, resize = F.max_pool2d, F.interpolate
 
     def sliced(x: Tensor, kernel_size: int, stride: int | None = None, *args: object) -> Tensor:
         if kernel_size == 1 and stride and not args:
             return x[..., ::stride, ::stride]
         return pool(x, kernel_size, stride, *args)
 
-    with patch.object(F, "max_pool2d", sliced):
+    def resized(
+        x: Tensor, size: Sequence[int] | None = None, *args: object, **options: object
+    ) -> Tensor:
+        kind = [options.get(key) for key in ("mode", "antialias", "align_corners")]
+        if kind in (["bicubic", True, None], ["bicubic", True, False]) and size is not None:
+            return antialiased(x, (size[0], size[1]))
+        return resize(x, size, *args, **options)
+
+    with patch.object(F, "max_pool2d", sliced), patch.object(F, "interpolate", resized):
         yield

@@ -14,7 +14,7 @@ from ltm_mm.analysis.baselines import build_models
 from ltm_mm.engine import UserError
 from ltm_mm.export import compare, export_program, open_file, save_onnx, save_program, whole_model
 from ltm_mm.export.files import ExportedFile
-from ltm_mm.export.pooling import DynamicAdaptivePooling
+from ltm_mm.export.pooling import DynamicAdaptivePooling, antialiased
 from ltm_mm.export.run import export
 from ltm_mm.merging import MASKS
 from ltm_mm.models import LTMEfficientViT, LTMMobileViT, LTMSwin, LTMViT
@@ -83,6 +83,13 @@ def test_comparison_sees_what_tracing_fixed():
 def test_pooling_is_pytorchs(cells, size):
     x = torch.randn(2, 3, *size)
     assert_close(DynamicAdaptivePooling(cells)(x), nn.AdaptiveAvgPool2d(cells)(x))
+
+
+@pytest.mark.parametrize("size", [(7, 9), (14, 14), (20, 3), (31, 40)])
+def test_antialiased_resizing_is_pytorchs(size):
+    x = torch.randn(2, 3, 14, 14)
+    own = nn.functional.interpolate(x, size, mode="bicubic", antialias=True)
+    assert_close(antialiased(x, size), own, rtol=1e-5, atol=1e-5)
 
 
 def test_too_small_a_size_is_refused():
