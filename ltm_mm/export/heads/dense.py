@@ -117,8 +117,9 @@ def _best(
     priors = _priors(head.prior_generator, level, classes)
     if hasattr(head, "integral"):  # GFL: distances in units of the stride
         shares = _rows(deltas, 4 * (head.reg_max + 1)).unflatten(-1, (4, -1)).softmax(-1)
-        # Not head.integral, whose type_as has no name of its own in ONNX.
-        rows = (shares @ head.integral.project) * head.prior_generator.strides[level][0]
+        # Not head.integral, whose type_as has no name of its own in ONNX; no product of matrices,
+        # which OpenVINO fails to join with the stride.
+        rows = (shares * head.integral.project).sum(-1) * head.prior_generator.strides[level][0]
         priors = head.anchor_center(priors)
     else:
         rows = _rows(deltas, head.bbox_coder.encode_size)
