@@ -194,14 +194,22 @@ BACKBONES = {
         *((f, k) for f in ("vit", "vit-pyramid", "mobilevit") for k in (None, "fast")),
     ],
 )
-def test_backbones_in_both_formats(family, keep, tmp_path):
+@pytest.mark.parametrize("format", ["onnx", "xml", "pt2"])
+def test_backbones_in_all_formats(family, keep, format, tmp_path):
     pytest.importorskip("onnxscript")
     model = randomise(BACKBONES[family](keep)).eval()
     program = export_program(model, TRACED)
-    save_program(program, tmp_path / "a.pt2", {})
-    check(model, open_file(tmp_path / "a.pt2").run)
-    save_onnx(program, tmp_path / "a.onnx", [f"stage{k}" for k in range(4)], {})
-    check(model, open_file(tmp_path / "a.onnx").run)
+    path, outputs = tmp_path / f"a.{format}", [f"stage{k}" for k in range(4)]
+    if format == "pt2":
+        save_program(program, path, {})
+    elif format == "onnx":
+        save_onnx(program, path, outputs, {})
+    else:
+        pytest.importorskip("openvino")
+        from ltm_mm.export.openvino import save_openvino
+
+        save_openvino(program, path, outputs, {})
+    check(model, open_file(path).run)
 
 
 @pytest.mark.slow
