@@ -25,6 +25,7 @@ def parse_args() -> argparse.Namespace:
     add("--work-dir", metavar="DIR", help="logs and metrics [work_dirs/<config's name>]")
     add("--out", metavar="FILE", help="write predictions: a .pkl file, with mmseg also a folder")
     add("--show-dir", metavar="DIR", help="write pictures of the predictions")
+    add("--bf16", action="store_true", help="compute in bfloat16; .xml files only")
     add("--tta", action="store_true", help="test-time augmentation as the config sets it up")
     add(
         "--trust-checkpoint",

@@ -8,9 +8,11 @@ from zipfile import is_zipfile
 import torch
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
 from torch import nn
 
 from ..checkpoints import read_state_dict
+from .data.notes import first, say
 from .errors import UserError
 
 TRAINING = {"meta", "message_hub", "optimizer"}
@@ -117,3 +119,32 @@ def check_same_model(model: nn.Module, path: str, trust: bool) -> None:
             f"{', '.join(wrong[:3])}); resume with the config, --ltm and --cfg-options of that "
             f"run, or use --checkpoint {path} to start from its weights"
         )
+
+
+def check_trained_classes(runner: Runner, checkpoint: str, trust: bool) -> None:
+    """Refuse a test set that has the checkpoint's classes in another order.
+
+    Args:
+        runner: with its test data.
+        checkpoint: what is evaluated.
+        trust: see :func:`ltm_mm.checkpoints.read_state_dict`.
+
+    Raises:
+        UserError: names both orders.
+    """
+    if "://" in checkpoint or checkpoint.endswith((".safetensors", ".onnx", ".xml", ".pt2")):
+        return
+    saved = read_checkpoint(checkpoint, trust)
+    meta = saved.get("meta") if isinstance(saved, dict) else None
+    meta = meta if isinstance(meta, dict) else {}
+    trained = list((meta.get("dataset_meta") or {}).get("classes") or meta.get("CLASSES") or ())
+    metainfo = getattr(runner._test_dataloader.dataset, "metainfo", None) or {}
+    own = list(metainfo.get("classes") or ())
+    if trained == own or not trained or not own:
+        return
+    lines = (
+        f"{checkpoint} was trained on the classes {first(trained)}, the test set has {first(own)}"
+    )
+    if sorted(trained) == sorted(own):
+        raise UserError(f"{lines}: give test_dataloader.dataset.metainfo.classes their order")
+    say(lines)

@@ -21,14 +21,13 @@ from .config import load_config
 from .convert import parse_keep, use_ltm
 from .data import build_loaders, missing, skipped
 from .data.loaders import SKIPPED
-from .data.notes import first, say
 from .errors import UserError, no_such_type
 from .flexible import build_model, choose_strategy, is_flexible
 from .hooks import StartFrom, load
 from .ib_hook import use_ib
 from .outputs import check_file, check_folder
 from .pictures import LabelMaps, Pictures
-from .resume import check_same_model, find_resume, read_checkpoint
+from .resume import check_same_model, check_trained_classes, find_resume
 from .steps import Watch, check_lengths, first_step
 
 PICKLES = (".pkl", ".pickle")
@@ -130,6 +129,7 @@ def evaluate(
     ltm: str | None = None,
     cfg_options: Mapping[str, object] | None = None,
     launcher: str = "none",
+    bf16: bool = False,
 ) -> dict[str, float]:
     """Evaluate a checkpoint with a config's test set.
 
@@ -141,6 +141,7 @@ def evaluate(
         show_dir: folder for pictures of the predictions.
         tta: test-time augmentation as the config sets it up.
         trust_checkpoint, ltm, cfg_options, launcher: see :func:`train`.
+        bf16: compute in bfloat16; OpenVINO's files only.
 
     Returns:
         Metrics by name.
@@ -151,10 +152,11 @@ def evaluate(
     cfg = _prepare(config, work_dir, ltm, cfg_options, launcher)
     _require(cfg, "test_dataloader", "test_cfg", "test_evaluator")
     _require_file(checkpoint)
-    if exported := checkpoint.endswith((".onnx", ".xml", ".pt2")):
+    exported = checkpoint.endswith((".onnx", ".xml", ".pt2"))
+    if exported or bf16:
         from ..export.evaluate import use_file  # not at the top: it imports from here
 
-        use_file(cfg, checkpoint, {"--tta": tta, "--ltm": ltm})
+        use_file(cfg, checkpoint, {"--tta": tta, "--ltm": ltm}, bf16)
     drop_pretrained(cfg)
     hooks = [draw_into(cfg, show_dir)] if show_dir else []
     if show_dir and launcher != "none":
@@ -174,31 +176,11 @@ def evaluate(
         load(runner, checkpoint, trust_checkpoint, strict=True)
     with _files_named(cfg):
         build_loaders(runner, "test")
-        _check_trained_classes(runner, checkpoint, trust_checkpoint)
+        check_trained_classes(runner, checkpoint, trust_checkpoint)
         with first_step(watch):
             metrics = runner.test()
     _report(runner, {"metrics": metrics, "pictures": show_dir, "predictions": out})
     return metrics
-
-
-def _check_trained_classes(runner: Runner, checkpoint: str, trust: bool) -> None:
-    """Refuse a test set that has the checkpoint's classes in another order."""
-    if "://" in checkpoint or checkpoint.endswith((".safetensors", ".onnx", ".xml", ".pt2")):
-        return
-    saved = read_checkpoint(checkpoint, trust)
-    meta = saved.get("meta") if isinstance(saved, dict) else None
-    meta = meta if isinstance(meta, dict) else {}
-    trained = list((meta.get("dataset_meta") or {}).get("classes") or meta.get("CLASSES") or ())
-    metainfo = getattr(runner._test_dataloader.dataset, "metainfo", None) or {}
-    own = list(metainfo.get("classes") or ())
-    if trained == own or not trained or not own:
-        return
-    lines = (
-        f"{checkpoint} was trained on the classes {first(trained)}, the test set has {first(own)}"
-    )
-    if sorted(trained) == sorted(own):
-        raise UserError(f"{lines}: give test_dataloader.dataset.metainfo.classes their order")
-    say(lines)
 
 
 def drop_pretrained(cfg: Config) -> None:

@@ -17,22 +17,25 @@ from .files import ExportedFile, open_file
 from .reference import paste, rescaled
 
 
-def use_file(cfg: Config, path: str, options: Mapping[str, object] | None = None) -> None:
+def use_file(
+    cfg: Config, path: str, options: Mapping[str, object] | None = None, bf16: bool = False
+) -> None:
     """Put an exported file in the place of a config's model.
 
     Args:
         cfg: changed in place.
         path: of the file.
         options: of the command line that would change the model: name -> value.
+        bf16: see :func:`.files.open_file`.
 
     Raises:
-        UserError: if the file is none of this config.
+        UserError: if the file is none of this config, or ``bf16`` is no option of its runtime.
     """
     for option, value in (options or {}).items():
         if value:
             raise UserError(f"{option} changes the model, and {path} is as it was exported")
     try:
-        about = _opened(path).about
+        about = _opened(path, bf16).about
     except ValueError as error:
         raise UserError(str(error)) from error
     if not about:
@@ -56,19 +59,19 @@ def use_file(cfg: Config, path: str, options: Mapping[str, object] | None = None
     kind = "FileSegmentor" if segments else "FileDetector"
     made = dict(cfg.model.get("data_preprocessor") or {})
     tests = dict(cfg.model.get("test_cfg") or dict(mode="whole"))
-    cfg.model = dict(type=f"ltm_mm.{kind}", path=str(Path(path)), data_preprocessor=made)
+    cfg.model = dict(type=f"ltm_mm.{kind}", path=str(Path(path)), bf16=bf16, data_preprocessor=made)
     if segments:
         cfg.model["test_cfg"] = tests
 
 
-def _opened(path: str) -> ExportedFile:
+def _opened(path: str, bf16: bool) -> ExportedFile:
     """A file, opened once for both questions: what is it, and what does it find."""
-    return _open(path, Path(path).stat().st_mtime_ns if Path(path).is_file() else 0)
+    return _open(path, bf16, Path(path).stat().st_mtime_ns if Path(path).is_file() else 0)
 
 
 @lru_cache(maxsize=1)
-def _open(path: str, _: int) -> ExportedFile:
-    return open_file(path)
+def _open(path: str, bf16: bool, _: int) -> ExportedFile:
+    return open_file(path, bf16=bf16)
 
 
 def _first(names: Sequence[str]) -> str:
@@ -81,11 +84,12 @@ class FileDetector(BaseModel):
     Args:
         path: of the file.
         data_preprocessor: as in the config of the detector.
+        bf16: see :func:`.files.open_file`.
     """
 
-    def __init__(self, path: str, data_preprocessor: Mapping) -> None:
+    def __init__(self, path: str, data_preprocessor: Mapping, bf16: bool = False) -> None:
         super().__init__(dict(data_preprocessor))
-        self.file = _opened(path)
+        self.file = _opened(path, bf16)
 
     def forward(self, inputs: Tensor, data_samples: Sequence, mode: str = "tensor") -> list:
         """Detections in the original images, in mmdet's samples; ``mode`` must be 'predict'."""
@@ -126,14 +130,14 @@ def _detector(**options: object) -> FileDetector:
 
 
 @MODELS.register_module(name="FileSegmentor")
-def _segmentor(path: str, **options: object) -> BaseModel:
+def _segmentor(path: str, bf16: bool = False, **options: object) -> BaseModel:
     """mmseg's own segmentor around an exported file: its padding, windows and label maps."""
     from mmseg.models import EncoderDecoder
 
     class FileSegmentor(EncoderDecoder):
         def __init__(self) -> None:
             BaseModel.__init__(self, dict(options["data_preprocessor"]))
-            self.file = _opened(path)
+            self.file = _opened(path, bf16)
             about = self.file.about
             self.test_cfg = Config(options["test_cfg"])
             self.align_corners = about["align_corners"]

@@ -62,13 +62,13 @@ def open_file(path: str | Path, threads: int | None = None, bf16: bool = False) 
         UserError: ``bf16`` for a file of another runtime.
     """
     path = Path(path)
+    if bf16 and path.suffix != ".xml":
+        raise UserError(f"--bf16 is an option of OpenVINO, and {path} is no .xml file")
     openers = {".onnx": _open_onnx, ".xml": _open_openvino, ".pt2": _open_program}
     if path.suffix not in openers:
         raise ValueError(f"{path} is none of {', '.join(openers)}")
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: python tools/export.py writes such files")
-    if bf16 and path.suffix != ".xml":
-        raise UserError(f"--bf16 is an option of OpenVINO, and {path} is no .xml file")
     options = {"bf16": True} if bf16 else {}
     run, entries = openers[path.suffix](path, threads or torch.get_num_threads(), **options)
     facts = about.read(entries)
@@ -136,6 +136,8 @@ def _open_openvino(path: Path, threads: int, bf16: bool = False) -> tuple[Callab
     entries = {}
     if model.has_rt_info(["ltm_mm", "about"]):
         entries = json.loads(model.get_rt_info(["ltm_mm", "about"]).astype(str))
+    if bf16 and "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise UserError("--bf16: this processor has no bf16, and OpenVINO would compute in fp32")
     compiled = openvino.Core().compile_model(model, "CPU", openvino_settings(threads, bf16))
 
     def run(images: Tensor) -> tuple[Tensor, ...]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..analysis.benchmark import Bench
 
 RUNTIME_CHOICES = ("onnxruntime", "openvino", "openvino-bf16", "openvino-int8")
-CALIBRATION = 8  # random images: they decide about accuracy, not about time
+CALIBRATION = 2  # random images: they decide about accuracy, not about time
 
 
 def measure_files(

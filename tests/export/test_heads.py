@@ -50,7 +50,7 @@ def test_an_evaluated_file_finds_what_mmdet_finds_in_the_original_image(
         for _ in range(2)
     ]  # fmt: skip
     file = ExportedFile(torch.no_grad()(whole), whole.about, "none")
-    monkeypatch.setattr("ltm_mm.export.evaluate._opened", lambda path: file)
+    monkeypatch.setattr("ltm_mm.export.evaluate._opened", lambda *_: file)
     detector = FileDetector("a.onnx", dict(type="mmdet.DetDataPreprocessor"))
     with torch.no_grad():
         model.predict(image, samples[:1], rescale=True)

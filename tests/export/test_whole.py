@@ -289,3 +289,19 @@ def test_the_page_has_the_list_that_the_tool_prints():
     page = (ROOT / "docs" / "production.md").read_text()
     for kind, outputs in SUPPORTED.items():
         assert f"| {kind} | {outputs} |" in page
+
+
+def test_bf16_is_for_openvino_on_processors_that_have_it(fixed, monkeypatch, tmp_path):
+    for name in (str(fixed), "epoch_8.pth"):
+        with pytest.raises(UserError, match=rf"--bf16 is an option of OpenVINO, and .*{name}"):
+            use_file(Config.fromfile(CONFIG), name, bf16=True)
+    openvino = pytest.importorskip("openvino")
+    from ltm_mm.export.openvino import convert_onnx
+
+    path = tmp_path / "a.xml"
+    convert_onnx(fixed, path, {})
+    monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32"])
+    with pytest.raises(UserError, match="this processor has no bf16"):
+        open_file(path, bf16=True)
+    monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32", "BF16"])
+    assert len(open_file(path, bf16=True).run(torch.zeros(1, 3, 40, 50))) == 4
