@@ -180,5 +180,7 @@ def _checked(
         return found
     if not worst.equal:
         raise UserError(f"--check: {path} differs from the model by more than rounding at {worst}")
-    print(f"all within {TOLERANCE:.0e}" + ("" if worst.found is None else f", masks {MASK_IOU}"))
+    limits = f"{TOLERANCE:.0e}" + ("" if worst.found is None else f", masks {MASK_IOU}")
+    alike = any(difference.own is not None for difference in found)
+    print(f"all within {limits}" + (", or as near to the model as it is to itself" * alike))
     return found

@@ -46,6 +46,32 @@ def onnx_of(model: nn.Module, path: Path) -> object:
     return open_file(path).run
 
 
+class _Chaos(nn.Module):
+    """What rounding decides."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x * 1e7).sin()
+
+
+def test_a_file_is_held_to_what_the_model_is_to_itself():
+    """Where two tokens are equally alike to a third, another rounding merges another pair."""
+
+    def rounded(x: torch.Tensor) -> torch.Tensor:
+        return _Chaos()(x + 1e-7 * torch.randn_like(x))
+
+    (difference,) = compare(_Chaos(), rounded, [(40, 50)], (1,))
+    assert difference.largest > 0.5
+    assert difference.own.largest > 0.5
+    assert difference.equal
+    assert "the model from itself" in str(difference)
+    (difference,) = compare(nn.ReLU(), lambda x: x.relu() * 1.001, [(40, 50)], (1,))
+    assert not difference.equal
+    assert difference.own.largest < 1e-5
+    (difference,) = compare(nn.ReLU(), torch.relu, [(40, 50)], (1,))
+    assert difference.equal
+    assert difference.own is None
+
+
 def test_onnx_of_a_merged_stage_is_the_model_at_all_sizes(tmp_path):
     """Windows that are shifted or not, padded or not."""
     pytest.importorskip("onnxscript")
