@@ -12,11 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mmengine.dataset import BaseDataset
 from PIL import Image
 
 from ltm_mm.datasets import SHAPES
-from ltm_mm.engine import train
+from ltm_mm.engine import UserError, train
 from ltm_mm.engine.data.coco import look_at
+from ltm_mm.engine.data.loaders import check_names
 from tests.engine.conftest import SHAPES_CONFIG, line_of
 
 Options = Callable[..., dict[str, object]]
@@ -295,6 +297,18 @@ def test_data_set_and_config(
     changes = {**coco_options(options, own), **named}
     line = line_of(capsys, lambda: train(SHAPES_CONFIG, str(tmp_path / "w"), cfg_options=changes))
     assert expected.format(root=own) in line
+
+
+def test_names_that_a_data_set_brings_may_repeat() -> None:
+    """ImageNet's classes have two cranes, a bird and a machine."""
+
+    class Cranes(BaseDataset):
+        METAINFO = {"classes": ("crane", "heron", "crane")}
+
+    check_names(Cranes(lazy_init=True), "d")
+    own = Cranes(metainfo={"classes": ("heron", "heron")}, lazy_init=True)
+    with pytest.raises(UserError, match=r"d\.metainfo\.classes has 'heron' more than once"):
+        check_names(own, "d")
 
 
 class Stop(Exception):

@@ -239,7 +239,7 @@ def check_dataset(
     """
     check_folders(dataset, path)
     classes = _classes(dataset)
-    _check_names(classes, path)
+    check_names(dataset, path)
     if not len(dataset):
         file = getattr(dataset, "ann_file", "")
         raise UserError(f"{path} has no image left: is {file or 'its folder'} empty?")
@@ -276,12 +276,19 @@ def check_folders(dataset: Dataset, path: str) -> None:
             )
 
 
-def _check_names(classes: Sequence[str], path: str) -> None:
-    """Raise a UserError for class names that are one text, or not all different."""
+def check_names(dataset: Dataset, path: str) -> None:
+    """Raise a UserError for class names that are one text, or not all different.
+
+    Those that a data set's class brings are as they are meant: ImageNet has two cranes.
+    """
+    classes = _classes(dataset)
     if isinstance(classes, str):  # its letters would be taken for names
         raise UserError(
             f"{path}.metainfo.classes is the text {classes!r}: write a tuple, ({classes!r},)"
         )
+    own = list((getattr(dataset, "METAINFO", None) or {}).get("classes") or ())
+    if list(classes) == own:
+        return
     twice = [name for name in dict.fromkeys(classes) if list(classes).count(name) > 1]
     if twice:
         raise UserError(f"{path}.metainfo.classes has {twice[0]!r} more than once")
