@@ -16,15 +16,21 @@ EVERY = 10  # steps from one look at the loss to the next: each waits for the GP
 
 
 def check_lengths(cfg: Config) -> None:
-    """Refuse a training of no steps, and a validation that is set up by half.
+    """Refuse a training of no steps, intervals and milestones that are never reached, and a
+    validation that is set up by half.
 
     Raises:
         UserError: names the option.
     """
     for key in ("max_epochs", "max_iters", "val_interval"):
-        value = cfg.train_cfg.get(key)
-        if value is not None and (type(value) is not int or value < 1):
-            raise UserError(f"train_cfg.{key} must be an integer >= 1, got {value!r}")
+        if cfg.train_cfg.get(key) is not None:
+            _check_count(f"train_cfg.{key}", cfg.train_cfg[key])
+    for name, hook in (cfg.get("default_hooks") or {}).items():
+        if isinstance(hook, Mapping) and "interval" in hook:
+            last_only = name == "checkpoint" and hook["interval"] == -1  # mmengine's own default
+            if not last_only:
+                _check_count(f"default_hooks.{name}.interval", hook["interval"])
+    _check_milestones(cfg.get("param_scheduler"), "param_scheduler")
     for split in ("val", "test"):
         names = [f"{split}_{part}" for part in ("dataloader", "cfg", "evaluator")]
         lacking = [name for name in names if cfg.get(name) is None]
@@ -32,6 +38,29 @@ def check_lengths(cfg: Config) -> None:
             raise UserError(
                 f"{', '.join(names)}: give all three, or None for all three; {lacking[0]} is None"
             )
+
+
+def _check_count(option: str, value: object) -> None:
+    if type(value) is not int or value < 1:
+        raise UserError(f"{option} must be an integer >= 1, got {value!r}")
+
+
+def _check_milestones(schedule: object, path: str) -> None:
+    """mmengine takes a text for its letters, which no step is equal to, and any order."""
+    if isinstance(schedule, Mapping) and "milestones" in schedule:
+        steps = schedule["milestones"]
+        numbers = isinstance(steps, (list, tuple)) and all(type(s) is int and s >= 0 for s in steps)
+        if not numbers or list(steps) != sorted(set(steps)):
+            raise UserError(
+                f"{path}.milestones must be a list of ascending integers, such as [8, 11], got "
+                f"{steps!r}"
+            )
+    elif isinstance(schedule, Mapping):
+        for key, part in schedule.items():
+            _check_milestones(part, f"{path}.{key}")
+    elif isinstance(schedule, (list, tuple)):
+        for index, part in enumerate(schedule):
+            _check_milestones(part, f"{path}.{index}")
 
 
 class Watch(Hook):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.structures import BaseDataElement, PixelData
 from PIL import Image
 from torch import nn
@@ -18,6 +19,7 @@ from ltm_mm.engine.data.heads import check_channels
 from ltm_mm.engine.errors import explain
 from ltm_mm.engine.pictures import LabelMaps, Pictures, own_names
 from ltm_mm.engine.resume import check_resumable
+from ltm_mm.engine.steps import check_lengths
 from ltm_mm.models.backbones.swin import LTMSwin
 from tests.engine.conftest import SHAPES_CONFIG, line_of
 
@@ -55,6 +57,29 @@ SMALL = {
         ({"train_dataloader__sampler__type": "DefaultSampl"}, "did you mean DefaultSampler"),
         ({"train_cfg__max_epochs": 0}, "train_cfg.max_epochs must be an integer >= 1, got 0"),
         ({"train_cfg__val_interval": 0}, "train_cfg.val_interval must be an integer >= 1, got 0"),
+        *(
+            (
+                {"default_hooks__checkpoint__interval": value},
+                f"default_hooks.checkpoint.interval must be an integer >= 1, got {value!r}",
+            )
+            for value in (0, -2, 0.5, None)
+        ),
+        (
+            {"default_hooks__logger__interval": 0},
+            "default_hooks.logger.interval must be an integer >= 1, got 0",
+        ),
+        (
+            {"default_hooks__visualization__interval": -1},
+            "default_hooks.visualization.interval must be an integer >= 1, got -1",
+        ),
+        *(
+            (
+                {"param_scheduler": [dict(type="MultiStepLR", milestones=value)]},
+                "param_scheduler.0.milestones must be a list of ascending integers, such as "
+                f"[8, 11], got {value!r}",
+            )
+            for value in ("8", 8, ["8"], [11, 8], [8, 8], [-1], [8.5])
+        ),
         ({"load_from": "/no/such.pth"}, "checkpoint /no/such.pth does not exist"),
         (
             {"optim_wrapper__paramwise_cfg": {"norm_decay": 0}},
@@ -96,6 +121,16 @@ def test_numbers(
     given = options(**changes)
     line = line_of(capsys, lambda: train(SHAPES_CONFIG, str(tmp_path), cfg_options=given))
     assert expected in line
+
+
+def test_lengths_that_are_meant() -> None:
+    """mmengine's -1 saves the last checkpoint only; an optimizer may have schedules of its own."""
+    schedules = {"a": [dict(type="MultiStepLR", milestones=[8, 11])], "b": dict(type="CosineLR")}
+    hooks = {"checkpoint": dict(interval=-1), "logger": dict(interval=1), "timer": None}
+    check_lengths(Config(dict(train_cfg={}, param_scheduler=schedules, default_hooks=hooks)))
+    schedules["a"][0]["milestones"] = "8"
+    with pytest.raises(UserError, match=r"param_scheduler\.a\.0\.milestones must be a list"):
+        check_lengths(Config(dict(train_cfg={}, param_scheduler=schedules)))
 
 
 @pytest.mark.parametrize(
