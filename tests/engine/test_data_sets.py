@@ -277,6 +277,23 @@ VAL_OF_TRAIN = {"val_evaluator.ann_file": "{root}/annotations/instances_train.js
         ),
         (
             None,
+            {"train_dataloader.dataset.indices": 5},
+            "train_dataloader.dataset.indices is 5, but {root}/annotations/instances_train.json "
+            "has 4 images to take: give at most that, or None for all",
+        ),
+        (None, {"val_dataloader.dataset.indices": -3}, "val_dataloader.dataset.indices is -3, but"),
+        (
+            None,
+            {"train_dataloader.dataset.indices": [0, -4, 4]},
+            "train_dataloader: its data set's indices have 4, but it has 4 images, 0 to 3 ({root}/",
+        ),
+        (
+            None,
+            {"train_dataloader.dataset.indices": 0},
+            "train_dataloader has no image left: its data set's indices are 0, which takes none",
+        ),
+        (
+            None,
             {"train_dataloader.dataset.pipeline.1.with_mask": False},
             "no LoadAnnotations step of train_dataloader.dataset.pipeline has with_mask=True",
         ),

@@ -93,6 +93,8 @@ def build_loader(runner: Runner, cfg: Mapping, name: str) -> DataLoader:
                 ) from error
         if "need at least one array to concatenate" in message(error):  # mmengine packing nothing
             raise UserError(f"{name} has no image left: {_why_empty(error, file)}") from error
+        if isinstance(error, IndexError) and (line := _beyond(error)):
+            raise UserError(f"{name}: {line} ({file or 'a folder'})") from error
         if isinstance(error, KeyError) and message(error).startswith(("img", "seg_map")):
             raise UserError(f"{name}: data_prefix has no {message(error)!r}, its folder") from error
         if isinstance(error, KeyError) and file and explain(error) is None:
@@ -146,9 +148,22 @@ def _building(error: BaseException) -> BaseDataset | None:
     return found
 
 
+def _beyond(error: BaseException) -> str | None:
+    """Which of a data set's ``indices`` is beyond its end, if one is."""
+    dataset = _building(error)
+    indices, count = getattr(dataset, "_indices", None), len(getattr(dataset, "data_list", ()))
+    for place in indices if isinstance(indices, Sequence) else ():
+        if not -count <= place < count:
+            return f"its data set's indices have {place}, but it has {count} images, 0 to {count - 1}"
+    return None
+
+
 def _why_empty(error: BaseException, file: str) -> str:
     """Why a data set may hold nothing: a list without entries, or a folder without images."""
     dataset = _building(error)
+    indices = getattr(dataset, "_indices", None)
+    if indices is not None and not indices:
+        return f"its data set's indices are {indices!r}, which takes none"
     suffix = getattr(dataset, "img_suffix", None)
     if suffix is None or file:
         return f"is {file} empty?"
@@ -243,6 +258,7 @@ def check_dataset(
     if not len(dataset):
         file = getattr(dataset, "ann_file", "")
         raise UserError(f"{path} has no image left: is {file or 'its folder'} empty?")
+    _check_indices(dataset, path)
     model = unwrapped(runner.model)
     check_head(model, classes, path, getattr(dataset, "ignore_index", None))
     if look is not None:
@@ -274,6 +290,17 @@ def check_folders(dataset: Dataset, path: str) -> None:
                 f"the folder {folder}, which {path}.data_prefix.{key} names, does not exist; "
                 f"set --cfg-options {path}.data_root=DIR to the folder that has it"
             )
+
+
+def _check_indices(dataset: Dataset, path: str) -> None:
+    """Raise a UserError for a number of images that are not there; mmengine would take all."""
+    wanted = getattr(dataset, "_indices", None)
+    if isinstance(wanted, int) and abs(wanted) > len(dataset):
+        file = getattr(dataset, "ann_file", "") or "its folder"
+        raise UserError(
+            f"{path}.indices is {wanted}, but {file} has {len(dataset)} images to take: give at "
+            "most that, or None for all"
+        )
 
 
 def check_names(dataset: Dataset, path: str) -> None:
