@@ -11,14 +11,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mmengine.dataset import BaseDataset
 from PIL import Image
+from pycocotools.mask import encode
 
 from ltm_mm.datasets import SHAPES
 from ltm_mm.engine import UserError, train
 from ltm_mm.engine.data.coco import look_at
 from ltm_mm.engine.data.loaders import check_names
+from ltm_mm.engine.data.masks import BAD_MASK, _decoded, mask_fault
 from tests.engine.conftest import SHAPES_CONFIG, line_of
 
 Options = Callable[..., dict[str, object]]
@@ -118,6 +121,11 @@ def other_mask_size(content: Content) -> None:
     content["annotations"][0]["segmentation"]["size"] = [8, 8]
 
 
+def rle(counts: object, size: object = (160, 160)) -> Callable[[Content], None]:
+    """Set the first annotation's mask."""
+    return first(segmentation={"counts": counts, "size": size})
+
+
 def a_list(root: Path) -> None:
     (root / "annotations" / "instances_train.json").write_text("[]")
 
@@ -136,10 +144,22 @@ def a_list(root: Path) -> None:
         ("train", first(segmentation=[]), "1 of {n} annotations have no 'segmentation', first ann"),
         ("train", without("segmentation"), "{n} of {n} annotations have no 'segmentation', first"),
         ("val", without("segmentation", 1), "annotations have no 'segmentation', first annotation"),
-        ("val", first(segmentation=[]), "(000000.png); add it, or measure metric='bbox' alone"),
+        (
+            "val",
+            first(segmentation=[]),
+            "(000000.png); add or correct it, or measure metric='bbox'",
+        ),
         ("train", flat_polygon, "neither a list of polygons [[x, y, x, y, x, y, ...], ...]"),
         ("train", first(segmentation=[[1, 2, 3, 4]]), "neither a list of polygons [[x, y, x, y,"),
         ("train", other_mask_size, "nor a run-length code of the image's height and width, first"),
+        ("train", rle("0"), "1 of {n} annotations have a 'segmentation' that is neither a list of"),
+        ("val", rle("0"), "1 of {n} annotations have a 'segmentation' that is neither a list of"),
+        ("train", rle("garbage!!"), "nor a run-length code of the image's height and width, first"),
+        ("train", rle([160 * 160, "0"]), "nor a run-length code of the image's height and width,"),
+        ("train", rle([160 * 160 + 1, -1]), "nor a run-length code of the image's height and wid"),
+        ("train", rle([160 * 160], size=160), "nor a run-length code of the image's height and w"),
+        ("train", rle([160 * 160]), "1 of {n} annotations have a run-length code without a pixel"),
+        ("val", rle("PPi0"), "1 of {n} annotations have a run-length code without a pixel as 'se"),
         ("val", without("iscrowd", 1), "annotations lack 'iscrowd', which COCO's metrics need (0"),
         ("train", first(bbox=[3, 4]), "annotations have a 'bbox' that is not four numbers: x, y,"),
         ("val", first(bbox=[3, 4]), "first annotation 1 of image 1 (000000.png)"),
@@ -314,6 +334,18 @@ def test_data_set_and_config(
     changes = {**coco_options(options, own), **named}
     line = line_of(capsys, lambda: train(SHAPES_CONFIG, str(tmp_path / "w"), cfg_options=changes))
     assert expected.format(root=own) in line
+
+
+@pytest.mark.parametrize("full", [0.001, 0.5, 1.0])
+def test_run_length_codes_are_read_as_pycocotools_writes_them(full: float) -> None:
+    pixels = np.asfortranarray(np.random.default_rng(0).random((300, 700)) < full, np.uint8)
+    code = encode(pixels)
+    text, size = code["counts"].decode(), code["size"]
+    ends = np.flatnonzero(np.diff(pixels.ravel(order="F"), prepend=0, append=2))
+    assert _decoded(text) == np.diff(ends, prepend=0).tolist()
+    assert mask_fault({"counts": text, "size": size}, 300, 700) is None
+    for damaged in (text[:-1], text + "1", text.replace(text[0], "\ud800", 1)):
+        assert mask_fault({"counts": damaged, "size": size}, 300, 700) == BAD_MASK
 
 
 def test_names_that_a_data_set_brings_may_repeat() -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from tqdm import tqdm
 
 from ..errors import UserError
+from .masks import mask_fault
 
 OVERHANG = 2  # pixels that a box may reach beyond its image: annotation tools round
 
@@ -97,25 +98,6 @@ def _beyond(a: Mapping, image: Mapping) -> bool:
     return x + w > image["width"] + OVERHANG or y + h > image["height"] + OVERHANG
 
 
-def _no_mask(a: Mapping, image: Mapping) -> bool:
-    return not a.get("segmentation")
-
-
-def _bad_mask(a: Mapping, image: Mapping) -> bool:
-    """Neither polygons of three points or more, nor a run-length code of the image's size."""
-    mask = a["segmentation"]
-    if isinstance(mask, list):
-        return any(
-            not isinstance(p, list) or len(p) < 6 or len(p) % 2 or not _number(p[0]) for p in mask
-        )
-    if not isinstance(mask, dict) or not isinstance(mask.get("counts"), (list, str)):
-        return True
-    counts = mask["counts"]
-    if isinstance(counts, list) and sum(counts) != image["height"] * image["width"]:
-        return True
-    return list(mask.get("size") or ()) != [image["height"], image["width"]]
-
-
 IDS = ("id", "image_id", "category_id")
 NO_ID = "have an id that is neither a number nor text"
 NO_BOX = "have a 'bbox' that is not four numbers: x, y, width, height in pixels"
@@ -128,11 +110,6 @@ BEYOND = (
 NO_IMAGE = "are of an image that the file does not list"
 NO_CATEGORY = "are of a category that the file does not list"
 NO_CROWD_FLAG = "lack 'iscrowd', which COCO's metrics need (0 for a single object)"
-NO_MASK = "have no 'segmentation'"
-BAD_MASK = (
-    "have a 'segmentation' that is neither a list of polygons [[x, y, x, y, x, y, ...], ...] of "
-    "three points or more, nor a run-length code of the image's height and width"
-)
 
 UNTRAINED = " (and are left out in training)"
 
@@ -142,8 +119,6 @@ VALUES = {
     NO_ID: lambda a, image: not all(isinstance(a[k], (int, str, float)) for k in IDS),
     NO_BOX: _no_box, NO_AREA: lambda a, image: not _number(a["area"])}
 ALWAYS = {f"lack {key!r}": _lacks(key) for key in sorted(KEYS)} | VALUES
-# Errors of one use.
-MASKS = {NO_MASK: _no_mask, BAD_MASK: _bad_mask}
 
 
 # --- the file -----------------------------------------------------------------------------
@@ -212,10 +187,8 @@ def _look_at_annotation(look: Look, a: Mapping, images: Mapping) -> None:
     if "iscrowd" not in a:
         look.note(NO_CROWD_FLAG, a)
     small = _small(a, image)
-    for fault, broken in MASKS.items():
-        if broken(a, image):
-            look.note(fault + UNTRAINED * small, a)
-            break
+    if wrong := mask_fault(a.get("segmentation"), image["height"], image["width"]):
+        look.note(wrong + UNTRAINED * small, a)
     if small:
         return look.note(SMALL, a)
     (look.crowds if a.get("iscrowd") else look.instances)[category] += 1

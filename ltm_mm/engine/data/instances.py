@@ -13,17 +13,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..errors import UserError
-from .coco import (
-    BAD_MASK,
-    BEYOND,
-    NO_CATEGORY,
-    NO_CROWD_FLAG,
-    NO_IMAGE,
-    NO_MASK,
-    SMALL,
-    UNTRAINED,
-    Look,
-)
+from .coco import BEYOND, NO_CATEGORY, NO_CROWD_FLAG, NO_IMAGE, SMALL, UNTRAINED, Look
+from .masks import MASK_FAULTS
 from .notes import first, say
 from .sizes import size_of, spread
 
@@ -54,7 +45,7 @@ def check_instances(
         if line and training:
             say(line)
     if training and masks:
-        _refuse(look, (NO_MASK, BAD_MASK), "take them out, or train a detector without masks")
+        _refuse(look, MASK_FAULTS, "take them out, or train a detector without masks")
     if not training:
         return
     if not look.total(look.instances, classes):
@@ -148,8 +139,8 @@ def check_metric(
         _same_images(look, data, option)
     _refuse(look, (NO_CROWD_FLAG,), "add it")
     if "segm" in metrics:
-        faults = (NO_MASK, BAD_MASK, NO_MASK + UNTRAINED, BAD_MASK + UNTRAINED)
-        _refuse(look, faults, "add it, or measure metric='bbox' alone")
+        faults = (*MASK_FAULTS, *(fault + UNTRAINED for fault in MASK_FAULTS))
+        _refuse(look, faults, "add or correct it, or measure metric='bbox' alone")
     if not look.total(look.instances, classes):
         why = look.describe(NO_IMAGE) or look.describe(NO_CATEGORY) or look.describe(SMALL)
         if crowds := look.total(look.crowds, classes):
