@@ -22,6 +22,7 @@ from tqdm import tqdm
 from ltm_mm.engine.config import load_config
 from ltm_mm.engine.convert import parse_keep, use_ltm
 from ltm_mm.engine.errors import UserError, clean_errors
+from ltm_mm.engine.run import drop_pretrained
 from ltm_mm.presets import Keep
 
 # Their text encoder is built from a hub's files; only the exchange can be checked.
@@ -140,7 +141,10 @@ def try_config(name: str, cfg: Config, change: str, size: int = 128) -> Coverage
         cfg.model.data_preprocessor.pop("batch_augments", None)  # would pad to 1024 x 1024
         if cfg.model.get("num_queries", 0) > 300:  # needs as many places to choose from
             size = max(size, 256)
+        drop_pretrained(cfg)
         model = MODELS.build(cfg.model)
+        if hasattr(model, "level_embed"):  # of DETR's kin: until then what the memory held
+            model.init_weights()  # others would have scores below their thresholds: no masks
         run = _run_segmentor if name.startswith("mmseg") else _run_detector
         result.losses, result.outputs = run(model, cfg, size)
     except Exception as error:  # reported in the table
