@@ -19,7 +19,7 @@ class _List(argparse.Action):
 
         for kind, outputs in SUPPORTED.items():
             print(f"{kind}\n    {outputs}")
-        print("\neach equals mmdet or mmseg as ONNX, OpenVINO and .pt2: tests/export/test_whole.py")
+        print("\neach is compared as ONNX, OpenVINO and .pt2 in tests/export/test_whole.py")
         parser.exit()
 
 
