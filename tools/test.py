@@ -7,7 +7,7 @@ import ltm_mm  # isort: skip  (first: it stands in for mmcv's compiled ops where
 
 import argparse
 
-from ltm_mm.engine import ConfigOptions, clean_errors, evaluate
+from ltm_mm.engine import ConfigOptions, clean_errors, evaluate, leave_ranks
 
 
 def parse_args() -> argparse.Namespace:
@@ -58,6 +58,7 @@ def main() -> None:
     args.pop("local_rank")  # torchrun says it through the environment
     with clean_errors(debug=args.pop("debug")):
         evaluate(**args)
+        leave_ranks()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import ltm_mm  # isort: skip  (first: it stands in for mmcv's compiled ops where
 
 import argparse
 
-from ltm_mm.engine import ConfigOptions, clean_errors, train
+from ltm_mm.engine import ConfigOptions, clean_errors, leave_ranks, train
 
 
 def parse_args() -> argparse.Namespace:
@@ -66,6 +66,7 @@ def main() -> None:
     args.pop("local_rank")  # torchrun says it through the environment
     with clean_errors(debug=args.pop("debug")):
         train(**args)
+        leave_ranks()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from .config import load_config
 from .convert import parse_keep, use_ltm
 from .errors import UserError, clean_errors
 from .ib_hook import InformationBottleneck, use_ib
+from .ranks import leave_ranks
 from .run import evaluate, train
 from .statistics_hook import MergeStatistics
 
@@ -15,6 +16,7 @@ __all__ = [
     "UserError",
     "clean_errors",
     "evaluate",
+    "leave_ranks",
     "load_config",
     "parse_keep",
     "train",

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 
-import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.hooks import Hook
@@ -27,6 +26,7 @@ from .hooks import StartFrom, load
 from .ib_hook import use_ib
 from .outputs import check_file, check_folder
 from .pictures import LabelMaps, Pictures
+from .ranks import check_launcher, print_once, use_cpu_ranks
 from .resume import check_same_model, check_trained_classes, find_resume
 from .steps import Watch, check_lengths, first_step
 
@@ -160,7 +160,9 @@ def evaluate(
     drop_pretrained(cfg)
     hooks = [draw_into(cfg, show_dir)] if show_dir else []
     if show_dir and launcher != "none":
-        _say("mmdet and mmseg draw the images of the first rank only; for all, use one process")
+        print_once(
+            "mmdet and mmseg draw the images of the first rank only; for all, use one process"
+        )
     if out:
         hooks += _write_into(cfg, out)
     if tta:
@@ -228,7 +230,7 @@ def _prepare(
     stem = Path(cfg.filename).stem
     if ltm is not None:
         for line in use_ltm(cfg, parse_keep(ltm)):
-            _say(line)
+            print_once(line)
         # Runs with different plans must not resume from one another.
         stem += "_ltm-" + re.sub(r"[^\w.]+", "-", ltm).strip("-")
     if ib is not None:
@@ -237,60 +239,12 @@ def _prepare(
     if work_dir or not cfg.get("work_dir"):
         cfg.work_dir = work_dir or os.path.join("work_dirs", stem)
     cfg.launcher = launcher
-    _check_launcher(launcher)
+    check_launcher(launcher)
     if is_flexible(cfg):
         choose_strategy(cfg, launcher)
     if launcher != "none" and get_device() == "cpu":
-        _use_cpu_ranks(cfg)
+        use_cpu_ranks(cfg)
     return cfg
-
-
-# What a launcher's processes find in their environment, and what starts them.
-LAUNCHERS = {
-    "pytorch": ("RANK", "torchrun: use tools/dist_train.sh or dist_test.sh"),
-    "slurm": ("SLURM_PROCID", "a Slurm job: start it with srun"),
-    "mpi": ("OMPI_COMM_WORLD_LOCAL_RANK", "Open MPI: start it with mpirun"),
-}
-
-
-def _check_launcher(launcher: str) -> None:
-    if launcher == "none":
-        return
-    variable, what = LAUNCHERS[launcher]
-    if variable not in os.environ:
-        raise UserError(f"--launcher {launcher} needs {what} ({variable} is not set)")
-    if launcher != "pytorch" and get_device() == "cpu":
-        raise UserError(
-            f"--launcher {launcher} needs a GPU per rank, and none is visible; ranks share CPUs "
-            "with tools/dist_train.sh"
-        )
-
-
-def _use_cpu_ranks(cfg: Config) -> None:
-    """mmengine's launcher wants a GPU per rank; without one, ranks share the CPU over gloo."""
-    if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo")
-    wrapper = dict(
-        type="MMDistributedDataParallel",
-        broadcast_buffers=False,
-        find_unused_parameters=cfg.get("find_unused_parameters", False),
-    )
-    cfg.model_wrapper_cfg = {**wrapper, **(cfg.get("model_wrapper_cfg") or {}), "device_ids": None}
-    if _replace_type(cfg.model, "SyncBN", "BN"):
-        _say("no GPU: SyncBN, which needs one, is BN here, with statistics per rank")
-
-
-def _replace_type(node: object, old: str, new: str) -> int:
-    """Exchange a type's name everywhere below ``node``; returns how often."""
-    count = 0
-    if isinstance(node, dict):
-        if node.get("type") == old:
-            node["type"] = new
-            count = 1
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        count += sum(_replace_type(child, old, new) for child in node)
-    return count
 
 
 def _build(cfg: Config) -> Runner:
@@ -394,9 +348,3 @@ def _report(runner: Runner, results: Mapping[str, object]) -> None:
 
 def _number(value: object) -> bool:
     return isinstance(value, numbers.Real)  # NumPy's too, which mmseg gives
-
-
-def _say(line: str) -> None:
-    """Print a line once, however many ranks there are."""
-    if not int(os.environ.get("RANK", 0)):
-        print(line, flush=True)
