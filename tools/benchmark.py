@@ -13,8 +13,8 @@ import ltm_mm  # isort: skip  (first: it stands in for mmcv's compiled ops where
 
 import argparse
 
-from ltm_mm.analysis.baselines import NAMED
-from ltm_mm.analysis.benchmark import run_benchmark
+from ltm_mm.analysis.benchmark.baselines import NAMED
+from ltm_mm.analysis.benchmark.run import run_benchmark
 from ltm_mm.engine import clean_errors
 
 

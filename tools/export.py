@@ -7,7 +7,7 @@ import ltm_mm  # isort: skip  (first: it stands in for mmcv's compiled ops where
 
 import argparse
 
-from ltm_mm.analysis.baselines import NAMED
+from ltm_mm.analysis.benchmark.baselines import NAMED
 from ltm_mm.engine import clean_errors
 
 

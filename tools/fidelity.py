@@ -77,7 +77,7 @@ def main() -> None:
     """Parse the arguments and measure."""
     args = vars(parse_args())
     with clean_errors(debug=args.pop("debug")):
-        from ltm_mm.analysis.fidelity_tool import run_fidelity
+        from ltm_mm.analysis.fidelity.tool import run_fidelity
 
         run_fidelity(**args)
 

@@ -52,7 +52,7 @@ def main() -> None:
     """Parse the arguments and plan."""
     args = vars(parse_args())
     with clean_errors(debug=args.pop("debug")):
-        from ltm_mm.analysis.plan_run import make_plan
+        from ltm_mm.analysis.plan.run import make_plan
 
         make_plan(**args)
 

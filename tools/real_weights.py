@@ -127,7 +127,7 @@ def main() -> None:
     """Parse the arguments and measure."""
     args = parse_args()
     with clean_errors(debug=args.debug):
-        from ltm_mm.analysis.fidelity_tool import check_place, clock_of
+        from ltm_mm.analysis.fidelity.tool import check_place, clock_of
 
         check_place(args.out, "cpu")
         clock = clock_of(args.cpu_time, args.threads, "cpu")
@@ -169,8 +169,8 @@ def stand_in(args: argparse.Namespace) -> tuple | None:
     """What builds the backbone whose times count, and an image for it."""
     if not args.time_of:
         return None
-    from ltm_mm.analysis.baselines import named_config
-    from ltm_mm.analysis.fidelity_tool import model_builder
+    from ltm_mm.analysis.benchmark.baselines import named_config
+    from ltm_mm.analysis.fidelity.tool import model_builder
 
     noise = torch.randn(1, 3, *args.size_of, generator=torch.Generator().manual_seed(0))
     return model_builder(named_config(args.time_of), None), noise
@@ -180,7 +180,7 @@ def print_plan(
     args: argparse.Namespace, shared: ModuleType, images: tuple, labels: tuple, clock: object
 ) -> None:
     """The plan of the least error within a time budget."""
-    from ltm_mm.analysis.plan_run import choose_plan, report
+    from ltm_mm.analysis.plan.run import choose_plan, report
 
     found = choose_plan(
         build(shared, args.network),

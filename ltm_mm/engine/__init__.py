@@ -1,9 +1,9 @@
 """What stands behind ``tools/``: configs, the exchange of backbones, training, testing."""
 
+from ..errors import UserError, clean_errors
 from .commands import ConfigOptions
 from .config import load_config
 from .convert import parse_keep, use_ltm
-from .errors import UserError, clean_errors
 from .ib_hook import InformationBottleneck, use_ib
 from .ranks import leave_ranks
 from .run import evaluate, train

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 
 from mmengine.config import Config
 
+from ..errors import UserError
 from ..families import EFFICIENTVIT, MOBILEVIT, SWIN, VIT, of_type
 from ..presets import NAMES, Keep
-from .errors import UserError
 
 # mmpretrain's Swin has other keywords and parameter names than mmdet's and mmseg's.
 OTHER_SWIN_SCOPES = ("mmpretrain", "mmcls")

@@ -8,11 +8,11 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from ..analysis.baselines import build_models, named_config
-from ..analysis.random_data import channels_of
+from ..analysis.benchmark.baselines import build_models, named_config
+from ..analysis.benchmark.random_data import channels_of
 from ..checkpoints import load_into
-from ..engine.errors import UserError, naming
-from ..engine.outputs import check_file
+from ..checks.outputs import check_file
+from ..errors import UserError, naming
 from .about import describe
 from .calibration import images
 from .check import MASK_IOU, TOLERANCE, Difference, compare, other_sizes
@@ -38,7 +38,7 @@ def export(
     """Export a backbone, detector or segmentor, with a dynamic batch, height and width.
 
     Args:
-        config, ltm, whole_model: see :func:`ltm_mm.analysis.baselines.build_models`.
+        config, ltm, whole_model: see :func:`ltm_mm.analysis.benchmark.baselines.build_models`.
         checkpoint: a whole model's or a backbone's; None: random weights.
         format: 'onnx', 'openvino' (an ``.xml`` file with its ``.bin``) or 'torch' (a ``.pt2``
             file of ``torch.export``).

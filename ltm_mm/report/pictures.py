@@ -13,8 +13,8 @@ from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 from tqdm import tqdm
 
+from ..checks.loaders import datasets
 from ..engine import UserError
-from ..engine.data import datasets
 from ..visualization import Artist, Instances, build_pair, merge_map_figure, pixels_of
 from ..visualization.comparison import class_colours, draw_differences, draw_prediction
 from ..visualization.merge_map import Pixels

@@ -10,10 +10,10 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
 
+from ..checks.loaders import datasets
+from ..checks.randomness import randomness_kept
 from ..engine import UserError
-from ..engine.data import datasets
 from ..engine.merging_blocks import mask_modules
-from ..engine.randomness import randomness_kept
 from ..registry import HOOKS
 from .artist import Artist
 from .figures import pixels_of

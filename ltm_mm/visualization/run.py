@@ -20,11 +20,11 @@ from tqdm import tqdm
 
 from ..adapters import merges, remove
 from ..checkpoints import load_into
+from ..checks.outputs import check_folder
 from ..engine import UserError, load_config, parse_keep, use_ltm
-from ..engine.errors import naming
 from ..engine.merging_blocks import mask_modules
-from ..engine.outputs import check_folder
 from ..engine.run import drop_pretrained
+from ..errors import naming
 from .artist import Artist, Points
 from .figures import DPI
 
