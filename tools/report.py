@@ -8,7 +8,7 @@ import ltm_mm  # isort: skip  (first: it stands in for mmcv's compiled ops where
 
 import argparse
 
-from ltm_mm.engine import clean_errors
+from ltm_mm.errors import clean_errors
 
 
 def parse_args() -> argparse.Namespace:

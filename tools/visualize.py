@@ -13,7 +13,8 @@ sys.path[:] = [p for p in sys.path if Path(p).resolve() != Path(__file__).resolv
 import ltm_mm  # isort: skip  (first: it stands in for mmcv's compiled ops where they are absent)
 
 
-from ltm_mm.engine import ConfigOptions, clean_errors
+from ltm_mm.engine import ConfigOptions
+from ltm_mm.errors import clean_errors
 
 
 def parse_args() -> argparse.Namespace:

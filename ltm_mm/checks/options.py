@@ -3,11 +3,12 @@
 import difflib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-
-from mmengine.config import Config
-from mmengine.runner import Runner
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 # Read by the tools and by some runners, beside the Runner's own arguments.
 TOOL_KEYS = (
@@ -23,7 +24,7 @@ TOOL_KEYS = (
 )
 
 
-def check_option(cfg: Config, key: str) -> None:
+def check_option(cfg: "Config", key: str) -> None:
     """Refuse an option that would silently change nothing.
 
     New keys are allowed where a class may take them; a key whose parent does not
@@ -32,7 +33,7 @@ def check_option(cfg: Config, key: str) -> None:
     Raises:
         UserError: names the key and what was probably meant.
     """
-    runner_keys = {*inspect.signature(Runner.__init__).parameters, *TOOL_KEYS}
+    runner_keys = {*_runner_arguments(), *TOOL_KEYS}
     first, *rest = key.split(".")
     if first not in runner_keys:
         if first not in cfg:
@@ -80,8 +81,7 @@ def _walk(node: object, path: str, rest: Sequence[str], key: str) -> None:
 
 def flatten(node: object, path: str = "") -> Iterator[tuple[str, object]]:
     """Dotted keys and values of everything in a config that is not a dict or list."""
-    if isinstance(node, Config):
-        node = node._cfg_dict
+    node = getattr(node, "_cfg_dict", node)  # of a Config
     if isinstance(node, Mapping):
         items: Iterator[tuple[object, object]] = iter(node.items())
     elif isinstance(node, (list, tuple)):
@@ -106,6 +106,20 @@ def did_you_mean(names: Sequence[str]) -> str:
 
 
 def _used(names: Sequence[str]) -> str:
-    runner = set(inspect.signature(Runner.__init__).parameters)
+    runner = _runner_arguments()
     named = [n for n in names if n.split(".")[0] in runner]
     return f": {', '.join(named[:8])}" if named else ""
+
+
+def _runner_arguments() -> set[str]:
+    from mmengine.runner import Runner
+
+    return set(inspect.signature(Runner.__init__).parameters)
+
+
+def check_counts(options: Mapping[str, int | Sequence[int] | None]) -> None:
+    """Raise a UserError for an option of the command line that has a number below 1."""
+    for option, value in options.items():
+        numbers = [1] if value is None else value if isinstance(value, Sequence) else [value]
+        if any(number < 1 for number in numbers):
+            raise UserError(f"{option} must be 1 or more, got {' '.join(map(str, numbers))}")

@@ -6,17 +6,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-
-from mmengine.config import Config
-from mmengine.config import utils as mmengine_names
+from typing import TYPE_CHECKING, Any
 
 from ..checks.options import check_option, did_you_mean
 from ..errors import UserError
 
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
 
 def load_config(
     source: str | os.PathLike, cfg_options: Mapping[str, object] | None = None
-) -> Config:
+) -> "Config":
     """Load a config and change options in it.
 
     Args:
@@ -31,6 +32,8 @@ def load_config(
         UserError: no such config, it cannot be parsed, or an option names nothing in it.
     """
     path = find_config(os.fspath(source))
+    from mmengine.config import Config
+
     try:
         with packages_by_import_name():
             cfg = Config.fromfile(path)
@@ -41,7 +44,7 @@ def load_config(
     return change_config(cfg, cfg_options or {})
 
 
-def change_config(cfg: Config, cfg_options: Mapping[str, object]) -> Config:
+def change_config(cfg: "Config", cfg_options: Mapping[str, object]) -> "Config":
     """Change options of a config in place, and return it; see :func:`load_config`."""
     for key in cfg_options:
         check_option(cfg, key)
@@ -50,6 +53,34 @@ def change_config(cfg: Config, cfg_options: Mapping[str, object]) -> Config:
     except (KeyError, TypeError) as error:
         raise UserError(f"--cfg-options does not fit the config: {_reason(error)}") from error
     return cfg
+
+
+class Settings(dict):
+    """A config of nothing but a backbone, where there is no mmengine; keys are attributes, too."""
+
+    filename = None
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError as error:
+            raise AttributeError(name) from error
+
+    def __setattr__(self, name: str, value: object) -> None:
+        self[name] = value
+
+
+def backbone_config(**backbone: object) -> "Config":
+    """A config of nothing but a backbone.
+
+    Args:
+        backbone: its arguments, ``type`` among them.
+    """
+    try:
+        from mmengine.config import Config
+    except ModuleNotFoundError:
+        return Settings(model=Settings(backbone=Settings(backbone)))  # type: ignore[return-value]
+    return Config(dict(model=dict(backbone=backbone)))
 
 
 def find_config(source: str) -> Path:
@@ -93,6 +124,8 @@ def packages_by_import_name() -> Iterator[None]:
     distribution it looks up as an import name, so each name stands for itself here. The
     table is mmengine's own and is put back afterwards.
     """
+    from mmengine.config import utils as mmengine_names
+
     table = mmengine_names.MODULE2PACKAGE
     before = dict(table)
     table.update({name: name for name in table})

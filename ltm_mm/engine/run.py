@@ -19,6 +19,7 @@ from ..checks.outputs import check_file, check_folder
 from ..checks.reading import skipped
 from ..checks.training import check_lengths, check_optimizer, require, require_file
 from ..errors import UserError
+from .build import drop_pretrained
 from .commands import note_command
 from .config import load_config
 from .convert import parse_keep, use_ltm
@@ -172,26 +173,6 @@ def evaluate(
             metrics = runner.test()
     _report(runner, {"metrics": metrics, "pictures": show_dir, "predictions": out})
     return metrics
-
-
-def drop_pretrained(cfg: Config) -> None:
-    """Keep a model from loading weights that a whole checkpoint replaces anyway."""
-    _drop(cfg.model)
-
-
-def _drop(node: object) -> None:
-    if isinstance(node, (list, tuple)):
-        for child in node:
-            _drop(child)
-    if not isinstance(node, dict):
-        return
-    for key, value in node.items():
-        if key == "pretrained" and value:
-            node[key] = None if isinstance(value, str) else False
-        elif key == "init_cfg" and isinstance(value, dict) and value.get("type") == "Pretrained":
-            node[key] = None
-        else:
-            _drop(value)
 
 
 def draw_into(cfg: Config, folder: str) -> Hook:

@@ -12,13 +12,14 @@ from torch.utils.data import Dataset
 
 from ..checks.loaders import datasets
 from ..checks.randomness import randomness_kept
-from ..engine import UserError
+from ..engine.build import plain_model
 from ..engine.merging_blocks import mask_modules
+from ..engine.photos import pipeline_of, some_images
+from ..errors import UserError
 from ..registry import HOOKS
 from .artist import Artist
 from .figures import pixels_of
 from .panels import merge_map_figure
-from .run import pipeline_of, plain_model, some_images
 
 
 @HOOKS.register_module()

@@ -21,7 +21,8 @@ from ltm_mm.checks.coco import look_at
 from ltm_mm.checks.loaders import check_names
 from ltm_mm.checks.masks import BAD_MASK, _decoded, mask_fault
 from ltm_mm.datasets import SHAPES
-from ltm_mm.engine import UserError, train
+from ltm_mm.engine import train
+from ltm_mm.errors import UserError
 from tests.engine.conftest import SHAPES_CONFIG, line_of
 
 Options = Callable[..., dict[str, object]]

@@ -13,7 +13,8 @@ from ltm_mm.checks.labels import LabelCheck
 from ltm_mm.checks.reading import ReadGuard
 from ltm_mm.checks.sizes import size_of
 from ltm_mm.datasets import SHAPES, ensure_shapes
-from ltm_mm.engine import UserError, train
+from ltm_mm.engine import train
+from ltm_mm.errors import UserError
 from tests.conftest import ROOT
 
 CONFIG = str(ROOT / "configs" / "ltm_swin_upernet_shapes.py")

@@ -123,8 +123,8 @@ def test_outputs_are_looked_at_first(
     call: Callable[[str, str], object],
     expected: str,
 ) -> None:
-    for module in ("analysis.benchmark.run", "export.run"):
-        monkeypatch.setattr(f"ltm_mm.{module}.build_models", lambda *_: pytest.fail("built"))
+    for builder in ("analysis.benchmark.run.build_models", "export.run.model_builder"):
+        monkeypatch.setattr(f"ltm_mm.{builder}", lambda *_, **__: pytest.fail("built"))
     places = {"file": str(tmp_path / "file"), "folder": str(photos)}
     Path(places["file"]).touch()
     line = line_of(capsys, lambda: call(*places.values()))

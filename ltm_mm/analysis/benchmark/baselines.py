@@ -1,22 +1,22 @@
 """What a benchmark compares: models of a config, of a plan, of mmdet or of timm (ours)."""
 
-import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from typing import TYPE_CHECKING
 
 import torch
-from mmengine.config import Config, ConfigDict
-from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from ...engine.config import load_config
+from ...engine.build import construct, model_builder, named_config
 from ...engine.convert import parse_keep, use_ltm
-from ...engine.run import drop_pretrained
 from ...errors import UserError
-from ...families import FAMILIES, MOBILEVIT, SWIN, VIT, of_type
+from ...families import MOBILEVIT, SWIN, VIT, of_type
 from ...models.backbones import swin
+from ...models.backbones.base import copy_weights
 
-NAMED = ", ".join(f"ltm-{f.name}-{{{','.join(f.archs)}}}" for f in FAMILIES.values())
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
 OURS = ("keep", "mask", "arch", "type")  # arguments that mmdet's Swin lacks
 
 
@@ -31,7 +31,7 @@ def build_models(
 
     Args:
         config: a config (file or ``package::path``) whose backbone can merge, or the name of
-            a backbone of ours, one of ``NAMED``.
+            a backbone of ours, one of ``families.NAMED``.
         plans: what the config's backbone keeps, as on the command line ('none', 'balanced',
             ...); none: as the config has it.
         against: baselines: 'plain' (the config without merging), 'mmdet-swin', 'timm'
@@ -48,66 +48,27 @@ def build_models(
     cfg = named_config(config)
     if whole and "type" not in cfg.model:
         raise UserError(f"{config} is a backbone; the whole model needs a detector's config")
-    models = {}
-    for name in against:
-        models[name] = _baseline(name, cfg, size, whole)
-    for plan in plans or [None]:
-        mine = deepcopy(cfg)
-        if plan is not None:
-            use_ltm(mine, parse_keep(plan))
-        models[f"keep={plan}" if plan is not None else _short(config)] = _build(mine, whole)
-    states = [m.state_dict() for m in models.values()]
-    for model in models.values():
-        _share(model, states[-1])
-    return models
+    build = model_builder(cfg, backbone=not whole)
+    baselines = {name: _baseline(name, cfg, size, whole) for name in against}
+    if plans:
+        models = {f"keep={plan}": build(parse_keep(plan)) for plan in plans}
+    else:
+        models = {_short(config): build()}
+    weights = list(models.values())[-1]
+    for model in baselines.values():
+        copy_weights(weights, model)
+    return baselines | models
 
 
-def named_config(source: str) -> Config:
-    """The config of a file, or one with nothing but a named backbone of ours.
-
-    Args:
-        source: see :func:`build_models`.
-
-    Raises:
-        UserError: if it is neither.
-    """
-    found = re.fullmatch(rf"ltm-({'|'.join(FAMILIES)})-(\w+)", source)
-    if found:
-        family = FAMILIES[found[1]]
-        archs = tuple(swin.ARCHS) if family is SWIN else family.archs  # Swin's have short names
-        if found[2] not in archs:
-            raise UserError(
-                f"unknown arch {found[2]!r} of {source}: choose from {', '.join(archs)}"
-            )
-        return Config(dict(model=dict(backbone=dict(type=family.type, arch=found[2]))))
-    if re.fullmatch(r"[\w-]+", source):
-        raise UserError(f"{source} is neither a config file nor one of {NAMED}")
-    cfg = load_config(source)
-    if not (cfg.get("model") or {}).get("backbone"):
-        raise UserError(f"{source} has no model.backbone to measure")
-    return cfg
-
-
-def _build(cfg: Config, whole: bool) -> nn.Module:
-    """A config's model or backbone, without a look for pretrained weights."""
-    drop_pretrained(cfg)
-    init_default_scope(cfg.get("default_scope", "mmengine"))
-    torch.manual_seed(0)
-    if whole:
-        # Would pad the batch that is measured to another size.
-        (cfg.model.get("data_preprocessor") or {}).pop("batch_augments", None)
-    return MODELS.build(cfg.model if whole else cfg.model.backbone)
-
-
-def _baseline(name: str, cfg: Config, size: tuple[int, int], whole: bool) -> nn.Module:
+def _baseline(name: str, cfg: "Config", size: tuple[int, int], whole: bool) -> nn.Module:
     if name not in ("plain", "mmdet-swin", "timm"):
-        return _build(named_config(name), whole)
+        return model_builder(named_config(name), backbone=not whole)()
     plain = deepcopy(cfg)
     use_ltm(plain, None)
     backbone = plain.model.backbone
     if name == "mmdet-swin":
         plain.model.backbone = _mmdet_swin(backbone)
-    model = _build(plain, whole)
+    model = model_builder(plain, backbone=not whole)()
     if name == "timm":
         maps = TimmMaps(backbone, size)
         if not whole:
@@ -116,13 +77,13 @@ def _baseline(name: str, cfg: Config, size: tuple[int, int], whole: bool) -> nn.
     return model
 
 
-def _mmdet_swin(backbone: ConfigDict) -> ConfigDict:
+def _mmdet_swin(backbone: Mapping) -> dict[str, object]:
     """Arguments of mmdet's ``SwinTransformer`` for those of ``LTMSwin``."""
-    if backbone.type != SWIN.type:
-        raise UserError(f"--against mmdet-swin needs a Swin, the config has {backbone.type}")
+    if backbone["type"] != SWIN.type:
+        raise UserError(f"--against mmdet-swin needs a Swin, the config has {backbone['type']}")
     options = {k: v for k, v in backbone.items() if k not in OURS}
-    arch = swin.ARCHS[backbone.arch] if backbone.get("arch") else {}
-    return ConfigDict(type="mmdet.SwinTransformer", **{**options, **arch})
+    arch = swin.ARCHS[backbone["arch"]] if backbone.get("arch") else {}
+    return dict(type="mmdet.SwinTransformer", **{**options, **arch})
 
 
 # Our backbones' keywords -> timm's, where a network of other sizes can be built.
@@ -144,15 +105,15 @@ class TimmMaps(nn.Module):
         size: height and width of the images in pixels.
     """
 
-    def __init__(self, backbone: ConfigDict, size: tuple[int, int]) -> None:
+    def __init__(self, backbone: Mapping, size: tuple[int, int]) -> None:
         super().__init__()
         import timm
 
-        self.channel_last = backbone.type == SWIN.type
+        self.channel_last = backbone["type"] == SWIN.type
         self.norm, self.pyramid = nn.Identity(), None
         options: dict[str, object] = {}
-        if backbone.type == VIT.type:
-            ours = MODELS.build(backbone)
+        if backbone["type"] == VIT.type:
+            ours = construct(backbone)
             self.norm, self.pyramid, self.strides = ours.norm, ours.pyramid, ours.strides
             options["out_indices"] = ours.out_indices
         name, own = _timm_model(backbone, size)
@@ -173,9 +134,9 @@ class TimmMaps(nn.Module):
         return tuple(level[:, :, :height, :width] for level, (height, width) in levels)
 
 
-def _timm_model(backbone: ConfigDict, size: tuple[int, int]) -> tuple[str, dict[str, object]]:
+def _timm_model(backbone: Mapping, size: tuple[int, int]) -> tuple[str, dict[str, object]]:
     """timm's name and keywords for the network of one of our backbones."""
-    family = of_type(backbone.type)
+    family = of_type(backbone["type"])
     assert family is not None
     arch = backbone.get("arch")
     if family is SWIN:
@@ -195,13 +156,6 @@ def _timm_model(backbone: ConfigDict, size: tuple[int, int]) -> tuple[str, dict[
 def _renamed(options: Mapping[str, object], names: Mapping[str, str | None]) -> dict[str, object]:
     """Those options that have a name there, under that name; None: under their own."""
     return {names[k] or k: v for k, v in options.items() if k in names and v is not None}
-
-
-def _share(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Take over the weights whose name and shape are the same."""
-    own = model.state_dict()
-    fitting = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
-    model.load_state_dict(fitting, strict=False)
 
 
 def _short(config: str) -> str:

@@ -15,10 +15,18 @@ from torch import nn
 from torch.autograd import DeviceType
 from torch.autograd.profiler import profile
 
+from ...errors import UserError
 from .parts import PartMeter
 
 Run = Callable[[], object]
 Clock = Callable[[], float]
+
+
+def clock_of(cpu_time: bool, threads: int | None, device: str) -> Clock:
+    """Wall time, or the process's CPU seconds, which neighbours do not disturb."""
+    if cpu_time and (threads != 1 or device != "cpu"):
+        raise UserError("--cpu-time adds up all threads: it needs --threads 1 and --device cpu")
+    return time.process_time if cpu_time else time.perf_counter
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,7 @@
 import torch
 from torch import nn
 
-
-def channels_of(model: nn.Module) -> int:
-    """Channels of the images that a model takes: those of its backbone's first convolution."""
-    backbone = getattr(model, "backbone", model)
-    convs = (m for m in backbone.modules() if isinstance(m, nn.Conv2d))
-    return next((conv.in_channels for conv in convs), 3)
+from ...engine.build import channels_of
 
 
 def random_data(model: nn.Module, batch: int, size: tuple[int, int], training: bool) -> dict:

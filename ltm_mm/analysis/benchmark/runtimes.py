@@ -4,12 +4,12 @@ import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
+from ...engine.build import channels_of
 from ...errors import UserError
 from ...export.files import import_onnxruntime, import_openvino, open_file
 from ...export.heads import WholeModel, whole_model
@@ -17,27 +17,23 @@ from ...export.onnx import save_onnx
 from ...export.openvino import convert_onnx, import_nncf
 from ...export.profile import part_times
 from ...export.program import export_program
+from .bench import Bench
 from .latency import Spread, ratios
 from .parts import parts_of
-from .random_data import channels_of
 from .report import Row, markdown_line, parts_table
 
-if TYPE_CHECKING:
-    from .run import Bench
-
-RUNTIME_CHOICES = ("onnxruntime", "openvino", "openvino-bf16", "openvino-int8")
 CALIBRATION = 2  # random images: they decide about accuracy, not about time
 
 
 def measure_files(
-    bench: "Bench", exported: Sequence[str], runtimes: Sequence[str], batch: int, rounds: int
+    bench: Bench, exported: Sequence[str], runtimes: Sequence[str], batch: int, rounds: int
 ) -> list[Row]:
     """Export models, time the files in turn with the models themselves, and print two tables.
 
     Args:
         bench: with the models.
         exported: names of those to export: backbones, or mmdet's or mmseg's whole models.
-        runtimes: some of ``RUNTIME_CHOICES``.
+        runtimes: 'onnxruntime', 'openvino', 'openvino-bf16' or 'openvino-int8'.
         batch: images per pass.
         rounds: rounds that count.
 

@@ -13,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...engine.photos import resized
+
 if TYPE_CHECKING:
-    from ...visualization.predictions import Instances
+    from ...engine.predictions import Instances
 
 NEAR = 3  # pixels from another class that count as near a boundary
 CONFIDENT = 0.3  # score from which on a plain detection counts as ground truth
@@ -147,15 +149,6 @@ def decide(prediction: object, plain: object) -> object:
         )
     size = plain.shape[2:] if isinstance(plain, Tensor) else prediction.shape[2:]
     return resized(prediction, size).argmax(1)[0].cpu().numpy()
-
-
-def resized(x: Tensor, size: Sequence[int]) -> Tensor:
-    """``(B, C, h, w)`` at another size, bilinearly; itself where it has that size."""
-    if tuple(x.shape[2:]) == tuple(size):
-        return x
-    return torch.nn.functional.interpolate(
-        x, tuple(size), mode="bilinear", align_corners=False, antialias=x.shape[2] > size[0]
-    )
 
 
 def average_precision(

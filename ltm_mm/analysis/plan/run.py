@@ -10,17 +10,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ...checks.options import check_counts
+from ...checks.outputs import check_folder
+from ...engine.build import channels_of, model_builder, named_config
 from ...engine.config import change_config
+from ...engine.photos import read_photos, some_photos, test_size
 from ...errors import UserError
 from ...presets import Keep
 from ...presets import Plan as Counts
-from ..benchmark.baselines import named_config
-from ..benchmark.latency import Clock, Spread, interleave, ratios
+from ..benchmark.latency import Clock, Spread, clock_of, interleave, ratios
 from ..benchmark.latency import threads as use_threads
-from ..benchmark.random_data import channels_of
 from ..benchmark.report import machine, markdown_line
 from ..fidelity.models import backbone_maps, in_our_blocks, whole_plan
-from ..fidelity.tool import check_place, clock_of, model_builder, read_photos, some_photos
 from .measure import (
     Forms,
     Model,
@@ -171,7 +172,7 @@ def make_plan(
     target_time: float,
     checkpoint: str | None = None,
     photos: str | None = None,
-    size: Sequence[int] = (800, 1216),
+    size: Sequence[int] | None = None,
     num_photos: int = 8,
     rounds: int = 5,
     threads: int | None = None,
@@ -188,7 +189,8 @@ def make_plan(
         target_time: budget as a share of the plain backbone's time, 0..1.
         checkpoint, photos: a trained model, and photos that errors are measured on; None: errors
             are told from token counts.
-        size: height and width that photos are scaled to.
+        size: height and width that photos are scaled to; None: as the config's test pipeline
+            leaves them, and without photos what it makes of one of 3:2.
         num_photos: how many, evenly spread over the folder.
         rounds: rounds of timing that count.
         threads: CPU threads; None: as they are.
@@ -202,27 +204,34 @@ def make_plan(
         UserError: for a mistake in the input, or if no plan is that fast.
     """
     _check(target_time, size, num_photos, rounds, threads, checkpoint, photos)
-    check_place(out, device)
+    check_folder("--out", out)
     clock = clock_of(cpu_time, threads, device)
     cfg = change_config(named_config(config), cfg_options or {})
     files = some_photos(photos, num_photos) if photos else []
-    build = model_builder(cfg, checkpoint, trust_checkpoint, device, backbone=True)
+    build = model_builder(cfg, checkpoint, backbone=True, trust=trust_checkpoint, device=device)
     plain = build(None)
     family, whole = whole_plan(plain)
     model = Model(build, family, whole, lambda model, image: model(image))
     channels = channels_of(plain)
     images = read_photos(cfg, files, size, device, backbone=True, channels=channels)
-    noise = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0)).to(device)
+    if images:
+        timed_on = images[0]
+    else:
+        noise = torch.Generator().manual_seed(0)
+        timed_on = torch.randn(1, channels, *(size or test_size(cfg)), generator=noise).to(device)
+    height, width = timed_on.shape[2:]
     with use_threads(threads):
-        timed_on = images[0] if images else noise
         found = choose(model, images, model, timed_on, target_time, rounds, clock)
     basis = (
         f"relative error of the maps, measured on {len(images)} photos"
         if images
         else "told from token counts, not measured: give --checkpoint and --photos to measure it"
     )
-    print(f"\nerror: {basis}\n\n{report(found, target_time)}", flush=True)
-    about = dict(machine=machine(), config=config, size=list(size), target=target_time, error=basis)
+    where = "the first photo's size" if images else "pixels"
+    print(f"\ntime: of images of {height} x {width}, {where}\nerror: {basis}")
+    print(f"\n{report(found, target_time)}", flush=True)
+    about = dict(machine=machine(), config=config, size=[height, width], target=target_time)
+    about["error"] = basis
     stem = Path(out, Path(config.rpartition("::")[2]).stem)
     for file in _save(found, about, stem):
         print(f"  {file}")
@@ -231,7 +240,7 @@ def make_plan(
 
 def _check(
     target: float,
-    size: Sequence[int],
+    size: Sequence[int] | None,
     num_photos: int,
     rounds: int,
     threads: int | None,
@@ -242,11 +251,8 @@ def _check(
         raise UserError(
             f"--target-time must lie in 0..1, a share of the plain backbone's, got {target:g}"
         )
-    numbers = {"--size": size, "--num-photos": [num_photos], "--rounds": [rounds]}
-    numbers["--threads"] = [threads or 1]
-    for option, values in numbers.items():
-        if min(values) < 1:
-            raise UserError(f"{option} must be 1 or more, got {' '.join(map(str, values))}")
+    numbers = {"--size": size, "--num-photos": num_photos, "--rounds": rounds}
+    check_counts({**numbers, "--threads": threads})
     if bool(checkpoint) != bool(photos):
         raise UserError("errors are measured with --checkpoint and --photos: give both or none")
 

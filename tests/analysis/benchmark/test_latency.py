@@ -16,7 +16,7 @@ from ltm_mm.analysis.benchmark.latency import Spread, interleave, part_times, pe
 from ltm_mm.analysis.benchmark.report import Row, to_markdown
 from ltm_mm.analysis.benchmark.run import run_benchmark
 from ltm_mm.checkpoints import load_backbone
-from ltm_mm.engine import UserError
+from ltm_mm.errors import UserError
 from ltm_mm.models import LTMSwin
 
 ROOT = Path(__file__).parent.parent.parent

@@ -11,7 +11,7 @@ from ltm_mm.analysis.benchmark.parts import parts_of
 from ltm_mm.analysis.benchmark.report import Row
 from ltm_mm.analysis.benchmark.run import run_benchmark
 from ltm_mm.analysis.benchmark.runtimes import _fill, runtime_table
-from ltm_mm.engine import UserError
+from ltm_mm.errors import UserError
 from ltm_mm.export import export_program, save_onnx, whole_model
 from ltm_mm.export.profile import part_times
 from tests.export import tiny

@@ -15,7 +15,6 @@ from torch.testing import assert_close
 import ltm_mm
 from ltm_mm.analysis.benchmark.equal_time import smaller_sizes
 from ltm_mm.analysis.fidelity import compare as fidelity_run
-from ltm_mm.analysis.fidelity import tool as fidelity_tool
 from ltm_mm.analysis.fidelity.agreement import (
     LabelMaps,
     TopClasses,
@@ -35,14 +34,17 @@ from ltm_mm.analysis.fidelity.baselines import (
     with_tome,
 )
 from ltm_mm.analysis.fidelity.models import in_our_blocks, shared_copy, whole_plan
-from ltm_mm.analysis.fidelity.tool import model_builder, resize_sample, run_fidelity
-from ltm_mm.engine import UserError, load_config
+from ltm_mm.analysis.fidelity.tool import run_fidelity
+from ltm_mm.engine import load_config
+from ltm_mm.engine.build import model_builder
+from ltm_mm.engine.photos import resize_sample
+from ltm_mm.engine.predictions import Instances
+from ltm_mm.errors import UserError
 from ltm_mm.merging import record_merges
 from ltm_mm.models import LTMEfficientViT, LTMSwin, LTMViT
 from ltm_mm.models.backbones.global_blocks import Chain, GlobalBlock
 from ltm_mm.models.backbones.swin import SwinBlock
 from ltm_mm.ops import window_regions
-from ltm_mm.visualization.predictions import Instances
 from tests.conftest import ROOT
 
 NAN = float("nan")
@@ -523,7 +525,7 @@ def test_metrics_are_the_configs_own(trained, tmp_path, capsys, monkeypatch):
         asked.append((args, ltm))
         return {"mIoU": np.float32(40 + len(asked)), "file": "a.json"}
 
-    monkeypatch.setattr(fidelity_tool, "evaluate", evaluate)
+    monkeypatch.setattr("ltm_mm.engine.run.evaluate", evaluate)
     found = run_fidelity(
         *trained, ltm=["25"], num_photos=1, rounds=0, baselines=[], out=str(tmp_path), metric=True
     )

@@ -30,7 +30,8 @@ from ltm_mm.analysis.plan.search import (
     to_counts,
     to_keep,
 )
-from ltm_mm.engine import UserError, parse_keep
+from ltm_mm.engine import parse_keep
+from ltm_mm.errors import UserError
 from ltm_mm.models import LTMEfficientViT, LTMMobileViT, LTMSwin, LTMViT
 from ltm_mm.models.backbones.swin import SwinBlock
 
