@@ -131,6 +131,14 @@ def _hub(error: BaseException) -> str | None:
     return f"pretrained weights cannot be downloaded ({message(error)}); {NO_INTERNET}"
 
 
+def _not_installed(error: BaseException) -> str | None:
+    package = str(getattr(error, "name", "")).partition(".")[0]
+    if package not in ("mmengine", "mmcv", "mmdet", "mmseg", "mmpretrain"):
+        return None
+    extra = "mmpretrain" if package == "mmpretrain" else "mm"
+    return f"{package} is not installed: pip install 'ltm_mm[{extra}]'"
+
+
 def _json(error: BaseException) -> str | None:
     return f"an annotation file is not valid JSON ({error}): is it complete?"
 
@@ -258,6 +266,7 @@ RULES: tuple[tuple[tuple[type[BaseException], ...], Rule], ...] = (
     ((FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError), _missing_file),
     ((OSError,), _os_error),
     ((json.JSONDecodeError,), _json),
+    ((ModuleNotFoundError,), _not_installed),
     ((ImportError,), message),
     ((ValueError,), _single_image),
     ((RuntimeError,), _channels),

@@ -114,7 +114,8 @@ def model_builder(
         if keep not in (None, AS_CONFIGURED) and not mask_modules(model):
             raise UserError(f"--ltm {keep} merges nothing in this model")
         share_parameters(model.to(device), shared)
-        return model.eval()
+        model.eval()  # which returns nothing from mmdet's Swin
+        return model
 
     return build
 

@@ -46,6 +46,8 @@ def load_config(
 
 def change_config(cfg: "Config", cfg_options: Mapping[str, object]) -> "Config":
     """Change options of a config in place, and return it; see :func:`load_config`."""
+    if not cfg_options:
+        return cfg
     for key in cfg_options:
         check_option(cfg, key)
     try:

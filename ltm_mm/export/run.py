@@ -4,6 +4,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -13,13 +14,15 @@ from ..engine.build import AS_CONFIGURED, channels_of, model_builder, named_conf
 from ..engine.convert import parse_keep
 from ..errors import UserError
 from .about import describe
-from .calibration import images
 from .check import MASK_IOU, TOLERANCE, Difference, compare, other_sizes
 from .files import RUNTIMES, SUFFIXES, import_onnxruntime, import_openvino, open_file
 from .heads import WholeModel, whole_model
 from .onnx import require_onnx, save_onnx
 from .openvino import import_nncf, save_openvino
 from .program import SMALLEST, export_program, save_program
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 
 def export(
@@ -75,7 +78,7 @@ def export(
     extra = {**extra, "smallest": smallest}
     about = describe(cfg, built, outputs, extra, weights)
     _require(format, check, int8 is not None)
-    calibration = None if int8 is None else images(cfg, int8)
+    calibration = None if int8 is None else _calibration(cfg, int8)
     start = time.perf_counter()
     print(f"tracing {path.stem}, which takes a minute or so ...", flush=True)
     channels = channels_of(built)
@@ -131,6 +134,12 @@ def _prepared(built: nn.Module, whole: bool) -> tuple[nn.Module, list[str]]:
             "and without --whole-model the backbone alone is"
         ) from error
     return model, list(model.outputs)
+
+
+def _calibration(cfg: "Config", count: int) -> list[Tensor]:
+    from .calibration import images  # which needs mmengine, as nothing else here does
+
+    return images(cfg, count)
 
 
 def _save(

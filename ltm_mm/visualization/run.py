@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -110,6 +111,7 @@ def build_pair(cfg: Config, checkpoint: str | None, trust: bool, device: str, se
     Raises:
         UserError: if the model does not merge or the checkpoint does not fit.
     """
+    use_ltm(deepcopy(cfg), None)  # says so if there is nothing to exchange
     build = model_builder(
         cfg, checkpoint, trust=trust, device=device, seed=seed, start_as_training=True
     )

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,8 +17,8 @@ from ltm_mm.analysis.benchmark.run import run_benchmark
 from ltm_mm.checkpoints import load_backbone
 from ltm_mm.errors import UserError
 from ltm_mm.models import LTMSwin
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 CPU = torch.device("cpu")
 
 
