@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from mmengine.config import Config
@@ -195,6 +195,15 @@ def _nodes(cfg: object) -> Iterator[Mapping]:
     elif isinstance(cfg, (list, tuple)):
         for child in cfg:
             yield from _nodes(child)
+
+
+@contextmanager
+def naming_options(cfg: Config) -> Iterator[None]:
+    """Name the config's option beside a file that is missing."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(missing(cfg, error)) from error
 
 
 def missing(cfg: Config, error: FileNotFoundError) -> str:
