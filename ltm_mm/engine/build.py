@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..adapters import merges, remove
+from ..adapters import merges as is_applied
+from ..adapters import remove
 from ..checkpoints import load_into, read_state_dict
 from ..errors import UserError, naming
 from ..families import FAMILIES, NAMED, SWIN, of_type
+from ..merging import merges
 from ..models import backbones
 from ..models.backbones import swin
 from ..presets import Keep
 from .config import backbone_config, load_config
 from .convert import use_ltm
-from .merging_blocks import mask_modules
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -111,7 +112,7 @@ def model_builder(
             if weights is not None:
                 with naming(checkpoint):
                     load_into(model, weights, strict=strict)
-        if keep not in (None, AS_CONFIGURED) and not mask_modules(model):
+        if keep not in (None, AS_CONFIGURED) and not merges(model):
             raise UserError(f"--ltm {keep} merges nothing in this model")
         share_parameters(model.to(device), shared)
         model.eval()  # which returns nothing from mmdet's Swin
@@ -219,7 +220,7 @@ def plain_model(merged: nn.Module, cfg: "Config") -> nn.Module:
     Raises:
         UserError: if the config's backbone cannot be exchanged.
     """
-    if merges(merged):
+    if is_applied(merged):
         return plain_twin(merged)
     cfg = deepcopy(cfg)
     use_ltm(cfg, None)
@@ -249,6 +250,6 @@ def plain_twin(model: nn.Module) -> nn.Module:
         ValueError: if it was not: build the config again with ``keep=None`` then, and
             :func:`share_weights`.
     """
-    if not merges(model):
+    if not is_applied(model):
         raise ValueError(f"ltm_mm.apply was not used on this {type(model).__name__}")
     return remove(deepcopy(model))
