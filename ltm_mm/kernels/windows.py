@@ -32,7 +32,7 @@ def map_windows(
     Returns:
         ``(B, H, W, C)``.
     """
-    if at_once or torch.is_grad_enabled() or not uses_onednn(x, x):
+    if at_once or torch.is_grad_enabled() or not uses_onednn(x):
         return windows.map(x, work, before)
     return _in_chunks(windows, x, work, before, chunk or CHUNK)
 

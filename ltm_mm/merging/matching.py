@@ -126,7 +126,7 @@ def _gains(total: Tensor, size: Tensor | None, code: Tensor | None) -> Tensor:
         cos = torch.bmm(_alternate(total, 0), _alternate(total, 1).mT)
     cos = cos * inverse[:, 0::2].unsqueeze(-1) * inverse[:, 1::2].unsqueeze(-2)
     # Copies of one token (a plain area) are equals, which rounding must not put in an order.
-    cos = cos.clamp_(max=1 - 1e-6)
+    cos = cos.clamp(max=1 - 1e-6)
     if code is None:
         return cos if size is None else _ward(cos, size)
     # On a CPU only the sets with several codes, of which there are few, take these steps.

@@ -12,6 +12,15 @@ def exporting() -> bool:
     return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
 
 
+def transformed() -> bool:
+    """Whether a transform of ``torch.func`` (vmap, grad, jvp, ...) or forward derivatives run.
+
+    Shapes must not depend on data there, and operators without a rule for it fail.
+    """
+    active = torch._C._are_functorch_transforms_active()
+    return active or torch.autograd.forward_ad._current_level >= 0
+
+
 def largest(x: Tensor) -> tuple[Tensor, Tensor]:
     """Largest values along the last dimension, and where they are; of equals the first one.
 
