@@ -67,4 +67,5 @@ def full_precision(x: Tensor) -> AbstractContextManager:
 
 def by_index(x: Tensor) -> bool:
     """Whether rows are moved one by one (fast on a CPU); otherwise by products and gathers."""
-    return x.device.type == "cpu" and not (torch.compiler.is_compiling() or transformed())
+    traced = torch.compiler.is_compiling() or exporting() or transformed()
+    return x.device.type == "cpu" and not traced
