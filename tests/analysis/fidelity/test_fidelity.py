@@ -13,6 +13,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import ltm_mm
+from ltm_mm.adapters.copies import in_our_blocks, shared_copy, whole_plan
 from ltm_mm.analysis.benchmark.equal_time import smaller_sizes
 from ltm_mm.analysis.fidelity import compare as fidelity_run
 from ltm_mm.analysis.fidelity.agreement import (
@@ -33,7 +34,6 @@ from ltm_mm.analysis.fidelity.baselines import (
     tome_groups,
     with_tome,
 )
-from ltm_mm.analysis.fidelity.models import in_our_blocks, shared_copy, whole_plan
 from ltm_mm.analysis.fidelity.tool import run_fidelity
 from ltm_mm.engine import load_config
 from ltm_mm.engine.build import model_builder
