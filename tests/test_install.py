@@ -270,5 +270,8 @@ def test_documentation_builds_without_a_warning(tmp_path: Path) -> None:
 
 def test_github_runs_what_the_repository_runs() -> None:
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
-    steps = workflow["jobs"]["test"]["steps"]
-    assert [step["run"] for step in steps if "run" in step] == [".ci/run", "make docs"]
+    jobs = {name: job["steps"] for name, job in workflow["jobs"].items()}
+    runs = {name: [s["run"] for s in steps if "run" in s] for name, steps in jobs.items()}
+    assert runs == {"test": [".ci/run", "make docs"], "slow": ["make test-slow"]}
+    (rev,) = re.findall(r"rev: v(.*)", (ROOT / ".pre-commit-config.yaml").read_text())
+    assert f"\nruff=={rev} " in (ROOT / "requirements" / "tests.txt").read_text()
