@@ -204,7 +204,7 @@ def damage_validation_image(root: Path) -> None:
         (empty_annotations, "train_dataloader has no image left"),
         (remove_instances, "train_dataloader.dataset has no instance of its classes (circle"),
         (remove_images, "which train_dataloader.dataset.data_prefix.img names, does not exist"),
-        (damage_all_images, "20 images in a row cannot be read, the last one is"),
+        (damage_all_images, "20 images in a row cannot be used, the last one is"),
     ],
 )
 def test_data_set(

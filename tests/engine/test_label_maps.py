@@ -13,7 +13,6 @@ from ltm_mm.engine import UserError, train
 from ltm_mm.engine.data.heads import check_head
 from ltm_mm.engine.data.labels import LabelCheck
 from ltm_mm.engine.data.reading import ReadGuard
-from ltm_mm.engine.data.sizes import size_of
 from tests.conftest import ROOT
 
 CONFIG = str(ROOT / "configs" / "ltm_swin_upernet_shapes.py")
@@ -175,15 +174,6 @@ def test_another_size_on_the_way(tmp_path: Path) -> None:
     found = LabelCheck(3, 255)({"gt_seg_map": np.zeros((4, 6), np.uint8), "ori_shape": (6, 4)})
     assert found is not None
     assert "is of 4 x 6 pixels (height x width), its image of 6 x 4" in found
-
-
-def test_a_turned_photo_fits_its_turned_labels(tmp_path: Path) -> None:
-    """A photo of 8 x 4 pixels whose EXIF tag turns it is one of 4 x 8, as mmcv loads it."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (4, 8)).save(tmp_path / "photo.jpg", exif=exif)
-    assert size_of(str(tmp_path / "photo.jpg")) == (4, 8)
-    assert size_of(str(tmp_path / "none.jpg")) is None
 
 
 def test_a_loading_step_keeps_its_own_words(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from ..errors import UserError
 from .coco import BEYOND, NO_CATEGORY, NO_CROWD_FLAG, NO_IMAGE, SMALL, UNTRAINED, Look
 from .masks import MASK_FAULTS
 from .notes import first, say
-from .sizes import size_of, spread
+from .sizes import HEADERS, image_step, loaded_size, spread, turning
 
 HALF = "more than half of its annotations cannot be meant so"
 
@@ -170,25 +170,27 @@ def _same_images(metric: Look, data: Look, option: str) -> None:
     )
 
 
-def check_sizes(look: Look, folder: str) -> None:
-    """Compare the sizes that the file gives with those of some images.
+def check_sizes(dataset: Dataset, path: str, look: Look) -> None:
+    """Compare the sizes that the file gives with those of images as the pipeline loads them.
 
     Args:
-        look: at the annotation file.
-        folder: of the images.
+        dataset: as built by mmdet.
+        path: its dotted key in the config.
+        look: at its annotation file.
 
     Raises:
         UserError: names the first image of another size.
     """
-    for key in spread(list(look.images)):
+    folder, (_, step) = dataset.data_prefix.get("img") or "", image_step(dataset)
+    for key in spread(list(look.images), HEADERS):
         image, size = os.path.join(folder, look.images[key]), look.sizes[key]
-        found = size_of(image)
-        # Programs disagree on whether a photo that its EXIF tag turns is turned.
-        if found and sorted(found) != sorted(size):
+        found = loaded_size(image, step)
+        if found and found != tuple(size):
+            why = turning(image, dataset, path)
             raise UserError(
                 f"{look.file}: image {key!r} is of {size[0]} x {size[1]} pixels (height x width) "
-                f"there, {image} of {found[0]} x {found[1]}: were images resized without their "
-                "annotations?"
+                f"there, {image} of {found[0]} x {found[1]} as it is loaded"
+                + (why or ": were images resized without their annotations?")
             )
 
 

@@ -275,7 +275,7 @@ def check_dataset(
     if line := check_files(images, "images", path, skip=training):
         say(line)
     if look is not None and images:
-        check_sizes(look, dataset.data_prefix.get("img") or "")
+        check_sizes(dataset, path, look)
     check_files(labels, "label maps", path, skip=False)
     check_labels(dataset, path)
     record = str(Path(runner.log_dir, SKIPPED)) if training else None

@@ -37,7 +37,7 @@ def guard(
     for index, step in enumerate(steps):
         name = type(step).__name__
         if name.startswith("LoadImage"):
-            steps[index] = ReadGuard(step, "img_path", skip, record=record)
+            steps[index] = ReadGuard(step, "img_path", skip, _other_size, record)
         elif name.startswith("LoadAnnotations") and getattr(step, "with_seg", False):
             steps[index] = ReadGuard(step, "seg_map_path", False, check)
         elif name.startswith("LoadAnnotations"):  # masks that cannot be decoded, for example
@@ -52,7 +52,7 @@ class ReadGuard:
         key: of the path in the results.
         skip: return None (the data set then takes another image) and log the file, or
             raise a UserError that names it.
-        check: what is wrong with the step's results, if anything; always an error.
+        check: what is wrong with the step's results, if anything.
         record: file that the names of skipped images are appended to, of all processes.
     """
 
@@ -85,23 +85,24 @@ class ReadGuard:
             if not _unreadable(file, error):
                 name = type(self.step).__name__
                 raise UserError(f"{name} cannot load {file}: {_words(error)}") from error
-            return self._skip(file, error)
-        self.in_a_row = 0
+            if not self.skip:
+                raise UserError(
+                    f"{file} {_why(file, error)}: replace it, or take it out of the data set "
+                    "(without it the result would not be that of the data set)"
+                ) from error
+            return self._skip(file, _why(file, error), error)
         if self.check and loaded and (why := self.check(loaded)):
-            raise UserError(f"{results[self.key]} {why}")
+            if not self.skip:
+                raise UserError(f"{results[self.key]} {why}")
+            return self._skip(str(results[self.key]), why)
+        self.in_a_row = 0
         return loaded
 
-    def _skip(self, file: str, error: Exception) -> None:
-        why = _why(file, error)
-        if not self.skip:
-            raise UserError(
-                f"{file} {why}: replace it, or take it out of the data set (without it the "
-                "result would not be that of the data set)"
-            ) from error
+    def _skip(self, file: str, why: str, error: Exception | None = None) -> None:
         self.in_a_row += 1
         if self.in_a_row >= MAX_UNREADABLE:
             raise UserError(
-                f"{self.in_a_row} images in a row cannot be read, the last one is {file} ({why})"
+                f"{self.in_a_row} images in a row cannot be used, the last one is {file} ({why})"
             ) from error
         if file not in self.files:
             self.files.add(file)
@@ -123,6 +124,17 @@ class ReadGuard:
 
     def __repr__(self) -> str:
         return repr(self.step)
+
+
+def _other_size(results: dict) -> str | None:
+    """What is wrong with an image of another size than its annotation file says: its boxes."""
+    size, said = tuple(results["img"].shape[:2]), (results.get("height"), results.get("width"))
+    if None in said or size == said:
+        return None
+    return (
+        f"is of {size[0]} x {size[1]} pixels (height x width) as it is loaded, its annotation file "
+        f"says {said[0]} x {said[1]}, so its boxes would not fit"
+    )
 
 
 def _unreadable(file: str, error: Exception) -> bool:
@@ -163,7 +175,7 @@ def skipped(record: str) -> str | None:
         return None
     files = list(dict.fromkeys(Path(record).read_text().splitlines()))
     what = "image" if len(files) == 1 else "images"
-    return f"{len(files)} {what} that cannot be read: {first(files, 3)} (all in {record})"
+    return f"{len(files)} {what} that cannot be used: {first(files, 3)} (all in {record})"
 
 
 def absent(files: Iterable[str]) -> list[str]:
