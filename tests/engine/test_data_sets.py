@@ -3,6 +3,7 @@
 Every row damages one file or option and goes through the door of the tools.
 """
 
+import argparse
 import json
 import logging
 import resource
@@ -18,7 +19,7 @@ from PIL import Image
 from pycocotools.mask import encode
 
 from ltm_mm.datasets import SHAPES
-from ltm_mm.engine import UserError, train
+from ltm_mm.engine import ConfigOptions, UserError, train
 from ltm_mm.engine.data.coco import look_at
 from ltm_mm.engine.data.loaders import check_names
 from ltm_mm.engine.data.masks import BAD_MASK, _decoded, mask_fault
@@ -147,7 +148,7 @@ def a_list(root: Path) -> None:
         (
             "val",
             first(segmentation=[]),
-            "(000000.png); add or correct it, or measure metric='bbox'",
+            "val_dataloader.dataset.pipeline loads masks: take them out, or measure boxes a",
         ),
         ("train", flat_polygon, "neither a list of polygons [[x, y, x, y, x, y, ...], ...]"),
         ("train", first(segmentation=[[1, 2, 3, 4]]), "neither a list of polygons [[x, y, x, y,"),
@@ -293,7 +294,7 @@ VAL_OF_TRAIN = {"val_evaluator.ann_file": "{root}/annotations/instances_train.js
         (
             None,
             {"model.roi_head.mask_head": None, "model.roi_head.mask_roi_extractor": None},
-            "val_evaluator.metric has 'segm', but the model predicts no masks: give 'bbox' alone",
+            "val_evaluator.metric has 'segm', but the model predicts no masks: use a d",
         ),
         (
             None,
@@ -315,7 +316,28 @@ VAL_OF_TRAIN = {"val_evaluator.ann_file": "{root}/annotations/instances_train.js
         (
             None,
             {"train_dataloader.dataset.pipeline.1.with_mask": False},
-            "no LoadAnnotations step of train_dataloader.dataset.pipeline has with_mask=True",
+            "the model has heads for masks, but no LoadAnnotations step of train_dataloader.dataset"
+            ".pipeline has with_mask=True: set train_dataloader.dataset.pipeline.1.with_mask=True,",
+        ),
+        (
+            None,
+            {"train_dataloader.dataset.pipeline.1.with_bbox": False},
+            "the model has heads for boxes, but no LoadAnnotations step of train_dataloader.da",
+        ),
+        (
+            None,
+            {
+                f"train_dataloader.dataset.pipeline.1.with_{what}": False
+                for what in ("bbox", "label", "mask")
+            },
+            "has with_bbox=True and with_label=True and with_mask=True: set train_dataloader.datase"
+            "t.pipeline.1.with_bbox=True train_dataloader.dataset.pipeline.1.with_label=True",
+        ),
+        (
+            None,
+            {"train_dataloader.dataset.pipeline.1.poly2mask": False},
+            "have a run-length code as 'segmentation', first annotation 1 of image 1 (000000.png); "
+            "train_dataloader.dataset.pipeline has poly2mask=False, which leaves them out: set it",
         ),
     ],
 )
@@ -433,6 +455,52 @@ def test_categories_that_are_not_trained_are_named(
     assert (
         "not among train_dataloader.dataset.metainfo.classes are left out: star, ring, cross" in log
     )
+
+
+# Edits of the journey from masks to boxes that a user knows; a message names all that are left.
+HEAD = {"model.roi_head.mask_head": None}
+TRAIN, VAL, TEST = (
+    {f"{split}_dataloader.dataset.pipeline.{step}.with_mask": False}
+    for split, step in (("train", 1), ("val", 2), ("test", 2))
+)
+METRIC = {"val_evaluator.metric": "bbox"}
+
+
+@pytest.mark.usefixtures("_no_steps")
+@pytest.mark.parametrize("done", [{}, HEAD, TRAIN, HEAD | TRAIN, HEAD | TRAIN | METRIC, HEAD | VAL])
+def test_a_file_of_boxes_names_all_options_at_once(
+    capsys: pytest.CaptureFixture, tmp_path: Path, options: Options, own: Path, done: dict
+) -> None:
+    for split in ("train", "val"):
+        edit(own, split, without("segmentation"))
+    changes = coco_options(options, own) | done
+    changes["default_hooks.checkpoint.save_best"] = "coco/segm_mAP"
+    work = str(tmp_path / "w")
+    line = line_of(capsys, lambda: train(SHAPES_CONFIG, work, cfg_options=changes))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cfg-options", nargs="+", action=ConfigOptions)
+    advice = line.partition("--cfg-options ")[2].split()
+    named = parser.parse_args(["--cfg-options", *advice]).cfg_options
+    everything = HEAD | TRAIN | VAL | TEST | METRIC | {"test_evaluator.metric": "bbox"}
+    everything["default_hooks.checkpoint.save_best"] = "coco/bbox_mAP"
+    assert named == {key: value for key, value in everything.items() if key not in done}
+    with pytest.raises(Stop):
+        train(SHAPES_CONFIG, work, cfg_options=changes | named)
+
+
+@pytest.mark.usefixtures("_no_steps")
+def test_masks_that_the_validation_alone_lacks(
+    capsys: pytest.CaptureFixture, tmp_path: Path, options: Options, own: Path
+) -> None:
+    edit(own, "val", without("segmentation", 1))
+    changes, work = coco_options(options, own), str(tmp_path / "w")
+    line = line_of(capsys, lambda: train(SHAPES_CONFIG, work, cfg_options=changes))
+    assert line.endswith(
+        "val_dataloader.dataset.pipeline loads masks: take them out, or measure boxes alone, "
+        "--cfg-options val_dataloader.dataset.pipeline.2.with_mask=False val_evaluator.metric=bbox"
+    )
+    with pytest.raises(Stop):
+        train(SHAPES_CONFIG, work, cfg_options=changes | VAL | METRIC)
 
 
 @pytest.mark.parametrize(

@@ -184,5 +184,5 @@ def test_a_loading_step_keeps_its_own_words(tmp_path: Path) -> None:
         raise AssertionError("the true cause")
 
     guard = ReadGuard(step, "img_path", skip=True)
-    with pytest.raises(UserError, match=r"function cannot load .*photo.png: the true cause"):
+    with pytest.raises(UserError, match=r"\(function\) cannot load .*photo.png: the true cause"):
         guard({"img_path": str(tmp_path / "photo.png")})

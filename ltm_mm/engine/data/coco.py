@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from tqdm import tqdm
 
 from ..errors import UserError
-from .masks import mask_fault
+from .masks import RUN_LENGTH, mask_fault
 
 OVERHANG = 2  # pixels that a box may reach beyond its image: annotation tools round
 
@@ -191,6 +191,8 @@ def _look_at_annotation(look: Look, a: Mapping, images: Mapping) -> None:
         look.note(wrong + UNTRAINED * small, a)
     if small:
         return look.note(SMALL, a)
+    if isinstance(a.get("segmentation"), dict) and not a.get("iscrowd"):
+        look.note(RUN_LENGTH, a)
     (look.crowds if a.get("iscrowd") else look.instances)[category] += 1
     return None
 

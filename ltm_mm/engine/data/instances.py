@@ -13,8 +13,9 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..errors import UserError
+from .annotations import keeps_run_lengths
 from .coco import BEYOND, NO_CATEGORY, NO_CROWD_FLAG, NO_IMAGE, SMALL, UNTRAINED, Look
-from .masks import MASK_FAULTS
+from .masks import BAD_MASK, MASK_FAULTS, NO_MASK, RUN_LENGTH
 from .notes import first, say
 from .sizes import HEADERS, image_step, loaded_size, spread, turning
 
@@ -22,7 +23,13 @@ HALF = "more than half of its annotations cannot be meant so"
 
 
 def check_instances(
-    dataset: Dataset, path: str, look: Look, classes: Sequence[str], training: bool, masks: bool
+    dataset: Dataset,
+    path: str,
+    look: Look,
+    classes: Sequence[str],
+    training: bool,
+    masks: bool,
+    boxes_only: str,
 ) -> None:
     """Compare a COCO data set with what its file holds.
 
@@ -33,6 +40,7 @@ def check_instances(
         classes: of the data set.
         training: whether it is trained on.
         masks: whether its pipeline loads masks.
+        boxes_only: how to do without masks, for a message.
 
     Raises:
         UserError: names file, entry and option.
@@ -44,8 +52,12 @@ def check_instances(
             raise UserError(f"{line}; {HALF}")
         if line and training:
             say(line)
-    if training and masks:
-        _refuse(look, MASK_FAULTS, "take them out, or train a detector without masks")
+    if masks:
+        faults = MASK_FAULTS if training else (NO_MASK, BAD_MASK)
+        _refuse(look, faults, f"{path}.pipeline loads masks: take them out, or {boxes_only}")
+    if training and masks and not keeps_run_lengths(dataset):
+        why = f"{path}.pipeline has poly2mask=False, which leaves them out: set it to True"
+        _refuse(look, (RUN_LENGTH,), why)
     if not training:
         return
     if not look.total(look.instances, classes):
@@ -110,6 +122,7 @@ def check_metric(
     data: Look | None,
     classes: Sequence[str],
     model: nn.Module,
+    boxes_only: str,
 ) -> None:
     """Refuse a COCO metric that would end in a traceback, in -1, or in another set's figures.
 
@@ -119,6 +132,7 @@ def check_metric(
         data: what was seen in the data set's own file; None: nothing.
         classes: of the data set.
         model: of the runner.
+        boxes_only: how to do without masks, for a message.
 
     Raises:
         UserError: names file, entry and option.
@@ -129,7 +143,7 @@ def check_metric(
     if "segm" in metrics and getattr(model, "with_roi_head", False) and not model.with_mask:
         raise UserError(
             f"{option.removesuffix('.ann_file')}.metric has 'segm', but the model predicts no "
-            "masks: give 'bbox' alone"
+            f"masks: {boxes_only}"
         )
     if look is None or getattr(metric, "format_only", False):
         return
@@ -140,7 +154,7 @@ def check_metric(
     _refuse(look, (NO_CROWD_FLAG,), "add it")
     if "segm" in metrics:
         faults = (*MASK_FAULTS, *(fault + UNTRAINED for fault in MASK_FAULTS))
-        _refuse(look, faults, "add or correct it, or measure metric='bbox' alone")
+        _refuse(look, faults, f"add or correct it, or {boxes_only}")
     if not look.total(look.instances, classes):
         why = look.describe(NO_IMAGE) or look.describe(NO_CATEGORY) or look.describe(SMALL)
         if crowds := look.total(look.crowds, classes):
@@ -192,12 +206,3 @@ def check_sizes(dataset: Dataset, path: str, look: Look) -> None:
                 f"there, {image} of {found[0]} x {found[1]} as it is loaded"
                 + (why or ": were images resized without their annotations?")
             )
-
-
-def check_masks(model: nn.Module, masks: bool, path: str) -> None:
-    """Refuse a mask head whose data set's pipeline loads no masks."""
-    if getattr(model, "with_roi_head", False) and model.with_mask and not masks:
-        raise UserError(
-            f"the model has a mask head, but no LoadAnnotations step of {path}.pipeline has "
-            "with_mask=True"
-        )

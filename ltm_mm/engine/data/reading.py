@@ -23,7 +23,11 @@ TRIED = 5  # images that a pipeline is tried with
 
 
 def guard(
-    dataset: Dataset, skip: bool, record: str | None = None, check: Check | None = None
+    dataset: Dataset,
+    skip: bool,
+    record: str | None = None,
+    check: Check | None = None,
+    path: str = "the data set",
 ) -> None:
     """Put a :class:`ReadGuard` before each step of a pipeline that reads a file.
 
@@ -32,16 +36,17 @@ def guard(
         skip: pass over images that cannot be read.
         record: file that the names of such images are written to.
         check: of label maps, see :class:`ReadGuard`.
+        path: dotted key of the data set in the config.
     """
     steps = getattr(getattr(dataset, "pipeline", None), "transforms", [])
     for index, step in enumerate(steps):
-        name = type(step).__name__
+        name, place = type(step).__name__, f"{path}.pipeline.{index}"
         if name.startswith("LoadImage"):
-            steps[index] = ReadGuard(step, "img_path", skip, _other_size, record)
+            steps[index] = ReadGuard(step, "img_path", skip, _other_size, record, place)
         elif name.startswith("LoadAnnotations") and getattr(step, "with_seg", False):
-            steps[index] = ReadGuard(step, "seg_map_path", False, check)
+            steps[index] = ReadGuard(step, "seg_map_path", False, check, place=place)
         elif name.startswith("LoadAnnotations"):  # masks that cannot be decoded, for example
-            steps[index] = ReadGuard(step, "img_path", False)
+            steps[index] = ReadGuard(step, "img_path", False, place=place)
 
 
 class ReadGuard:
@@ -54,6 +59,7 @@ class ReadGuard:
             raise a UserError that names it.
         check: what is wrong with the step's results, if anything.
         record: file that the names of skipped images are appended to, of all processes.
+        place: of the step in the config.
     """
 
     def __init__(
@@ -63,7 +69,9 @@ class ReadGuard:
         skip: bool,
         check: Check | None = None,
         record: str | None = None,
+        place: str = "the pipeline",
     ) -> None:
+        self.place = place
         self.step = step
         self.key = key
         self.skip = skip
@@ -83,7 +91,7 @@ class ReadGuard:
             if not file:
                 raise
             if not _unreadable(file, error):
-                name = type(self.step).__name__
+                name = f"{self.place} ({type(self.step).__name__})"
                 raise UserError(f"{name} cannot load {file}: {_words(error)}") from error
             if not self.skip:
                 raise UserError(
@@ -150,6 +158,8 @@ def _unreadable(file: str, error: Exception) -> bool:
 
 
 def _words(error: Exception) -> str:
+    if isinstance(error, KeyError):  # of what the data set or a step before gives
+        return f"there is no {message(error)!r} in what it is given"
     return message(error) or type(error).__name__
 
 
