@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from PIL import Image
 from pycocotools.mask import encode
@@ -21,6 +22,7 @@ from pycocotools.mask import encode
 from ltm_mm.datasets import SHAPES
 from ltm_mm.engine import ConfigOptions, UserError, train
 from ltm_mm.engine.data.coco import look_at
+from ltm_mm.engine.data.instances import check_counts
 from ltm_mm.engine.data.loaders import check_names
 from ltm_mm.engine.data.masks import BAD_MASK, _decoded, mask_fault
 from tests.engine.conftest import SHAPES_CONFIG, line_of
@@ -398,6 +400,12 @@ def one_outside(content: Content) -> None:
     content["annotations"][0]["bbox"] = [300, 300, 5, 5]
 
 
+def many(content: Content) -> None:
+    """150 more objects of the first class on the second image."""
+    one = next(a for a in content["annotations"] if a["image_id"] == 2)
+    content["annotations"] += [one | {"id": 1000 + i, "category_id": 1} for i in range(150)]
+
+
 def one_unknown_image(content: Content) -> None:
     content["annotations"][0]["image_id"] = 77
 
@@ -408,6 +416,7 @@ def one_unknown_image(content: Content) -> None:
     [
         (one_outside, "annotations are left out by mmdet (box smaller than a pixel or outside"),
         (one_unknown_image, "1 of {n} annotations are of an image that the file does not list"),
+        (many, "1 images have more objects than the model finds at most, 100 (model.test_cfg.rcn"),
     ],
 )
 def test_what_is_left_out_is_said(
@@ -425,6 +434,41 @@ def test_what_is_left_out_is_said(
         train(SHAPES_CONFIG, str(tmp_path / "w"), cfg_options=coco_options(options, own))
     log = next(tmp_path.glob("w/*/*.log")).read_text()
     assert expected.format(n=count) in log
+
+
+@pytest.mark.parametrize(
+    ("model", "classes", "expected"),
+    [
+        (
+            {"test_cfg": {"rpn": {"max_per_img": 900}, "rcnn": {"max_per_img": 30}}},
+            CLASSES,
+            "1 images have more objects than the model finds at most, 30 (model.test_cfg.rcnn.max_"
+            "per_img), the fullest one {n} (000001.png): raise it",
+        ),
+        ({"test_cfg": {"max_per_img": 30}}, CLASSES[1:], None),
+        ({"test_cfg": {"max_per_img": 170}}, CLASSES, None),
+        ({"test_cfg": {"max_per_img": -1}}, CLASSES, None),
+        ({"train_cfg": {"max_per_img": 30}}, CLASSES, None),
+        ({"panoptic_head": {"num_queries": 40}}, CLASSES, "40 (model.panoptic_head.num_queries)"),
+        ({"num_queries": 40, "test_cfg": {"max_per_img": 9}}, CLASSES, "(model.test_cfg.max_per"),
+    ],
+)
+def test_more_objects_than_a_model_finds(
+    monkeypatch: pytest.MonkeyPatch,
+    own: Path,
+    model: dict,
+    classes: tuple[str, ...],
+    expected: str | None,
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("ltm_mm.engine.data.instances.say", said.append)
+    edit(own, "train", many)
+    file = own / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    check_counts(look_at(content, str(file)), classes, Config(dict(model=model)))
+    most = sum(a["image_id"] == 2 for a in content["annotations"])
+    assert len(said) == (expected is not None)
+    assert expected is None or expected.format(n=most) in said[0]
 
 
 @pytest.mark.usefixtures("_no_steps")

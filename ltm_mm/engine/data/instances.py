@@ -6,12 +6,16 @@ mmdet numbers labels in the order in which the *file* lists the categories, what
 
 import difflib
 import os
+import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from torch import nn
 from torch.utils.data import Dataset
 
+from ..config import flatten
 from ..errors import UserError
 from .annotations import keeps_run_lengths
 from .coco import BEYOND, NO_CATEGORY, NO_CROWD_FLAG, NO_IMAGE, SMALL, UNTRAINED, Look
@@ -113,6 +117,36 @@ def check_order(found: Sequence[str], classes: Sequence[str], look: Look, option
             f"{first(classes)}: mmdet numbers labels in the file's order, so names would be "
             "exchanged. Write the classes in the file's order, and bring the 'categories' of all "
             "splits' files into one (docs/own-data.md has a line for that)"
+        )
+
+
+def check_counts(look: Look, classes: Sequence[str], cfg: Config) -> None:
+    """Report an image with more objects than the model gives at most.
+
+    Args:
+        look: at the annotation file.
+        classes: of the data set.
+        cfg: the whole config.
+    """
+    limits = [
+        (value, key)
+        for key, value in flatten(cfg.get("model") or {}, "model")
+        if re.search(r"(\btest_cfg\..*\bmax_per_im(g|age)|\bnum_queries)$", key)
+        and type(value) is int
+        and value > 0
+    ]
+    totals: Counter = Counter()
+    for (image, category), count in look.objects.items():
+        if look.ids.get(category) in classes:
+            totals[image] += count
+    (image, most), *_ = totals.most_common(1) or [(None, 0)]
+    if limits and most > min(limits)[0]:
+        limit, option = min(limits)
+        count = sum(total > limit for total in totals.values())
+        say(
+            f"{look.file}: {count} images have more objects than the model finds at most, {limit} "
+            f"({option}), the fullest one {most} ({look.images[image]}): raise it. COCO's mAP "
+            "counts the best 100 of an image in any case"
         )
 
 

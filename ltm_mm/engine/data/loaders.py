@@ -17,7 +17,7 @@ from ..errors import UserError, _chain, explain, message
 from .annotations import boxes_only, check_loaded, loads
 from .coco import Look, looking
 from .heads import check_channels, check_detector, check_head, unwrapped
-from .instances import check_instances, check_metric, check_sizes
+from .instances import check_counts, check_instances, check_metric, check_sizes
 from .labels import check_labels, label_check
 from .notes import first, say
 from .reading import check_files, guard, try_pipeline
@@ -266,6 +266,7 @@ def check_dataset(
         masks, split = "with_mask" in loads(dataset), path.partition("_")[0]
         advice = boxes_only(runner.cfg, split)
         check_instances(dataset, path, look, classes, training, masks, advice)
+        check_counts(look, classes, runner.cfg)
         if not getattr(dataset, "return_classes", False):
             check_detector(model, classes, path)
         if training:
