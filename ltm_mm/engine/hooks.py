@@ -5,7 +5,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from ..checkpoints import load_into
-from .errors import naming
+from ..errors import naming
 
 
 class StartFrom(Hook):

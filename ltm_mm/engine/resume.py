@@ -12,8 +12,8 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..checkpoints import read_state_dict
-from .data.notes import first, say
-from .errors import UserError
+from ..checks.notes import first, say
+from ..errors import UserError
 
 TRAINING = {"meta", "message_hub", "optimizer"}
 UNTRUSTED = "--trust-checkpoint"

@@ -1,6 +1,5 @@
 """Train and test from a config: what ``tools/train.py`` and ``tools/test.py`` call."""
 
-import difflib
 import numbers
 import os
 import re
@@ -12,36 +11,27 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.hooks import Hook
-from mmengine.registry import OPTIMIZERS, RUNNERS
+from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from ..checks.loaders import SKIPPED, build_loaders, missing
+from ..checks.outputs import check_file, check_folder
+from ..checks.reading import skipped
+from ..checks.training import check_lengths, check_optimizer, require, require_file
+from ..errors import UserError
+from .build import drop_pretrained
 from .commands import note_command
 from .config import load_config
 from .convert import parse_keep, use_ltm
-from .data import build_loaders, missing, skipped
-from .data.loaders import SKIPPED
-from .errors import UserError, no_such_type
 from .flexible import build_model, choose_strategy, is_flexible
 from .hooks import StartFrom, load
 from .ib_hook import use_ib
-from .outputs import check_file, check_folder
 from .pictures import LabelMaps, Pictures
 from .ranks import check_launcher, print_once, use_cpu_ranks
 from .resume import check_same_model, check_trained_classes, find_resume
-from .steps import Watch, check_lengths, first_step
+from .steps import Watch, first_step
 
 PICKLES = (".pkl", ".pickle")
-# What mmengine's DefaultOptimWrapperConstructor reads.
-PARAMWISE = (
-    "custom_keys",
-    "bias_lr_mult",
-    "bias_decay_mult",
-    "norm_decay_mult",
-    "flat_decay_mult",
-    "dwconv_decay_mult",
-    "dcn_offset_lr_mult",
-    "bypass_duplicate",
-)
 
 
 def train(
@@ -81,15 +71,15 @@ def train(
         UserError: for a mistake in the input; see also :func:`.errors.clean_errors`.
     """
     cfg = _prepare(config, work_dir, ltm, cfg_options, launcher, ib)
-    _require(cfg, "train_dataloader", "train_cfg", "optim_wrapper")
+    require(cfg, "train_dataloader", "train_cfg", "optim_wrapper")
     check_lengths(cfg)
     for file in (checkpoint, cfg.get("load_from")):
         if file:
-            _require_file(file)
+            require_file(file)
     if amp:
         _use_amp(cfg)
     if auto_scale_lr:
-        _require(cfg, "auto_scale_lr")
+        require(cfg, "auto_scale_lr")
         cfg.auto_scale_lr.enable = True
     cfg.load_from = find_resume(resume, cfg.work_dir, trust_checkpoint) or cfg.get("load_from")
     cfg.resume = resume is not None and cfg.load_from is not None
@@ -98,7 +88,7 @@ def train(
         drop_pretrained(cfg)
     runner = _build(cfg)
     note_command(cfg.work_dir)
-    _check_optimizer(cfg)
+    check_optimizer(cfg)
     build_model(runner, cfg.get("find_unused_parameters", False), testing=False)
     if resumed:
         check_same_model(runner.model, resumed, trust_checkpoint)
@@ -150,8 +140,8 @@ def evaluate(
         UserError: see :func:`train`; also if the checkpoint is of another model.
     """
     cfg = _prepare(config, work_dir, ltm, cfg_options, launcher)
-    _require(cfg, "test_dataloader", "test_cfg", "test_evaluator")
-    _require_file(checkpoint)
+    require(cfg, "test_dataloader", "test_cfg", "test_evaluator")
+    require_file(checkpoint)
     exported = checkpoint.endswith((".onnx", ".xml", ".pt2"))
     if exported or bf16:
         from ..export.evaluate import use_file  # not at the top: it imports from here
@@ -185,26 +175,6 @@ def evaluate(
     return metrics
 
 
-def drop_pretrained(cfg: Config) -> None:
-    """Keep a model from loading weights that a whole checkpoint replaces anyway."""
-    _drop(cfg.model)
-
-
-def _drop(node: object) -> None:
-    if isinstance(node, (list, tuple)):
-        for child in node:
-            _drop(child)
-    if not isinstance(node, dict):
-        return
-    for key, value in node.items():
-        if key == "pretrained" and value:
-            node[key] = None if isinstance(value, str) else False
-        elif key == "init_cfg" and isinstance(value, dict) and value.get("type") == "Pretrained":
-            node[key] = None
-        else:
-            _drop(value)
-
-
 def draw_into(cfg: Config, folder: str) -> Hook:
     """A hook that writes pictures of all predictions to a folder."""
     check_folder("--show-dir", folder)
@@ -226,7 +196,7 @@ def _prepare(
 ) -> Config:
     """The config as the command line changes it, and the process group where one is needed."""
     cfg = load_config(config, deepcopy(cfg_options))  # merging options alters them
-    _require(cfg, "model")
+    require(cfg, "model")
     stem = Path(cfg.filename).stem
     if ltm is not None:
         for line in use_ltm(cfg, parse_keep(ltm)):
@@ -260,21 +230,6 @@ def _files_named(cfg: Config) -> Iterator[None]:
         raise UserError(missing(cfg, error)) from error
 
 
-def _require(cfg: Config, *keys: str) -> None:
-    for key in keys:
-        if not cfg.get(key):
-            raise UserError(f"{cfg.filename} has no {key}, which is needed here")
-
-
-def _require_file(checkpoint: str) -> None:
-    """Say so before anything is built, not after."""
-    path = Path(checkpoint).expanduser()
-    if path.is_dir():
-        raise UserError(f"checkpoint {checkpoint} is a folder: name the file in it")
-    if "://" not in checkpoint and not path.is_file():
-        raise UserError(f"checkpoint {checkpoint} does not exist")
-
-
 def _use_amp(cfg: Config) -> None:
     if get_device() == "cpu":
         raise UserError("--amp needs a GPU, and none is visible; leave it out")
@@ -282,25 +237,9 @@ def _use_amp(cfg: Config) -> None:
     cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
 
 
-def _check_optimizer(cfg: Config) -> None:
-    """mmengine's own message for an unknown optimizer does not name it."""
-    kind = (cfg.optim_wrapper.get("optimizer") or {}).get("type")
-    with OPTIMIZERS.switch_scope_and_registry(cfg.get("default_scope")) as known:
-        if isinstance(kind, str) and known.get(kind) is None:
-            raise UserError(no_such_type(kind, "optimizer"))
-    if cfg.optim_wrapper.get("constructor") in (None, "DefaultOptimWrapperConstructor"):
-        for key in cfg.optim_wrapper.get("paramwise_cfg") or ():
-            if key not in PARAMWISE:  # which mmengine would pass over
-                near = difflib.get_close_matches(key, PARAMWISE, n=2)
-                raise UserError(
-                    f"optim_wrapper.paramwise_cfg takes no {key!r}: "
-                    + (f"did you mean {' or '.join(near)}?" if near else ", ".join(PARAMWISE))
-                )
-
-
 def _use_tta(cfg: Config) -> None:
     """Wrap the model as mmdet's and mmseg's own test tools do."""
-    _require(cfg, "tta_model", "tta_pipeline")
+    require(cfg, "tta_model", "tta_pipeline")
     cfg.model = dict(**cfg.tta_model, module=cfg.model)
     cfg.test_dataloader.dataset.pipeline = deepcopy(cfg.tta_pipeline)
 
