@@ -18,6 +18,7 @@ from ..checks.loaders import SKIPPED, build_loaders, missing
 from ..checks.outputs import check_file, check_folder
 from ..checks.reading import skipped
 from ..checks.training import check_lengths, check_optimizer, require, require_file
+from ..checks.weights import check_weights, options_named
 from ..errors import UserError
 from .build import drop_pretrained
 from .commands import note_command
@@ -86,6 +87,7 @@ def train(
     resumed = cfg.load_from if cfg.resume else None
     if resumed or checkpoint:
         drop_pretrained(cfg)
+    check_weights(cfg)
     runner = _build(cfg)
     note_command(cfg.work_dir)
     check_optimizer(cfg)
@@ -99,7 +101,7 @@ def train(
         runner.register_hook(StartFrom(checkpoint, trust_checkpoint))
     watch = Watch()
     runner.register_hook(watch)
-    with _files_named(cfg):
+    with _files_named(cfg), options_named(cfg):
         build_loaders(runner, "train", "val")
         with first_step(watch):
             runner.train()

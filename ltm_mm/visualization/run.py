@@ -12,6 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..checks.outputs import check_folder
+from ..checks.weights import named_weights
 from ..engine import load_config, parse_keep, use_ltm
 from ..engine.build import model_builder, plain_model
 from ..engine.merging_blocks import mask_modules
@@ -124,7 +125,7 @@ def build_pair(cfg: Config, checkpoint: str | None, trust: bool, device: str, se
     weights = "untrained weights"
     if checkpoint:
         weights = f"weights {Path(checkpoint).name}"
-    elif "Pretrained" in str(cfg.model):
+    elif named_weights(cfg):
         weights = "pretrained backbone, untrained heads"
     plain = plain_model(merged, cfg).to(device).eval()
     return Pair(merged, plain, class_names(cfg), f"{Path(cfg.filename).stem}, {weights}")

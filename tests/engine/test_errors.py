@@ -120,6 +120,7 @@ def test_missing_annotation_file_of_the_metric(
             "model.backbone.init_cfg.type": "Pretrained",
         },
         {"model.backbone.pretrained": NOT_THERE},
+        {"model.backbone.init_cfg": NOT_THERE},
     ],
 )
 def test_no_internet(
@@ -127,8 +128,10 @@ def test_no_internet(
 ) -> None:
     changes = {**options(), **address}
     line = line_of(capsys, lambda: train(SHAPES_CONFIG, str(tmp_path), cfg_options=changes))
-    assert NOT_THERE in line
-    assert "model.backbone.init_cfg=None" in line
+    option = next(key for key, value in address.items() if value == NOT_THERE)
+    assert f"could not download {NOT_THERE} (" in line
+    off = option.removesuffix(".checkpoint")
+    assert f"{option} names it: set --cfg-options {option}=FILE, or {off}=None to start" in line
 
 
 def test_no_internet_with_a_backbone_of_mmdet(
