@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import taken_for
 from .detect import unwrap
 from .optional import HistoryBuffer, barrier, get_external_models, get_mmcls_models
 
@@ -44,6 +45,8 @@ def read_state_dict(path: str | os.PathLike, trust: bool = False) -> dict[str, T
         ValueError: not a checkpoint, truncated, no weights in it, or it needs ``trust``.
     """
     name = os.fspath(path)
+    if swapped := taken_for(name, "checkpoint"):
+        raise ValueError(swapped)
     scheme = name.partition("://")[0] if "://" in name else None
     if scheme in ZOOS:
         file = _fetch(_look_up(name, ZOOS[scheme]()), name)

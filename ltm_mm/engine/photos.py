@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import UserError
+from ..errors import PICTURES, UserError, taken_for
 from .build import scope_of
 
 if TYPE_CHECKING:
@@ -24,19 +24,20 @@ Size = tuple[int, int]
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, RGB
 BACKBONE_SIZE = (800, 1216)  # of a backbone without a test pipeline
 PHOTO = (640, 960)  # height and width of the photo whose size after the pipeline is asked for
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
 
 def find_images(source: str) -> list[Path]:
     """The image, or the images of a folder, in order of their names."""
     path = Path(source).expanduser()
     if not path.is_dir():
+        if swapped := taken_for(path, "photo"):
+            raise UserError(swapped)
         if not path.is_file():
             raise UserError(f"{source}: there is no such image or folder")
         return [path]
-    files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES and f.is_file())
+    files = sorted(f for f in path.iterdir() if f.suffix.lower() in PICTURES and f.is_file())
     if not files:
-        raise UserError(f"{source} holds no image: a name must end in {', '.join(SUFFIXES)}")
+        raise UserError(f"{source} holds no image: a name must end in {', '.join(PICTURES)}")
     return files
 
 

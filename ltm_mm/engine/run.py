@@ -210,6 +210,7 @@ def _prepare(
         stem += f"_ib-{ib}"
     if work_dir or not cfg.get("work_dir"):
         cfg.work_dir = work_dir or os.path.join("work_dirs", stem)
+    check_folder("--work-dir" if work_dir else "work_dir", cfg.work_dir)
     cfg.launcher = launcher
     check_launcher(launcher)
     if is_flexible(cfg):

@@ -12,9 +12,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from ltm_mm.analysis.fidelity.tool import run_fidelity
 from ltm_mm.engine import evaluate, train
 from ltm_mm.errors import UserError, clean_errors, explain
+from ltm_mm.export.run import export
+from ltm_mm.visualization import visualize
 from tests.engine.conftest import SHAPES_CONFIG, line_of
 
 Options = Callable[..., dict[str, object]]
@@ -377,6 +381,106 @@ def test_full_disk() -> None:
     assert explain(OSError(28, "No space left on device", "epoch_1.pth")) == (
         "epoch_1.pth: No space left on device"
     )
+
+
+def save_with_mmengine(file: str) -> None:
+    from mmengine.runner.checkpoint import save_checkpoint
+
+    save_checkpoint({"state_dict": {"w": torch.zeros(100_000)}}, file)
+
+
+def write_lines(file: str) -> None:
+    with open(file, "w") as out:
+        out.write("x" * 100_000)
+
+
+def figure(file: str) -> None:
+    from matplotlib.figure import Figure
+
+    Figure().savefig(file, format="png")
+
+
+NOISE = np.random.default_rng(0).integers(0, 255, (300, 300, 3), np.uint8)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda file: torch.save(torch.zeros(100_000), file),
+        lambda file: torch.save(torch.zeros(9), file, _use_new_zipfile_serialization=False),
+        save_with_mmengine,
+        write_lines,
+        figure,
+        lambda file: json.dump(list(range(9999)), open(file, "w")),  # noqa: SIM115
+        lambda file: Path(file).write_text("x"),
+        lambda file: Image.fromarray(NOISE).save(file, format="PNG"),
+        lambda file: np.save(open(file, "wb"), NOISE),  # noqa: SIM115
+    ],
+)
+def test_full_disk_names_the_file(
+    capsys: pytest.CaptureFixture, write: Callable[[str], object]
+) -> None:
+    line = line_of(capsys, lambda: write("/dev/full"))
+    assert line in (
+        "error: /dev/full: No space left on device",
+        "error: /dev/full cannot be written: is the disk full?",
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (
+            lambda p: evaluate(p["pth"], p["py"]),
+            "{pth} is a checkpoint by its name, where a config",
+        ),
+        (lambda p: train(p["pth"]), "{pth} is a checkpoint by its name, where a config is wanted"),
+        (lambda p: train(p["jpg"]), "{jpg} is a photo by its name, where a config is wanted"),
+        (
+            lambda p: train(SHAPES_CONFIG, p["work"], checkpoint=p["py"]),
+            "{py} is a config by its name, where a checkpoint is wanted: are arguments swapped?",
+        ),
+        (
+            lambda p: train(SHAPES_CONFIG, p["work"], resume=p["py"]),
+            "{py} is a config by its name, where a checkpoint is wanted",
+        ),
+        (
+            lambda p: evaluate(SHAPES_CONFIG, p["jpg"], p["work"]),
+            "{jpg} is a photo by its name, where a checkpoint is wanted",
+        ),
+        (
+            lambda p: visualize(SHAPES_CONFIG, p["pth"], p["jpg"]),
+            "{pth} is a checkpoint by its name, where a photo is wanted",
+        ),
+        (
+            lambda p: run_fidelity(SHAPES_CONFIG, p["jpg"], p["pth"], out=p["work"]),
+            "{pth} is a checkpoint by its name, where a photo is wanted",
+        ),
+        (
+            lambda p: run_fidelity("ltm-swin-t", p["py"], p["jpg"], out=p["work"]),
+            "{py} is a config by its name, where a checkpoint is wanted",
+        ),
+        (lambda p: export(p["pth"], p["py"]), "{pth} is a checkpoint by its name, where a config"),
+        (lambda p: train(SHAPES_CONFIG, p["pth"]), "--work-dir {pth} is a file: name a folder"),
+        (
+            lambda p: evaluate(SHAPES_CONFIG, p["pth"], f"{p['jpg']}/a"),
+            "--work-dir {jpg}/a cannot be made: {jpg} is a file; name a folder",
+        ),
+        (
+            lambda p: train(SHAPES_CONFIG, cfg_options={"work_dir": p["pth"]}),
+            "work_dir {pth} is a file: name a folder",
+        ),
+    ],
+)
+def test_arguments_that_are_swapped(
+    capsys: pytest.CaptureFixture, tmp_path: Path, call: Callable[[dict], object], expected: str
+) -> None:
+    places = {suffix: str(tmp_path / f"a.{suffix}") for suffix in ("py", "pth", "jpg")}
+    for file in places.values():
+        Path(file).touch()
+    places["work"] = str(tmp_path / "work")
+    assert expected.format(**places) in line_of(capsys, lambda: call(places))
 
 
 def test_batch_normalisation_of_one_image(capsys: pytest.CaptureFixture) -> None:
