@@ -29,7 +29,7 @@ def guard(
     check: Check | None = None,
     path: str = "the data set",
 ) -> None:
-    """Put a :class:`ReadGuard` before each step of a pipeline that reads a file.
+    """Put a :class:`ReadGuard` before each step that reads a file; see :class:`Guarded`.
 
     Args:
         dataset: as built.
@@ -47,6 +47,53 @@ def guard(
             steps[index] = ReadGuard(step, "seg_map_path", False, check, place=place)
         elif name.startswith("LoadAnnotations"):  # masks that cannot be decoded, for example
             steps[index] = ReadGuard(step, "img_path", False, place=place)
+    if steps:
+        dataset.pipeline = Guarded(steps, skip, path)
+
+
+class Guarded(Compose):
+    """A pipeline that names step and file where it fails; while training it passes over them.
+
+    A photo of 3000 x 4 pixels, say, of which resizing leaves nothing. As long as no image went
+    through, it is about the step, and that is an error.
+
+    Args:
+        steps: of the pipeline, the reading ones with their :class:`ReadGuard`.
+        skip: pass over images that a step cannot take.
+        path: dotted key of the data set in the config.
+    """
+
+    def __init__(self, steps: list[Callable[[dict], dict | None]], skip: bool, path: str) -> None:
+        self.transforms = steps
+        self.skip = skip
+        self.path = path
+        self.worked = False
+        self.in_a_row = 0
+
+    def __call__(self, data: dict) -> dict | None:
+        """The last step's results, or None for an image to be skipped."""
+        file = str(data.get("img_path") or "")
+        loader = next((s for s in self.transforms if getattr(s, "key", None) == "img_path"), None)
+        for t in self.transforms:
+            try:
+                data = t(data)
+            except (MemoryError, UserError):
+                raise
+            except Exception as error:
+                why = f"{type(getattr(t, 'step', t)).__name__}: {_words(error)}"
+                if self.skip and not self.worked:
+                    raise
+                self.in_a_row += 1
+                if not self.skip or loader is None or self.in_a_row >= MAX_UNREADABLE:
+                    raise UserError(
+                        f"{self.path}.pipeline: {why}, of {file} (--debug shows where)"
+                    ) from error
+                loader.leave_out(file, f"cannot be used ({why})")
+                return None
+            if data is None:
+                return None
+        self.worked, self.in_a_row = True, 0
+        return data
 
 
 class ReadGuard:
@@ -112,6 +159,10 @@ class ReadGuard:
             raise UserError(
                 f"{self.in_a_row} images in a row cannot be used, the last one is {file} ({why})"
             ) from error
+        self.leave_out(file, why)
+
+    def leave_out(self, file: str, why: str) -> None:
+        """Log an image that is skipped, and keep its name."""
         if file not in self.files:
             self.files.add(file)
             if self.record:
@@ -160,7 +211,7 @@ def _unreadable(file: str, error: Exception) -> bool:
 def _words(error: Exception) -> str:
     if isinstance(error, KeyError):  # of what the data set or a step before gives
         return f"there is no {message(error)!r} in what it is given"
-    return message(error) or type(error).__name__
+    return " ".join(message(error).split()) or type(error).__name__
 
 
 def _why(file: str, error: Exception) -> str:
@@ -233,20 +284,27 @@ def try_pipeline(dataset: Dataset, path: str) -> None:
     Raises:
         UserError: names the step and what it said.
     """
-    try:
-        with randomness_kept():
-            for index in range(min(TRIED, len(dataset))):
+    failed: Exception | None = None
+    with randomness_kept():
+        for index in range(min(TRIED, len(dataset))):
+            try:
                 if dataset[index] is not None:
-                    break
-    except (MemoryError, UserError):
-        raise
-    except Exception as error:
-        step = _step(error)
-        if step is None:
-            raise
+                    return
+            except (MemoryError, UserError):
+                raise
+            except Exception as error:
+                failed = failed or error
+    if failed is None:
+        return
+    step, line = _step(failed), _words(failed)
+    if step is None and line.startswith("Cannot find valid image"):  # mmengine's own words
         raise UserError(
-            f"{path}.pipeline: {step}: {_words(error)} (--debug shows where)"
-        ) from error
+            f"{path}.pipeline: no image is left by its steps, tried 1000 times: does one ask for "
+            "objects or crops that are not there?"
+        ) from failed
+    if step is None:
+        raise failed
+    raise UserError(f"{path}.pipeline: {step}: {line} (--debug shows where)") from failed
 
 
 def _step(error: Exception) -> str | None:

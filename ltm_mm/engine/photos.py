@@ -1,5 +1,6 @@
 """Photos as a config's model takes them: files, test pipeline, size, names of classes."""
 
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -12,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
+from ..checks.sizes import stored_size
 from ..errors import PICTURES, UserError, taken_for
 from .build import scope_of
 
@@ -159,7 +161,7 @@ def read_photos(
         channels: of the backbone's images; others than 3 are read by the config's test pipeline.
 
     Raises:
-        UserError: if one cannot be read.
+        UserError: if none can be read; one of several is left out with a line.
     """
     pipeline = None
     whole = "type" in cfg.model
@@ -168,19 +170,37 @@ def read_photos(
     images = []
     for file in tqdm(files, desc="photos", unit="photo", leave=False):
         try:
-            with Image.open(file) as photo:
-                photo.load()  # loaders fill up with grey what is missing
-                own = None if pipeline else normalised(cfg, photo, size or BACKBONE_SIZE)
-        except (OSError, SyntaxError, ValueError) as error:
-            if channels == 3 or not isinstance(error, UnidentifiedImageError):
-                raise UserError(f"{file} is damaged or no photo ({error})") from error
-        if pipeline is not None:
-            own = _packed(pipeline, file)
-            own = own if size is None else resize_sample(own, (size[0], size[1]))
+            own = _read_photo(cfg, file, size, pipeline, channels)
+        except UserError as error:
+            if file is files[-1] and not images:  # there is no other one
+                raise
+            tqdm.write(f"left out: {error}", file=sys.stderr)
+            continue
         if pipeline is not None and backbone:
             own = _inputs(cfg, own)
         images.append(own.to(device) if isinstance(own, Tensor) else own)
     return images
+
+
+def _read_photo(
+    cfg: "Config",
+    file: Path,
+    size: Sequence[int] | None,
+    pipeline: "Compose | None",
+    channels: int,
+) -> Mapping | Tensor:
+    """One photo; see :func:`read_photos`."""
+    try:
+        with Image.open(file) as photo:
+            photo.load()  # loaders fill up with grey what is missing
+            if pipeline is None:
+                return normalised(cfg, photo, size or BACKBONE_SIZE)
+    except (OSError, SyntaxError, ValueError) as error:
+        if channels == 3 or not isinstance(error, UnidentifiedImageError):
+            raise UserError(f"{file} is damaged or no photo ({error})") from error
+    assert pipeline is not None
+    sample = _packed(pipeline, file)
+    return sample if size is None else resize_sample(sample, (size[0], size[1]))
 
 
 def _packed(pipeline: "Compose", file: Path) -> dict:
@@ -188,8 +208,16 @@ def _packed(pipeline: "Compose", file: Path) -> dict:
     named = dict(img_path=str(file), img_id=0, seg_fields=[], reduce_zero_label=False)
     try:
         return pipeline(named)
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{file}: the config's test pipeline cannot read it ({error})") from error
+    except Exception as error:  # an unknown format; a shape of which resizing leaves nothing
+        raise UserError(unusable(file, error)) from error
+
+
+def unusable(file: str | Path, error: Exception) -> str:
+    """The line for a photo that a pipeline's step cannot take, an extreme shape perhaps."""
+    size = stored_size(str(file))
+    shape = f", {size[0]} x {size[1]} pixels (height x width)," if size else ""
+    why = " ".join(str(error).split()) or type(error).__name__
+    return f"{file}{shape} cannot be used by the config's test pipeline: {why}"
 
 
 def _inputs(cfg: "Config", sample: Mapping) -> Tensor:

@@ -86,11 +86,12 @@ def visualize(
         for file, place in _places(files, folder):
             try:
                 written += artist.draw(file, place, points, score_thr)
-            except UserError as error:
-                if len(files) == 1:
+            except Exception as error:  # one photo does not end a folder's run
+                if len(files) == 1 or isinstance(error, OSError | MemoryError):
                     raise
-                failed.append(str(error))
-                tqdm.write(f"left out: {error}", file=sys.stderr)
+                why = error if isinstance(error, UserError) else f"{file}: {error!r}"
+                failed.append(str(why))
+                tqdm.write(f"left out: {why}", file=sys.stderr)
     print("\n".join(["Done.", *_places_written(written, folder)]), flush=True)
     if failed:
         raise UserError(f"{len(failed)} of {len(files)} images were left out, see above")
