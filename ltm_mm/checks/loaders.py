@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from mmengine.config import Config
@@ -21,6 +21,7 @@ from .labels import check_labels, label_check
 from .notes import first, say
 from .options import flatten
 from .reading import check_files, guard, try_pipeline
+from .weights import naming_weights
 
 SKIPPED = "unreadable_images.txt"  # in the folder of a run's log
 
@@ -196,6 +197,16 @@ def _nodes(cfg: object) -> Iterator[Mapping]:
     elif isinstance(cfg, (list, tuple)):
         for child in cfg:
             yield from _nodes(child)
+
+
+@contextmanager
+def naming_options(cfg: Config) -> Iterator[None]:
+    """Name the config's option beside a file that is missing, and beside weights that fail."""
+    try:
+        with naming_weights(cfg):
+            yield
+    except FileNotFoundError as error:
+        raise UserError(missing(cfg, error)) from error
 
 
 def missing(cfg: Config, error: FileNotFoundError) -> str:

@@ -22,6 +22,30 @@ PARAMWISE = (
 )
 
 
+def check_training(cfg: Config, checkpoint: str | None) -> None:
+    """Refuse, before anything is built, a config that cannot train.
+
+    Args:
+        cfg: as the command line has changed it.
+        checkpoint: weights to start from.
+
+    Raises:
+        UserError: names the option.
+    """
+    require(cfg, "train_dataloader", "train_cfg", "optim_wrapper")
+    check_lengths(cfg)
+    check_optimizer(cfg)
+    for file in (checkpoint, cfg.get("load_from")):
+        if file:
+            require_file(file)
+
+
+def check_testing(cfg: Config, checkpoint: str) -> None:
+    """Refuse, before anything is built, a config or checkpoint that cannot be tested."""
+    require(cfg, "test_dataloader", "test_cfg", "test_evaluator")
+    require_file(checkpoint)
+
+
 def require(cfg: Config, *keys: str) -> None:
     """Raise a UserError if a config lacks something that is needed."""
     for key in keys:

@@ -96,7 +96,7 @@ def check_weights(cfg: "Config") -> None:
 
 
 @contextmanager
-def options_named(cfg: "Config") -> Iterator[None]:
+def naming_weights(cfg: "Config") -> Iterator[None]:
     """Name the option behind weights that cannot be downloaded, read or loaded within.
 
     Raises:

@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..adapters import merges, remove
+from ..adapters import merges as is_applied
+from ..adapters import remove
 from ..checkpoints import load_into, read_state_dict
-from ..checks.weights import check_weights, is_pretrained, options_named
+from ..checks.weights import check_weights, is_pretrained, naming_weights
 from ..errors import UserError, naming
 from ..families import FAMILIES, NAMED, SWIN, of_type
+from ..merging import merges
 from ..models import backbones
 from ..models.backbones import swin
 from ..presets import Keep
 from .config import backbone_config, load_config
 from .convert import use_ltm
-from .merging_blocks import mask_modules
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -110,12 +111,12 @@ def model_builder(
         with scope_of(own), quiet():
             model = construct(own.model if whole else own.model.backbone)
             if start_as_training:
-                with options_named(own):
+                with naming_weights(own):
                     model.init_weights()
             if weights is not None:
                 with naming(checkpoint):
                     load_into(model, weights, strict=strict)
-        if keep not in (None, AS_CONFIGURED) and not mask_modules(model):
+        if keep not in (None, AS_CONFIGURED) and not merges(model):
             raise UserError(f"--ltm {keep} merges nothing in this model")
         share_parameters(model.to(device), shared)
         model.eval()  # which returns nothing from mmdet's Swin
@@ -225,7 +226,7 @@ def plain_model(merged: nn.Module, cfg: "Config") -> nn.Module:
     Raises:
         UserError: if the config's backbone cannot be exchanged.
     """
-    if merges(merged):
+    if is_applied(merged):
         return plain_twin(merged)
     cfg = deepcopy(cfg)
     use_ltm(cfg, None)
@@ -255,6 +256,6 @@ def plain_twin(model: nn.Module) -> nn.Module:
         ValueError: if it was not: build the config again with ``keep=None`` then, and
             :func:`share_weights`.
     """
-    if not merges(model):
+    if not is_applied(model):
         raise ValueError(f"ltm_mm.apply was not used on this {type(model).__name__}")
     return remove(deepcopy(model))

@@ -14,7 +14,7 @@ from ..errors import UserError, explain, frames, message
 EVERY = 10  # steps from one look at the loss to the next: each waits for the GPU
 
 
-class Watch(Hook):
+class LossMonitor(Hook):
     """Knows whether a first step was taken, and ends a training whose loss is no number.
 
     A single step may overflow with mixed precision; twice in a row it is no accident.
@@ -62,19 +62,23 @@ class Watch(Hook):
 
 
 @contextmanager
-def first_step(watch: Watch) -> Iterator[None]:
+def first_step(runner: Runner) -> Iterator[None]:
     """Say in a line why a model cannot take its first step: its parts do not fit.
+
+    Registers a :class:`LossMonitor`.
 
     Raises:
         UserError: names the module. Errors of later steps are defects and pass.
     """
+    monitor = LossMonitor()
+    runner.register_hook(monitor)
     try:
         yield
     except (MemoryError, UserError):
         raise
     except Exception as error:
         module = _module(error)
-        if watch.steps or module is None or explain(error) is not None:
+        if monitor.steps or module is None or explain(error) is not None:
             raise
         if isinstance(error, ValueError) and _ours(error):  # which says all there is to say
             raise UserError(message(error)) from error

@@ -1,6 +1,9 @@
 """Token merging: masks, and a transformer block on merged tokens. No mm* import, no kernel."""
 
-from .groups import Groups, Mask, SoftGroups, merged_block
+from .blocks import MaskModule, MergeScope, MergingBlock, grow_details, merges, merging_blocks
+from .detail import Detail
+from .formula import unmerge_update
+from .groups import Groups, Mask, SoftGroups
 from .masks import MASKS, Match, Soft, WeightedMatch, build_mask
 from .matching import match, rounds
 from .record import ChainMerge, Merge, WindowMerge, record_merges, recording, tell
@@ -8,19 +11,26 @@ from .record import ChainMerge, Merge, WindowMerge, record_merges, recording, te
 __all__ = [
     "MASKS",
     "ChainMerge",
+    "Detail",
     "Groups",
     "Mask",
+    "MaskModule",
     "Match",
     "Merge",
+    "MergeScope",
+    "MergingBlock",
     "Soft",
     "SoftGroups",
     "WeightedMatch",
     "WindowMerge",
     "build_mask",
+    "grow_details",
     "match",
-    "merged_block",
+    "merges",
+    "merging_blocks",
     "record_merges",
     "recording",
     "rounds",
     "tell",
+    "unmerge_update",
 ]

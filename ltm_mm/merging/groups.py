@@ -7,7 +7,6 @@ exactly one group) or a :class:`SoftGroups`; both answer the same questions.
 Letters: N tokens and P merged tokens per set (a window, or a whole image), C channels.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +29,8 @@ class Groups:
         merged: X~ ``(..., P, C)`` of the tokens that the groups were made from, where it is
             known already and no gradient is wanted.
         weights: what each token weighs within its group, > 0 ``(..., N)``; None: its mass.
+        lengths: Euclidean length of each token ``(..., N)``, where it is known already and no
+            gradient is wanted.
     """
 
     owner: Tensor
@@ -38,6 +39,7 @@ class Groups:
     mass: Tensor | None = None
     merged: Tensor | None = None
     weights: Tensor | None = None
+    lengths: Tensor | None = None
 
     @property
     def count(self) -> int:
@@ -53,6 +55,10 @@ class Groups:
         weights = packed(weights.expand(self.owner.shape)).unsqueeze(-1).to(tokens.dtype)
         total = sum_groups(weights, self.owner, self.count).clamp(min=1e-6)
         return sum_groups(tokens * weights, self.owner, self.count) / total
+
+    def merge_own(self, tokens: Tensor) -> Tensor:
+        """X~ of the tokens that the groups were made from, computed once."""
+        return self.merge(tokens) if self.merged is None else self.merged
 
     def unmerge(self, update: Tensor) -> Tensor:
         """U times an update of the groups: ``(..., P, C)`` -> ``(..., N, C)``."""
@@ -96,6 +102,7 @@ class Groups:
         if matched.sums is not None:
             total = groups.masses().clamp(min=1e-6).unsqueeze(-1)
             groups.merged = (matched.sums / total).to(dtype)
+            groups.lengths = matched.lengths
         return groups
 
 
@@ -116,6 +123,7 @@ class SoftGroups:
     merged: Tensor
     roots: Tensor
     mass: Tensor | None = None
+    lengths = None  # of the tokens: not known
 
     @property
     def count(self) -> int:
@@ -137,6 +145,10 @@ class SoftGroups:
         with full_precision(tokens):
             return self.g.mT.to(tokens.dtype) @ tokens
 
+    def merge_own(self, tokens: Tensor) -> Tensor:
+        """X~ of the tokens that the masks were made from, computed once."""
+        return self.merged
+
     def unmerge(self, update: Tensor) -> Tensor:
         """U times an update: ``(..., P, C)`` -> ``(..., N, C)``."""
         return self.u.to(update.dtype) @ update
@@ -157,24 +169,3 @@ class SoftGroups:
 
 
 Mask = Groups | SoftGroups
-
-
-def merged_block(tokens: Tensor, mask: Mask, block: Callable[[Tensor], Tensor]) -> Tensor:
-    """A transformer block f on merged tokens: ``Y = Z + U (f(X~) - X~)`` (ours).
-
-    What merging loses never leaves Z; only the update is shared. Where f changes nothing, Y is
-    Z to the bit.
-
-    Args:
-        tokens: Z ``(..., N, C)``.
-        mask: of the tokens.
-        block: f, takes and gives ``(..., P, C)``.
-
-    Returns:
-        Y ``(..., N, C)``.
-    """
-    merged = mask.merge(tokens) if mask.merged is None else mask.merged
-    update = mask.unmerge(block(merged) - merged)
-    if torch.is_grad_enabled() or update.dtype != tokens.dtype:
-        return tokens + update
-    return update.add_(tokens)

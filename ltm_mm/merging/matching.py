@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import by_index, exporting, full_precision, largest, packed, sum_groups
+from ..ops import by_index, exporting, first_largest, full_precision, largest, packed, sum_groups
 
 
 def rounds(count: int, keep: int, regions: int = 1) -> tuple[int, ...]:
@@ -49,12 +49,14 @@ class Matched:
         roots: the token that each group began with ``(..., P)`` int64.
         sizes: how many tokens each group stands for ``(..., P)``.
         sums: what the group's tokens sum up to, by size ``(..., P, C)``; None if not asked for.
+        lengths: Euclidean length of each token ``(..., N)``.
     """
 
     owner: Tensor
     roots: Tensor
     sizes: Tensor
     sums: Tensor | None
+    lengths: Tensor | None = None
 
 
 @torch.no_grad()
@@ -89,13 +91,19 @@ def match(
     size = size.expand(x.shape[0], count)
     code = None if codes is None else packed(codes.float().expand(*lead, count)).view(-1, count)
     total = x if sizes is None else x * size.unsqueeze(-1)
+    lengths = torch.linalg.vector_norm(x, dim=-1)  # (n, N)
+    length = lengths if sizes is None else lengths * size
     for step, pairs in enumerate(schedule):
-        gains = _gains(total, None if step == 0 and sizes is None else size, code)  # (n, A, B)
+        if step:
+            length = torch.linalg.vector_norm(total, dim=-1)
+        gains = _gains(
+            total, length, None if step == 0 and sizes is None else size, code
+        )  # (n, A, B)
         if torch.compiler.is_compiling():  # of one group there is no B, and no largest of none
             gains = F.pad(gains, (0, 1), value=-torch.inf)
         best, partner = largest(gains)
         # Of equals (padding, plain areas) the first ones: the same ones on every machine.
-        merged = best.argsort(stable=True, dim=-1, descending=True).narrow(1, 0, pairs)
+        merged = first_largest(best, pairs)
         target, left = _targets(merged, partner, total.shape[1], None if step else order)
         places = torch.where(left, target, total.shape[1] - pairs)  # the last one falls away
         owner = target if step == 0 else target.gather(1, owner)
@@ -109,24 +117,25 @@ def match(
         packed(roots).view(*lead, roots.shape[1]),
         size.reshape(*lead, roots.shape[1]),
         total.reshape(*lead, *total.shape[1:]) if sums else None,
+        lengths.reshape(*lead, count),
     )
 
 
-def _gains(total: Tensor, size: Tensor | None, code: Tensor | None) -> Tensor:
+def _gains(total: Tensor, length: Tensor, size: Tensor | None, code: Tensor | None) -> Tensor:
     """What merging every A with every B gains ``(n, A, B)``, up to a constant in each row.
 
     Args:
         total: sums of the groups ``(n, K, C)``; only their direction counts.
+        length: of the sums, or of what points the same way ``(n, K)``.
         size: of the groups ``(n, K)``; None: all alike.
         code: ``(n, K)`` or None.
     """
-    length = torch.linalg.vector_norm(total, dim=-1)  # (n, K)
     inverse = length.clamp(min=1e-12).reciprocal()
     with full_precision(total):
-        cos = torch.bmm(_alternate(total, 0), _alternate(total, 1).mT)
+        cos = torch.bmm(_alternate(total, 0), _alternate(total, 1).transpose(1, 2))
     cos = cos * inverse[:, 0::2].unsqueeze(-1) * inverse[:, 1::2].unsqueeze(-2)
     # Copies of one token (a plain area) are equals, which rounding must not put in an order.
-    cos = cos.clamp_(max=1 - 1e-6)
+    cos = cos.clamp(max=1 - 1e-6)
     if code is None:
         return cos if size is None else _ward(cos, size)
     # On a CPU only the sets with several codes, of which there are few, take these steps.
@@ -174,9 +183,9 @@ def _targets(
     left = torch.ones(merged.shape[0], count, dtype=torch.bool, device=merged.device)
     left = left.scatter(1, places, 0)
     if order is None:
-        target = left.cumsum(1) - 1
+        target = left.long().cumsum(1) - 1
     else:
-        target = left.index_select(1, order).cumsum(1) - 1
+        target = left.index_select(1, order).long().cumsum(1) - 1
         target = target.index_select(1, order.argsort())
     partners = 2 * partner.gather(1, merged) + 1
     return target.scatter(1, places, target.gather(1, partners)), left

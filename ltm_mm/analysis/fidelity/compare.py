@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ...engine.merging_blocks import mask_modules
+from ...engine.photos import resized
+from ...merging import merges
 from ...models.backbones.base import LTMBackbone
 from ...models.backbones.global_blocks import GlobalBlocks
 from ...presets import Keep
@@ -18,7 +19,7 @@ from ..benchmark.flops import count_macs
 from ..benchmark.latency import Clock, interleave
 from ..benchmark.latency import threads as use_threads
 from ..benchmark.report import machine
-from .agreement import Tally, decide, relative_error, resized, tally_of
+from .agreement import Tally, decide, relative_error, tally_of
 from .baselines import pooled, with_tome
 from .models import Size, by_size, in_our_blocks, run_with_maps
 from .report import Fidelity, Row
@@ -175,7 +176,7 @@ def _candidates(
         models = (by_size(one.build(None)) for one in (subject, timed))
         found.append(Candidate(Row("plain, our blocks"), *models))
     for name, keep in plans.items():
-        if not mask_modules(subject.build(keep)):
+        if not merges(subject.build(keep)):
             raise ValueError(f"keep={keep!r} merges nothing in this model")
 
         def add(row: Row, form: Callable[[nn.Module], nn.Module], keep: Keep = keep) -> None:
