@@ -51,6 +51,7 @@ SHARED: dict[str, dict] = {
         metavar="KEEP",
         help=f"exchange the backbone for the token-merging one, and what it keeps: {KEEP}",
     ),
+    "--detail": dict(metavar="FILE", help="details that tools/learn.py learned for these weights"),
     "--cfg-options": dict(
         nargs="+",
         action=ConfigOptions,

@@ -37,6 +37,7 @@ def train(
     auto_scale_lr: bool = False,
     cfg_options: Mapping[str, object] | None = None,
     launcher: str = "none",
+    detail: str | None = None,
 ) -> Runner:
     """Train the model of a config.
 
@@ -54,6 +55,7 @@ def train(
         auto_scale_lr: scale the learning rate with the batch, if the config allows it.
         cfg_options: changes to the config.
         launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
+        detail: a file of ``tools/learn.py``, which merging blocks start with.
 
     Returns:
         The runner, after training.
@@ -61,7 +63,7 @@ def train(
     Raises:
         UserError: for a mistake in the input; see also :func:`.errors.clean_errors`.
     """
-    cfg = prepare(config, work_dir, ltm, cfg_options, launcher, ib, amp, auto_scale_lr)
+    cfg = prepare(config, work_dir, ltm, cfg_options, launcher, ib, amp, auto_scale_lr, detail)
     check_training(cfg, checkpoint)
     resumed = use_resume(cfg, resume, trust_checkpoint)
     runner = build_runner(cfg, pretrained=not (resumed or checkpoint))
@@ -87,6 +89,7 @@ def evaluate(
     cfg_options: Mapping[str, object] | None = None,
     launcher: str = "none",
     bf16: bool = False,
+    detail: str | None = None,
 ) -> dict[str, float]:
     """Evaluate a checkpoint with a config's test set.
 
@@ -99,6 +102,7 @@ def evaluate(
         tta: test-time augmentation as the config sets it up.
         trust_checkpoint, ltm, cfg_options, launcher: see :func:`train`.
         bf16: compute in bfloat16; OpenVINO's files only.
+        detail: a file of ``tools/learn.py``, learned on the checkpoint's weights.
 
     Returns:
         Metrics by name.
@@ -106,13 +110,13 @@ def evaluate(
     Raises:
         UserError: see :func:`train`; also if the checkpoint is of another model.
     """
-    cfg = prepare(config, work_dir, ltm, cfg_options, launcher)
+    cfg = prepare(config, work_dir, ltm, cfg_options, launcher, detail=detail)
     check_testing(cfg, checkpoint)
     exported = checkpoint.endswith((".onnx", ".xml", ".pt2"))
     if exported or bf16:
         from ..export.evaluate import use_file
 
-        use_file(cfg, checkpoint, {"--tta": tta, "--ltm": ltm}, bf16)
+        use_file(cfg, checkpoint, {"--tta": tta, "--ltm": ltm, "--detail": detail}, bf16)
     hooks = write_outputs(cfg, out, show_dir, launcher)
     if tta:
         use_tta(cfg)

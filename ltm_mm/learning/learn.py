@@ -51,8 +51,10 @@ def learn(
     settings = settings or Settings()
     plans = keep if isinstance(keep, Mapping) else _named(keep)
 
+    own = model if train == "detail" else deepcopy(model)
+
     def build(plan: Keep) -> nn.Module:
-        copy = shared_copy(model)
+        copy = shared_copy(own)
         return (copy if plan is None else apply(copy, plan)).eval()
 
     lesson = Lesson(build, plans, train, settings.seed)
