@@ -157,7 +157,8 @@ class PictureReader:
         except MemoryError:
             raise
         except Exception as error:  # a photo of one row, say
-            picture.fault = f"cannot be prepared ({reason(error)})"
+            height, width = loaded["ori_shape"][:2]
+            picture.fault = f"of {width} x {height} pixels cannot be prepared ({reason(error)})"
         return picture
 
 

@@ -1,5 +1,6 @@
 """Predict on photos, folders and videos with a config and its weights."""
 
+import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -28,10 +29,11 @@ from .outputs import CocoResults, Drawings, LabelMapFiles, prediction_file
 
 
 class Counts(NamedTuple):
-    """How many pictures have a prediction, and what is wrong with the others, a line each."""
+    """How many pictures have a prediction, and what is wrong with others, a line each."""
 
     predicted: int
     failed: list[str]
+    not_drawn: list[str]
 
 
 def predict(
@@ -57,8 +59,8 @@ def predict(
         checkpoint: a whole model's, plain or merging; or a file of ``tools/export.py``.
         sources: photos, folders of them, and videos.
         out_dir: for the results; default ``work_dirs/<config's name>/predict``.
-        batch_size: pictures that the model gets at once, those of one size; results do not
-            depend on it.
+        batch_size: pictures that the model gets at once. Only those of one size share a batch, so
+            results depend on it by rounding at most.
         device: that the model runs on; an exported file runs on the CPU.
         score_thr: detections below this score are left out.
         pictures: draw the predictions.
@@ -90,12 +92,11 @@ def predict(
         reader = PictureReader(pipeline_of(cfg), reduced)
         batches = _batches(_with_progress(files, reader), batch_size)
         counts = _write(model, batches, cfg, folder, files, metainfo, score_thr, pictures)
+    total = counts.predicted + len(counts.failed)
     print(f"Done.\n  {counts.predicted} predictions in {folder}", flush=True)
-    if counts.failed:
-        raise UserError(
-            f"{len(counts.failed)} of {len(counts.failed) + counts.predicted} pictures have no "
-            f"prediction, first {counts.failed[0]}"
-        )
+    for lines, what in ((counts.failed, "have no prediction"), (counts.not_drawn, "are not drawn")):
+        if lines:
+            raise UserError(f"{len(lines)} of {total} pictures {what}, first {lines[0]}")
     return folder
 
 
@@ -128,10 +129,13 @@ def _data_facts(cfg: Config) -> tuple[Mapping[str, object], bool]:
     dataset = deepcopy((cfg.get("test_dataloader") or {}).get("dataset") or {})
     while "dataset" in dataset or "datasets" in dataset:  # wrappers
         dataset = dataset["dataset"] if "dataset" in dataset else dataset["datasets"][0]
-    if not dataset.get("type"):
-        return {}, False
-    built = DATASETS.build({**dataset, "lazy_init": True, "pipeline": []})
-    return built.metainfo, bool(getattr(built, "reduce_zero_label", False))
+    kind = DATASETS.get(dataset["type"]) if dataset.get("type") else None
+    if kind is None:
+        return dict(dataset.get("metainfo") or {}), False
+    options = inspect.signature(kind).parameters
+    default = options["reduce_zero_label"].default if "reduce_zero_label" in options else False
+    metainfo = {**getattr(kind, "METAINFO", {}), **(dataset.get("metainfo") or {})}
+    return metainfo, bool(dataset.get("reduce_zero_label", default))
 
 
 def _with_progress(files: Sequence[Path], reader: PictureReader) -> Iterator[Picture]:
@@ -176,31 +180,35 @@ def _write(
     draw: bool,
 ) -> Counts:
     """Predict and write; what was predicted before an error or Ctrl-C is written, too."""
-    predicted, failed = 0, []
-    writers: list[Drawings | CocoResults | LabelMapFiles] = []
+    counts = Counts(0, [], [])
+    results: CocoResults | LabelMapFiles | None = None
+    drawings: Drawings | None = None
     with ExitStack() as ends:
         for batch in batches:
             for picture, sample in _predict(model, batch):
                 if sample is None:
-                    failed.append(f"{picture.name} {picture.fault}")
-                    tqdm.write(f"left out: {failed[-1]}", file=sys.stderr)
+                    counts.failed.append(f"{picture.name} {picture.fault}")
+                    tqdm.write(f"left out: {counts.failed[-1]}", file=sys.stderr)
                     continue
-                if not writers:
-                    classes = metainfo.get("classes")
-                    writers.append(prediction_file(sample, folder, files, classes))
-                    if draw:
-                        look = cfg.get("visualizer") or _visualizer(cfg)
-                        place = folder / "pictures"
-                        writers.append(Drawings(place, files, look, metainfo, score_thr))
-                    for writer in writers:
-                        ends.callback(writer.close)
+                if results is None:
+                    results = prediction_file(sample, folder, files, metainfo.get("classes"))
+                    ends.callback(results.close)
+                if draw and drawings is None:
+                    look = cfg.get("visualizer") or _visualizer(cfg)
+                    drawings = Drawings(folder / "pictures", files, look, metainfo, score_thr)
+                    ends.callback(drawings.close)
                 if "pred_instances" in sample:
                     found = sample.pred_instances
                     sample.pred_instances = found[found.scores >= score_thr]
-                for writer in writers:
-                    writer.write(picture, sample)
-                predicted += 1
-    return Counts(predicted, failed)
+                results.write(picture, sample)
+                counts = counts._replace(predicted=counts.predicted + 1)
+                try:
+                    if drawings:
+                        drawings.write(picture, sample)
+                except (ValueError, TypeError, IndexError) as error:  # one pixel, for mmseg's
+                    counts.not_drawn.append(f"{picture.name} ({reason(error)})")
+                    tqdm.write(f"not drawn: {counts.not_drawn[-1]}", file=sys.stderr)
+    return counts
 
 
 def _visualizer(cfg: Config) -> dict[str, str]:
