@@ -1,6 +1,6 @@
 # Your own label maps, at full width, from weights that know ADE20K.
 #
-#     DATA_ROOT=path/to/labels/ python tools/train.py configs/ltm_swin_upernet_finetune.py
+#     DATA_ROOT=data/fruits_nuts_labels/ python tools/train.py configs/ltm_swin_upernet_finetune.py
 #
 # For data of your own copy this file and change the first block. All of the model but the last layer
 # of its heads starts from mmseg's UPerNet with Swin-T, trained on ADE20K (mIoU 44.4): it needs the

@@ -1,6 +1,6 @@
 # Your own label maps, by the example of 18 photos of dates, figs and hazelnuts (docs/own-data.md).
 #
-#     DATA_ROOT=path/to/labels/ python tools/train.py configs/ltm_swin_upernet_fruits_nuts.py
+#     DATA_ROOT=data/fruits_nuts_labels/ python tools/train.py configs/ltm_swin_upernet_fruits_nuts.py
 #
 # For data of your own copy this file and change the first block. Small photos, a narrow network and
 # random weights, so that it trains on two cores; with a GPU take ltm_swin_upernet_finetune.py.

@@ -28,6 +28,7 @@ def run(tool: str) -> None:
 
 train = partial(run, "train")
 test = partial(run, "test")
+predict = partial(run, "predict")
 benchmark = partial(run, "benchmark")
 fidelity = partial(run, "fidelity")
 plan = partial(run, "plan")
