@@ -76,7 +76,7 @@ def test_commands_run_the_tools_of_their_names() -> None:
     from ltm_mm import cli
 
     scripts = re.findall(r'^ltm-(\w+) = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.M)
-    assert len(scripts) == 8
+    assert len(scripts) == 9
     for name, place in scripts:
         assert place == f"ltm_mm.cli:{name}"
         assert getattr(cli, name).args == (name,)
@@ -181,7 +181,7 @@ def test_installed_it_trains_and_measures_from_another_folder(
     shipped = place.parent / ".mim" / "configs" / "ltm_swin_maskrcnn_shapes.py"
     (browse,) = tools.glob("analysis_tools/browse_dataset.py")
     run(python, browse, shipped, "--not-show", "--output-dir", "pictures", cwd=away)
-    assert len(list((away / "pictures").iterdir())) == 8
+    assert len(list((away / "pictures").iterdir())) == 9
 
 
 @pytest.mark.slow

@@ -134,8 +134,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def page_commands(name: str, config: str) -> list[list[str]]:
     """The page's commands about a shipped config, with a copy of it in its place."""
-    lines = [line for block in blocks(PAGE, "bash") for line in block.splitlines() if name in line]
-    return [words_of(line.replace(f"configs/{name}", config)) for line in lines]
+    (block,) = (block for block in blocks(PAGE, "bash") if name in block)
+    return [words_of(line.replace(f"configs/{name}", config)) for line in block.splitlines()]
 
 
 def metric(said: str, name: str) -> float:
@@ -145,7 +145,7 @@ def metric(said: str, name: str) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["voc", "yolo", "coco", "masks"])
 def test_from_photos_to_predictions(kind: str, folder: Path, capsys: pytest.CaptureFixture) -> None:
-    """All commands of the page, as they are written there, on 60 drawn photos."""
+    """The commands of the page, as they are written there, on 60 drawn photos."""
     getattr(own_data, f"write_{kind}")(folder, COUNT)
     parts = dict(voc="from_pascal_voc", yolo="from_yolo", masks="mask_to_rle")
     classes = convert(parts[kind], capsys) if kind in parts else list(SHAPES)
@@ -165,13 +165,17 @@ def test_from_photos_to_predictions(kind: str, folder: Path, capsys: pytest.Capt
     assert [Path(words[1]).stem for words in commands] == [
         *("train", "test", "report", "predict", "export", "test")
     ]
-    said = [run(words, folder) for words in commands]
-    train, test, report, _, _, exported = said
+    if kind in ("yolo", "coco"):  # the same from here on
+        commands = commands[:2]
+    train, test, *others = [run(words, folder) for words in commands]
     assert len(list(folder.glob("work_dirs/mine/best_*.pth"))) == 1
-    for figure in ("coco/bbox_mAP", "coco/bbox_mAP_50"):
-        assert metric(exported, figure) == pytest.approx(metric(test, figure), abs=2e-3)
     assert metric(test, "coco/bbox_mAP_50") > 0.05
     assert "checkpoint" in train
+    if not others:
+        return
+    report, _, _, exported = others
+    for figure in ("coco/bbox_mAP", "coco/bbox_mAP_50"):
+        assert metric(exported, figure) == pytest.approx(metric(test, figure), abs=1e-3)
     assert Path(re.search(r"report: (\S+)", report)[1]).stat().st_size > 10_000
     images = json.loads((folder / "predictions" / "images.json").read_text())["images"]
     assert len(images) == COUNT
