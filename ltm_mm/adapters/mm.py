@@ -4,11 +4,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..kernels import calm, run_mlp
-from ..layers import SwinView, Where
+from ..layers import SwinView, WindowContext
 from ..layers.exchange import Exchanged
 from ..layers.fast_block import children, idle
 from ..ops import ShiftedWindows
-from .swin import MergedSwin, QkvAttention, comes_from, within
+from .swin import MergedSwin, QkvAttention, comes_from
 
 PACKAGES = ("mmdet", "mmseg", "mmpretrain")
 
@@ -63,7 +63,7 @@ class MMSwinBlock(MergedSwin):
             self,
             windows,
             self.norm1,
-            within(self.attn, windows),
+            self.attn,
             self.attn.drop,
             self.norm2,
             lambda x: self.ffn(x, identity=x.new_zeros(())),
@@ -76,7 +76,7 @@ class MMSwinBlock(MergedSwin):
 class MMView(SwinView):
     """As :class:`SwinView`; ``ffn`` adds what it updates."""
 
-    def _second(self, x: Tensor) -> Tensor:
+    def _add_mlp(self, x: Tensor) -> Tensor:
         return self.block.ffn(self.norm2(x), identity=x)
 
 
@@ -85,7 +85,7 @@ class Shifted(Exchanged):
 
     def forward(self, query: Tensor, hw_shape: object) -> Tensor:
         """Windows ``(B * n, N, C)`` and where they lie; with anything else as before."""
-        if not isinstance(hw_shape, Where):
+        if not isinstance(hw_shape, WindowContext):
             return super().forward(query, hw_shape)
         return self.w_msa(query, hw_shape)
 

@@ -13,7 +13,7 @@ from ..layers import SwinView
 from ..layers.exchange import Exchanged
 from ..layers.fast_block import FastMlp, children
 from ..ops import ShiftedWindows
-from .swin import CosineAttention, MergedSwin, QkvAttention, hidden, square, within
+from .swin import CosineAttention, MergedSwin, QkvAttention, hidden, square
 
 BLOCK = {"norm1", "attn", "drop_path", "norm2", "mlp"}
 ATTENTION = {"qkv", "attn_drop", "proj", "proj_drop", "softmax"}
@@ -62,7 +62,7 @@ class OfficialSwinBlock(MergedSwin):
             self,
             windows,
             self.norm1,
-            within(self.attn, windows),
+            self.attn,
             self.drop_path,
             self.norm2,
             self.mlp,

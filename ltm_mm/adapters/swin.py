@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..kernels import hooked, linear, untouched
-from ..layers import SwinView, Where, WindowAttentionView, cosine
+from ..kernels import hooked, linear, run_linear, untouched
+from ..layers import SwinView, WindowContext, attend, scaled_cosine
 from ..layers.exchange import Exchanged, exchange
-from ..merging import build_mask
+from ..merging import MaskModule, MergeScope, MergingBlock, build_mask
 from ..merging.masks import REGIONS
 from ..ops import ShiftedWindows
 
@@ -30,11 +30,11 @@ class Fit:
     shift: int
 
 
-class MergedSwin(Exchanged):
+class MergedSwin(Exchanged, MergingBlock, MergeScope):
     """A Swin block on merged tokens; a subclass for each library says how to read its blocks."""
 
     EXTRAS = ("merge", "fit")
-    merge: nn.Module | None
+    merge: MaskModule | None
     fit: Fit | None
 
     @staticmethod
@@ -132,64 +132,55 @@ def hidden(layer: nn.Module) -> int:
     return getattr(layer, "out_features", 1024)
 
 
-def within(attention: nn.Module, windows: ShiftedWindows) -> Callable[..., Tensor]:
-    """An exchanged attention as :class:`SwinView` calls it.
-
-    Args:
-        attention: called with windows ``(B * n, N, C)`` and a :class:`Where`.
-        windows: of the block.
-    """
-
-    def attend(x: Tensor, shift_index: Tensor | None, mask: object) -> Tensor:
-        shape = (x.shape[0], x.shape[1])
-        where = Where(windows, shape, shift_index, mask)
-        out = attention(x.flatten(0, 1), where)
-        return (out[0] if isinstance(out, tuple) else out).unflatten(0, shape)
-
-    return attend
-
-
 class QkvAttention(Exchanged):
     """Window attention with the attributes of the authors' own, as most libraries have it."""
 
     def forward(self, x: Tensor, mask: object = None) -> Tensor:
-        """Windows ``(B * n, N, C)`` and where they lie; with anything else as before."""
-        if not isinstance(mask, Where):
+        """Windows ``(B * n, N, C)`` and their context; with anything else as before."""
+        if not isinstance(mask, WindowContext):
             return super().forward(x, mask)
-        return WindowAttentionView(
-            self.qkv,
-            self.proj,
-            self.proj_drop,
-            self.relative_position_bias_table,
-            self.num_heads,
-            self.scale,
-            self.attn_drop.p,
-            self.training,
-            weigher(self.softmax, self.attn_drop),
-        ).run(x, mask)
+        return attend(
+            x,
+            mask,
+            qkv=self.make_qkv,
+            proj=lambda x: self.proj_drop(run_linear(self.proj, x)),
+            bias_table=self.bias_table(),
+            num_heads=self.num_heads,
+            scale=self.logit_factor(),
+            dropout=self.attn_drop.p if self.training else 0.0,
+            weigh=weigher(self.softmax, self.attn_drop),
+        )
+
+    def make_qkv(self, x: Tensor) -> Tensor:
+        """Queries, keys and values ``(..., 3C)``."""
+        return run_linear(self.qkv, x)
+
+    def bias_table(self) -> Tensor:
+        """``((2w - 1)**2, heads)``."""
+        return self.relative_position_bias_table
+
+    def logit_factor(self) -> float:
+        """Scale of the logits."""
+        return self.scale
 
 
-class CosineAttention(Exchanged):
+class CosineAttention(QkvAttention):
     """Swin V2's window attention, with the attributes of the authors' own."""
 
-    def forward(self, x: Tensor, mask: object = None) -> Tensor:
-        """Windows ``(B * n, N, C)`` and where they lie; with anything else as before."""
-        if not isinstance(mask, Where):
-            return super().forward(x, mask)
+    def make_qkv(self, x: Tensor) -> Tensor:
+        """Queries, keys and values, whose products are scaled cosines."""
         bias = None
         if self.q_bias is not None:
             bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
-        return WindowAttentionView(
-            lambda x: cosine(run_biased(self.qkv, x, bias), self.num_heads, self.logit_scale),
-            self.proj,
-            self.proj_drop,
-            continuous_bias(self.cpb_mlp, self.relative_coords_table),
-            self.num_heads,
-            1.0,
-            self.attn_drop.p,
-            self.training,
-            weigher(self.softmax, self.attn_drop),
-        ).run(x, mask)
+        return scaled_cosine(run_biased(self.qkv, x, bias), self.num_heads, self.logit_scale)
+
+    def bias_table(self) -> Tensor:
+        """Made by an MLP from positions."""
+        return continuous_bias(self.cpb_mlp, self.relative_coords_table)
+
+    def logit_factor(self) -> float:
+        """1: the scale is in the queries."""
+        return 1.0
 
 
 def run_biased(layer: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:

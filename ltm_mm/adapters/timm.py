@@ -8,7 +8,7 @@ from ..layers import SwinView
 from ..layers.exchange import Exchanged
 from ..layers.fast_block import FastTimmMlp
 from ..ops import ShiftedWindows
-from .swin import CosineAttention, MergedSwin, QkvAttention, comes_from, hidden, square, within
+from .swin import CosineAttention, MergedSwin, QkvAttention, comes_from, hidden, square
 
 
 class TimmSwinBlock(MergedSwin):
@@ -41,7 +41,7 @@ class TimmSwinBlock(MergedSwin):
             self,
             windows,
             self.norm1,
-            within(self.attn, windows),
+            self.attn,
             self.drop_path1,
             self.norm2,
             self.mlp,

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import linear, run_linear, untouched
-from ..layers import SwinView, Where, WindowAttentionView, cosine
+from ..layers import SwinView, WindowContext, attend, scaled_cosine
 from ..layers.exchange import Exchanged
 from ..layers.fast_block import FastMlp
 from ..ops import ShiftedWindows
-from .swin import MergedSwin, comes_from, continuous_bias, hidden, square, within
+from .swin import MergedSwin, comes_from, continuous_bias, hidden, square
 
 
 class TorchvisionSwinBlock(MergedSwin):
@@ -48,7 +48,7 @@ class TorchvisionSwinBlock(MergedSwin):
             self,
             windows,
             self.norm1,
-            within(self.attn, windows),
+            self.attn,
             self.stochastic_depth,
             self.norm2,
             self.mlp,
@@ -79,39 +79,48 @@ class TorchvisionSwinV2Block(TorchvisionSwinBlock):
 class Attention(Exchanged):
     """``ShiftedWindowAttention`` for windows that are cut already."""
 
-    def forward(self, x: Tensor, where: Where | None = None) -> Tensor:
-        """Windows ``(B * n, N, C)`` and where they lie; without, a grid as before."""
-        return super().forward(x) if where is None else self.attention_view().run(x, where)
-
-    def attention_view(self) -> WindowAttentionView:
-        """What the attention is made of now."""
-        return WindowAttentionView(
-            self.qkv,
-            self.proj,
-            lambda x: F.dropout(x, self.dropout, self.training),
-            self.relative_position_bias_table,
-            self.num_heads,
-            (self.qkv.weight.shape[1] // self.num_heads) ** -0.5,
-            self.attention_dropout,
-            self.training,
+    def forward(self, x: Tensor, context: WindowContext | None = None) -> Tensor:
+        """Windows ``(B * n, N, C)`` and their context; without, a grid as before."""
+        if context is None:
+            return super().forward(x)
+        return attend(
+            x,
+            context,
+            qkv=self.make_qkv,
+            proj=lambda x: F.dropout(run_linear(self.proj, x), self.dropout, self.training),
+            bias_table=self.bias_table(),
+            num_heads=self.num_heads,
+            scale=self.logit_factor(),
+            dropout=self.attention_dropout if self.training else 0.0,
         )
+
+    def make_qkv(self, x: Tensor) -> Tensor:
+        """Queries, keys and values ``(..., 3C)``."""
+        return run_linear(self.qkv, x)
+
+    def bias_table(self) -> Tensor:
+        """``((2w - 1)**2, heads)``."""
+        return self.relative_position_bias_table
+
+    def logit_factor(self) -> float:
+        """Scale of the logits."""
+        return (self.qkv.weight.shape[1] // self.num_heads) ** -0.5
 
 
 class AttentionV2(Attention):
     """The same of ``ShiftedWindowAttentionV2``."""
 
-    def attention_view(self) -> WindowAttentionView:
-        """What the attention is made of now."""
-        return WindowAttentionView(
-            lambda x: cosine(self.project(x), self.num_heads, self.logit_scale),
-            self.proj,
-            lambda x: F.dropout(x, self.dropout, self.training),
-            continuous_bias(self.cpb_mlp, self.relative_coords_table),
-            self.num_heads,
-            1.0,
-            self.attention_dropout,
-            self.training,
-        )
+    def make_qkv(self, x: Tensor) -> Tensor:
+        """Queries, keys and values, whose products are scaled cosines."""
+        return scaled_cosine(self.project(x), self.num_heads, self.logit_scale)
+
+    def bias_table(self) -> Tensor:
+        """Made by an MLP from positions."""
+        return continuous_bias(self.cpb_mlp, self.relative_coords_table)
+
+    def logit_factor(self) -> float:
+        """1: the scale is in the queries."""
+        return 1.0
 
     def project(self, x: Tensor) -> Tensor:
         """Queries, keys and values; the keys' bias is not read."""

@@ -12,13 +12,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..kernels import calm, hooked, run_mlp
-from ..layers import SwinView, Where, WindowAttentionView, cosine
+from ..kernels import calm, hooked, run_linear, run_mlp
+from ..layers import SwinView, WindowContext, attend, concat_linears, scaled_cosine
 from ..layers.exchange import Exchanged
 from ..layers.fast_block import FastMlp, children, idle
-from ..layers.window_view import joined
 from ..ops import ShiftedWindows
-from .swin import MergedSwin, continuous_bias, hidden, square, within
+from .swin import MergedSwin, continuous_bias, hidden, square
 
 NEW = {"attention", "layernorm_before", "layernorm_after", "mlp", "dropout", "drop_path"}
 OLD = {"attention", "layernorm_before", "layernorm_after", "intermediate", "output", "drop_path"}
@@ -72,14 +71,17 @@ class HFSwinLayer(MergedSwin):
         """``(B, H * W, C)``, (H, W) -> ``(B, H * W, C)``."""
         return self.run(x.unflatten(1, tuple(size)), HFSwinLayer.cut(self)).flatten(1, 2)
 
+    def attend_and_drop(self, x: Tensor, context: WindowContext) -> Tensor:
+        """Attention and the dropout after it, on windows ``(B * n, N, C)``."""
+        return self.dropout(self.attention(x, context)[0])
+
     def view(self, windows: ShiftedWindows) -> SwinView:
         """What the block is made of now."""
-        attend = within(self.attention, windows)
         return SwinView(
             self,
             windows,
             self.layernorm_before,
-            lambda *own: self.dropout(attend(*own)),
+            self.attend_and_drop,
             self.drop_path,
             self.layernorm_after,
             self.mlp,
@@ -128,7 +130,7 @@ class HFOldSwinLayer(HFSwinLayer):
             self,
             windows,
             self.layernorm_before,
-            within(self.attention, windows),
+            self.attention,
             self.drop_path,
             self.layernorm_after,
             self.feed_forward,
@@ -170,48 +172,57 @@ class Attention(Exchanged):
     def forward(
         self, hidden_states: Tensor, attention_mask: object = None, **options: object
     ) -> tuple[Tensor, Tensor | None]:
-        """Windows ``(B * n, N, C)`` and where they lie; with anything else as before."""
-        if not isinstance(attention_mask, Where):
+        """Windows ``(B * n, N, C)`` and their context; with anything else as before."""
+        if not isinstance(attention_mask, WindowContext):
             return super().forward(hidden_states, attention_mask, **options)
-        view = WindowAttentionView(
-            joined(self.q_proj, self.k_proj, self.v_proj),
-            self.o_proj,
-            nn.Identity(),
-            self.relative_position_bias.relative_position_bias_table,
-            self.num_attention_heads,
-            self.scaling,
-            self.attention_dropout,
-            self.training,
+        out = attend(
+            hidden_states,
+            attention_mask,
+            qkv=concat_linears(self.q_proj, self.k_proj, self.v_proj),
+            proj=lambda x: run_linear(self.o_proj, x),
+            bias_table=self.relative_position_bias.relative_position_bias_table,
+            num_heads=self.num_attention_heads,
+            scale=self.scaling,
+            dropout=self.attention_dropout if self.training else 0.0,
         )
-        return view.run(hidden_states, attention_mask), None
+        return out, None
 
 
 class SelfAttention(Exchanged):
     """``attention.self`` for windows that are cut already; ``attention.output`` projects."""
 
     def forward(self, hidden_states: Tensor, *args: object, **options: object) -> tuple:
-        """Windows ``(B * n, N, C)`` and where they lie; with anything else as before."""
-        where = args[0] if args else options.get("attention_mask")
-        if not isinstance(where, Where):
+        """Windows ``(B * n, N, C)`` and their context; with anything else as before."""
+        context = args[0] if args else options.get("attention_mask")
+        if not isinstance(context, WindowContext):
             return super().forward(hidden_states, *args, **options)
-        return (self.attention_view().run(hidden_states, where),)
-
-    def attention_view(self) -> WindowAttentionView:
-        """What the attention is made of now."""
-        return WindowAttentionView(
-            joined(self.query, self.key, self.value),
-            nn.Identity(),
-            nn.Identity(),
-            self.relative_position_bias_table,
-            self.num_attention_heads,
-            self.attention_head_size**-0.5,
-            self.dropout.p,
-            self.training,
-            self.weigher(),
+        out = attend(
+            hidden_states,
+            context,
+            qkv=self.make_qkv,
+            proj=nn.Identity(),
+            bias_table=self.bias_table(),
+            num_heads=self.num_attention_heads,
+            scale=self.logit_factor(),
+            dropout=self.dropout.p if self.training else 0.0,
+            weigh=self.weigher(),
         )
+        return (out,)
+
+    def make_qkv(self, x: Tensor) -> Tensor:
+        """Queries, keys and values ``(..., 3C)``."""
+        return concat_linears(self.query, self.key, self.value)(x)
+
+    def bias_table(self) -> Tensor:
+        """``((2w - 1)**2, heads)``."""
+        return self.relative_position_bias_table
+
+    def logit_factor(self) -> float:
+        """Scale of the logits."""
+        return self.attention_head_size**-0.5
 
     def weigher(self) -> Callable[[Tensor], Tensor] | None:
-        """Softmax and dropout, where someone watches the latter."""
+        """Softmax and dropout, where a hook observes the latter."""
         watched = not torch.compiler.is_compiling() and hooked(self.dropout)
         return (lambda logits: self.dropout(logits.softmax(-1))) if watched else None
 
@@ -219,20 +230,18 @@ class SelfAttention(Exchanged):
 class SelfAttentionV2(SelfAttention):
     """The same of Swin V2."""
 
-    def attention_view(self) -> WindowAttentionView:
-        """What the attention is made of now."""
-        own = joined(self.query, self.key, self.value)
-        return WindowAttentionView(
-            lambda x: cosine(own(x), self.num_attention_heads, self.logit_scale),
-            nn.Identity(),
-            nn.Identity(),
-            continuous_bias(self.continuous_position_bias_mlp, self.relative_coords_table),
-            self.num_attention_heads,
-            1.0,
-            self.dropout.p,
-            self.training,
-            self.weigher(),
-        )
+    def make_qkv(self, x: Tensor) -> Tensor:
+        """Queries, keys and values, whose products are scaled cosines."""
+        qkv = super().make_qkv(x)
+        return scaled_cosine(qkv, self.num_attention_heads, self.logit_scale)
+
+    def bias_table(self) -> Tensor:
+        """Made by an MLP from positions."""
+        return continuous_bias(self.continuous_position_bias_mlp, self.relative_coords_table)
+
+    def logit_factor(self) -> float:
+        """1: the scale is in the queries."""
+        return 1.0
 
 
 class Mlp(FastMlp):

@@ -54,11 +54,6 @@ def whole_plan(model: nn.Module) -> tuple[str, Plan]:
     return family.name, ((), (), *plan) if family.name == "mobilevit" else plan
 
 
-def merges(model: nn.Module) -> bool:
-    """Whether any block merges tokens."""
-    return any(getattr(module, "merge", None) is not None for module in model.modules())
-
-
 def by_size(model: nn.Module) -> Callable[[Size], nn.Module]:
     """The model for images of any size: a timm model that is built for one size is refitted."""
     inner = getattr(model, "backbone", model)

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..merging import merges
 from ..models.backbones.base import LTMBackbone
 from ..models.backbones.global_blocks import GlobalBlocks
 from ..presets import Keep
 from .fidelity import Tally, decide, relative_error, resized, tally_of
 from .fidelity_baselines import pooled, with_tome
-from .fidelity_models import Size, by_size, in_our_blocks, merges, run_with_maps
+from .fidelity_models import Size, by_size, in_our_blocks, run_with_maps
 from .fidelity_report import Fidelity, Row
 from .flops import count_macs
 from .latency import Clock, interleave

@@ -25,10 +25,11 @@ from ..engine.config import change_config
 from ..engine.errors import naming
 from ..engine.outputs import check_folder
 from ..engine.run import drop_pretrained
+from ..merging import merges
 from ..presets import Keep
 from .baselines import named_config
 from .fidelity import CONFIDENT, resized
-from .fidelity_models import Size, merges
+from .fidelity_models import Size
 from .fidelity_report import Fidelity
 from .fidelity_run import BASELINES, PRESETS, Subject, compare
 from .latency import Clock

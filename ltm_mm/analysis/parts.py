@@ -11,11 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from ..adapters.swin import MergedSwin
-from ..layers import ShiftedWindowAttention
-from ..models.backbones.efficientvit import AttentionBlock, EfficientVitLTMStage
-from ..models.backbones.global_blocks import GlobalBlock, GlobalBlocks
-from ..models.backbones.swin import SwinBlock
+from ..merging import MergeScope, MergingBlock, merges
 
 ATTENTION, MLP, MERGE, REST = "attention", "mlp", "merge", "rest"
 PARTS = (ATTENTION, MLP, MERGE, REST)  # of a backbone
@@ -31,8 +27,6 @@ _ATTRIBUTES = {
     "local_module": MLP,
     "merge": MERGE,
 }
-# Where they merge, what these do themselves, outside their children, is merging and unmerging.
-_HOLDERS = (SwinBlock, MergedSwin, EfficientVitLTMStage, AttentionBlock, GlobalBlock, GlobalBlocks)
 
 
 def parts_of(model: nn.Module) -> dict[str, str]:
@@ -52,8 +46,8 @@ def parts_of(model: nn.Module) -> dict[str, str]:
         steps = name.split(".")
         if whole and steps[0] != "backbone":
             parts[name] = steps[0] or POST
-        elif isinstance(module, _HOLDERS) and _merges(module):
-            parts[name] = MERGE
+        elif isinstance(module, MergingBlock | MergeScope) and merges(module):
+            parts[name] = MERGE  # what it does itself, outside its children
         else:
             parts[name] = next((_ATTRIBUTES[s] for s in steps if s in _ATTRIBUTES), REST)
     return parts
@@ -69,10 +63,6 @@ def ordered(parts: Iterable[str]) -> list[str]:
     found = list(dict.fromkeys(parts))
     own = [part for part in PARTS if part in found]
     return own + sorted((p for p in found if p not in PARTS), key=lambda part: part == POST)
-
-
-def _merges(holder: nn.Module) -> bool:
-    return any(getattr(module, "merge", None) is not None for module in holder.modules())
 
 
 class PartMeter:
@@ -143,9 +133,9 @@ class PartMeter:
 
 
 def _holder(name: str, modules: dict[str, nn.Module]) -> str:
-    """The nearest module above that runs itself, as lists and a merging block's ``attn`` do not."""
+    """The nearest module above that runs itself, as lists do not."""
     while name:
         name = name.rpartition(".")[0]
-        if not isinstance(modules[name], nn.ModuleList | nn.ModuleDict | ShiftedWindowAttention):
+        if not isinstance(modules[name], nn.ModuleList | nn.ModuleDict):
             break
     return name

@@ -8,10 +8,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..adapters.swin import MergedSwin
-from ..models.backbones.efficientvit import AttentionBlock, EfficientVitLTMStage
-from ..models.backbones.global_blocks import GlobalBlocks
-from ..models.backbones.swin import SwinBlock
+from ..merging import MergeScope, MergingBlock
 from ..presets import Keep, Plan
 from .fidelity_run import map_errors
 from .latency import Clock, interleave
@@ -71,9 +68,9 @@ def units_of(model: nn.Module, family: str, whole: Plan) -> list[Unit]:
 
 
 def _is_unit(module: nn.Module) -> bool:
-    if isinstance(module, EfficientVitLTMStage):
-        return any(isinstance(block, AttentionBlock) for block in module.blocks)
-    return isinstance(module, SwinBlock | MergedSwin | GlobalBlocks)
+    return isinstance(module, MergeScope) and any(
+        isinstance(block, MergingBlock) for block in module.modules()
+    )
 
 
 @dataclass

@@ -5,10 +5,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from ..merging import Match, Soft
-from ..models.backbones.global_blocks import GlobalMatch
-
-MASK_MODULES = (Match, Soft, GlobalMatch)
+from ..merging import MaskModule
 
 
 def mask_modules(model: nn.Module) -> list[str]:
@@ -16,7 +13,7 @@ def mask_modules(model: nn.Module) -> list[str]:
 
     They are the names that :func:`ltm_mm.merging.record_merges` gives.
     """
-    return [name for name, m in model.named_modules() if isinstance(m, MASK_MODULES)]
+    return [name for name, m in model.named_modules() if isinstance(m, MaskModule)]
 
 
 def merging_stages(model: nn.Module) -> dict[str, list[str]]:

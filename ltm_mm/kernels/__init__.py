@@ -6,17 +6,17 @@ from .layers import calm, hooked, run_linear, run_mlp, untouched
 from .linear import CHUNK, add_by_rows, linear
 from .mlp import mlp
 from .switch import use_kernels, uses_onednn
-from .windows import map_windows
+from .windows import WindowChunks
 
 __all__ = [
     "CHUNK",
     "ConvNormAct",
+    "WindowChunks",
     "add_by_rows",
     "calm",
     "fold_convs",
     "hooked",
     "linear",
-    "map_windows",
     "mlp",
     "run_linear",
     "run_mlp",

@@ -1,17 +1,24 @@
 """Small modules that hold parameters, and views of other libraries' modules."""
 
 from .fast_block import fast_attention, fast_mlp
-from .swin_block import SwinView, cosine
-from .window_attention import ShiftedWindowAttention, WindowAttention
-from .window_view import Where, WindowAttentionView
+from .swin_block import SwinView
+from .window_attention import (
+    ShiftedWindowAttention,
+    WindowAttention,
+    WindowContext,
+    attend,
+    concat_linears,
+    scaled_cosine,
+)
 
 __all__ = [
     "ShiftedWindowAttention",
     "SwinView",
-    "Where",
     "WindowAttention",
-    "WindowAttentionView",
-    "cosine",
+    "WindowContext",
+    "attend",
+    "concat_linears",
     "fast_attention",
     "fast_mlp",
+    "scaled_cosine",
 ]

@@ -1,6 +1,7 @@
 """Token merging: masks, and a transformer block on merged tokens. No mm* import, no kernel."""
 
-from .groups import Groups, Mask, SoftGroups, merged_block
+from .blocks import MaskModule, MergeScope, MergingBlock, merges, merging_blocks
+from .groups import Groups, Mask, SoftGroups, unmerge_update
 from .masks import MASKS, Match, Soft, WeightedMatch, build_mask
 from .matching import match, rounds
 from .record import ChainMerge, Merge, WindowMerge, record_merges, recording, tell
@@ -10,17 +11,22 @@ __all__ = [
     "ChainMerge",
     "Groups",
     "Mask",
+    "MaskModule",
     "Match",
     "Merge",
+    "MergeScope",
+    "MergingBlock",
     "Soft",
     "SoftGroups",
     "WeightedMatch",
     "WindowMerge",
     "build_mask",
     "match",
-    "merged_block",
+    "merges",
+    "merging_blocks",
     "record_merges",
     "recording",
     "rounds",
     "tell",
+    "unmerge_update",
 ]

@@ -7,7 +7,6 @@ exactly one group) or a :class:`SoftGroups`; both answer the same questions.
 Letters: N tokens and P merged tokens per set (a window, or a whole image), C channels.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +52,10 @@ class Groups:
         weights = packed(weights.expand(self.owner.shape)).unsqueeze(-1).to(tokens.dtype)
         total = sum_groups(weights, self.owner, self.count).clamp(min=1e-6)
         return sum_groups(tokens * weights, self.owner, self.count) / total
+
+    def merge_own(self, tokens: Tensor) -> Tensor:
+        """X~ of the tokens that the groups were made from, computed once."""
+        return self.merge(tokens) if self.merged is None else self.merged
 
     def unmerge(self, update: Tensor) -> Tensor:
         """U times an update of the groups: ``(..., P, C)`` -> ``(..., N, C)``."""
@@ -137,6 +140,10 @@ class SoftGroups:
         with full_precision(tokens):
             return self.g.mT.to(tokens.dtype) @ tokens
 
+    def merge_own(self, tokens: Tensor) -> Tensor:
+        """X~ of the tokens that the masks were made from, computed once."""
+        return self.merged
+
     def unmerge(self, update: Tensor) -> Tensor:
         """U times an update: ``(..., P, C)`` -> ``(..., N, C)``."""
         return self.u.to(update.dtype) @ update
@@ -159,8 +166,8 @@ class SoftGroups:
 Mask = Groups | SoftGroups
 
 
-def merged_block(tokens: Tensor, mask: Mask, block: Callable[[Tensor], Tensor]) -> Tensor:
-    """A transformer block f on merged tokens: ``Y = Z + U (f(X~) - X~)`` (ours).
+def unmerge_update(tokens: Tensor, mask: Mask, merged: Tensor, updated: Tensor) -> Tensor:
+    """Lead a block's update of merged tokens back: ``Y = Z + U (f(X~) - X~)`` (ours).
 
     What merging loses never leaves Z; only the update is shared. Where f changes nothing, Y is
     Z to the bit.
@@ -168,13 +175,13 @@ def merged_block(tokens: Tensor, mask: Mask, block: Callable[[Tensor], Tensor]) 
     Args:
         tokens: Z ``(..., N, C)``.
         mask: of the tokens.
-        block: f, takes and gives ``(..., P, C)``.
+        merged: X~ ``(..., P, C)``.
+        updated: f(X~) ``(..., P, C)``.
 
     Returns:
         Y ``(..., N, C)``.
     """
-    merged = mask.merge(tokens) if mask.merged is None else mask.merged
-    update = mask.unmerge(block(merged) - merged)
+    update = mask.unmerge(updated - merged)
     if torch.is_grad_enabled() or update.dtype != tokens.dtype:
         return tokens + update
     return update.add_(tokens)

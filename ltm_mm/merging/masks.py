@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import window_regions
+from .blocks import MaskModule
 from .groups import Groups, SoftGroups
 from .matching import Matched, match, rounds
 
@@ -19,7 +20,7 @@ REGIONS = 4  # a shifted window's parts that may not see each other
 FAR, PADDED = 100.0, 10.0  # codes whose squares outweigh any cost: region before padding
 
 
-def build_mask(kind: str, dim: int, window: int, keep: int, shift: int = 0) -> nn.Module:
+def build_mask(kind: str, dim: int, window: int, keep: int, shift: int = 0) -> MaskModule:
     """A mask module for windows of ``window x window`` tokens, ``keep`` of which are left.
 
     Args:
@@ -50,7 +51,7 @@ def check_mask(kind: str) -> None:
         raise ValueError(f"mask must be one of {', '.join(MASKS)}, got {kind!r}")
 
 
-class Match(nn.Module):
+class Match(MaskModule):
     """Groups of tokens that are alike, by matching; nothing in it is learned.
 
     Padding merges with padding first; tokens that the shift keeps apart never share a group.
@@ -64,7 +65,7 @@ class Match(nn.Module):
 
     def __init__(self, window: int, keep: int, shift: int = 0) -> None:
         super().__init__()
-        self.keep = keep
+        self.window, self.keep, self.shift = window, keep, shift
         self.schedule = rounds(window * window, keep, REGIONS if shift else 1)
         # Part by part, so that every round splits every part of a shifted window evenly.
         self.register_buffer("order", window_order(window, shift) if shift else None, False)
@@ -94,10 +95,6 @@ class Match(nn.Module):
             codes = padded if codes is None else codes + padded
         return match(tokens, self.schedule, None, codes, self.order, sums)
 
-    def extra_repr(self) -> str:
-        """What ``print(model)`` shows."""
-        return f"keep={self.keep}"
-
 
 class WeightedMatch(Match):
     """Matched groups whose tokens have learned weights: ``exp(v . normalised z)`` within a group.
@@ -123,7 +120,7 @@ class WeightedMatch(Match):
         return groups
 
 
-class Soft(nn.Module):
+class Soft(MaskModule):
     """Softmax masks from a learned spatial prior and what the tokens are (the paper's kind).
 
     The logits ``L = prior + scale * cos(z, x~ - mean of x~)`` compare each token with the merged
@@ -187,10 +184,6 @@ class Soft(nn.Module):
         # What all merged tokens share decides nothing between them.
         s = s - s.mean(-2, keepdim=True)
         return prior + (z @ s.mT) * (self.start_scale * self.log_scale.exp() / z.shape[-1])
-
-    def extra_repr(self) -> str:
-        """What ``print(model)`` shows."""
-        return f"keep={self.keep}"
 
 
 def _direction(x: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 Source: window attention and the cyclic shift are Swin's (Liu et al., ICCV 2021, section 3.2).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +11,6 @@ from torch import Tensor
 from .graphs import exporting
 from .shift import shift_indices
 from .windows import crop, from_windows, pad_to_windows, real_tokens, to_windows
-
-# Windows (B, n, N, C), which shift mask each takes (n,), and the mass of their tokens (1, n, N)
-# -> (B, n, N, C).
-OnWindows = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
@@ -33,24 +28,6 @@ class ShiftedWindows:
     shift: int = 0
     axes: tuple[bool, bool] = (True, True)
     pad_first: bool = True
-
-    def map(
-        self, x: Tensor, work: OnWindows, before: Callable[[Tensor], Tensor] | None = None
-    ) -> Tensor:
-        """Work within every window of a grid.
-
-        Args:
-            x: ``(B, H, W, C)`` of any size; windows that reach beyond are padded with zeros.
-            work: on windows; shift_index are None without a shift, mass where nothing is padded.
-            before: works on every token by itself, before the padding.
-
-        Returns:
-            ``(B, H, W, C)``.
-        """
-        x = x if before is None else before(x)
-        _, height, width, _ = x.shape
-        shift_index, mass = self.shift_index(height, width, x.device), self.mass(height, width, x)
-        return self.join(work(self.cut(x), shift_index, mass), height, width)
 
     def cut(self, x: Tensor) -> Tensor:
         """Windows ``(B, n, N, C)`` of a grid ``(B, H, W, C)``."""

@@ -1,10 +1,9 @@
-"""Shifted windows: cut and put together, all at once and in bands."""
+"""Shifted windows: cut and put together."""
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from ltm_mm.kernels import map_windows, uses_onednn
 from ltm_mm.ops import ShiftedWindows
 from ltm_mm.ops import shifted as shifted_ops
 
@@ -57,51 +56,6 @@ def test_mass_marks_what_is_no_padding(cut, size):
     else:
         assert_close(mass, cut.cut(ones).squeeze(-1), rtol=0, atol=0)
         assert mass.min() == 0
-
-
-@sizes
-@shifts
-def test_in_chunks_as_all_at_once(cut, size):
-    """Work that tells windows, their shift masks and their padding apart."""
-    x = torch.randn(2, *size, 3)
-    if not uses_onednn(x, x):
-        pytest.skip("no oneDNN here: there are no chunks")
-    calls = []
-
-    def work(windows, shift_index, mass):
-        calls.append(windows.shape[1])
-        out = windows + windows.mean(2, keepdim=True)
-        out = out if shift_index is None else out * (1 + shift_index.view(1, -1, 1, 1))
-        return out if mass is None else out + mass.sum(-1)[..., None, None]
-
-    expected = cut.map(x, work, torch.exp)
-    rows, cols = cut.counts(*size)
-    assert calls == [rows * cols]
-    for step in (1, 2, rows):
-        calls.clear()
-        chunk = step * 2 * cols * cut.size**2 * 3
-        with torch.no_grad():
-            assert_close(
-                map_windows(cut, x, work, torch.exp, chunk), expected, rtol=1e-6, atol=1e-6
-            )
-        assert calls == [cols * min(step, rows - first) for first in range(0, rows, step)]
-
-
-def test_padding_stays_zero_after_what_comes_before():
-    cut, x = ShiftedWindows(7, 3), torch.randn(1, 9, 16, 3)
-    mass, seen = cut.mass(9, 16, x), []
-    for grad in (True, False):
-        with torch.set_grad_enabled(grad):
-            map_windows(cut, x, lambda windows, *_: seen.append(windows) or windows, torch.exp)
-    for windows in seen:
-        assert_close(windows == 0, (mass == 0).unsqueeze(-1).expand_as(windows), rtol=0, atol=0)
-
-
-def test_a_gradient_goes_through_windows_once():
-    x = torch.randn(2, 9, 16, 3, requires_grad=True)
-    weight = torch.randn(2, 9, 16, 3)
-    (ShiftedWindows(7, 3).map(x, lambda windows, *_: 2 * windows) * weight).sum().backward()
-    assert_close(x.grad, 2 * weight)
 
 
 def test_kinds_are_those_of_last_rows_and_columns():

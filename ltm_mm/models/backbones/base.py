@@ -7,7 +7,7 @@ from copy import deepcopy
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...merging import Match, Soft
+from ...merging import MaskModule
 from ...presets import Plan
 
 BLOCK = r"stages\.\d+\.(blocks\.)?\d+|blocks\.\d+"  # paths of the blocks of all backbones
@@ -137,7 +137,7 @@ class LTMBackbone(nn.Module):
 
     def modules_outside_masks(self) -> list[nn.Module]:
         """All modules but the mask modules and their parts."""
-        return [m for m in self.modules() if not isinstance(m, Match | Soft)]
+        return [m for m in self.modules() if not isinstance(m, MaskModule)]
 
 
 def copy_weights(source: nn.Module, target: nn.Module) -> None:

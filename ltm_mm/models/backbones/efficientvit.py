@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from ...families import EFFICIENTVIT
 from ...kernels import fold_convs
 from ...layers.exchange import Exchanged, exchange
-from ...merging import recording, tell
+from ...merging import MergeScope, MergingBlock, recording, tell
 from ...merging.grid import GridMerge, GridMerger, unmerge_all
 from ...presets import Keep, Plan, check_window, resolve_plan
 from .base import LTMBackbone, norm_option
@@ -124,7 +124,7 @@ class LTMEfficientViT(LTMBackbone):
                 module.reset_parameters()
 
 
-class EfficientVitLTMStage(Exchanged):
+class EfficientVitLTMStage(Exchanged, MergeScope):
     """A stage of timm's EfficientViT that merges on the way in and unmerges at its end.
 
     See :func:`merge_stage`.
@@ -168,7 +168,7 @@ class GridChain:
     last: GridMerge | None
 
 
-class AttentionBlock(Exchanged):
+class AttentionBlock(Exchanged, MergingBlock):
     """timm's ``EfficientVitBlock``: attention, a merge where planned, and the local module."""
 
     EXTRAS = ("merge",)

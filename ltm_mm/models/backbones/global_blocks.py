@@ -18,7 +18,17 @@ from torch.utils.checkpoint import checkpoint
 from ...layers import fast_attention, fast_mlp
 from ...layers.exchange import Exchanged, exchange
 from ...layers.fast_block import children
-from ...merging import ChainMerge, Groups, match, recording, rounds, tell
+from ...merging import (
+    ChainMerge,
+    Groups,
+    MaskModule,
+    MergeScope,
+    MergingBlock,
+    match,
+    recording,
+    rounds,
+    tell,
+)
 
 PARTS = {"norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2"}
 Size = tuple[int, int]
@@ -44,7 +54,7 @@ class Chain:
         return self.merges[-1] if self.merges else None
 
 
-class GlobalBlocks(Exchanged):
+class GlobalBlocks(Exchanged, MergeScope):
     """A sequence of blocks that merge on the way in; their maps are unmerged to all tokens."""
 
     def forward(
@@ -78,7 +88,7 @@ def _unmerged(x: Tensor, merges: Sequence[ChainMerge], prefix: int) -> Tensor:
     return torch.cat((x[:, :prefix], grid), 1)
 
 
-class GlobalBlock(Exchanged):
+class GlobalBlock(Exchanged, MergingBlock):
     """timm's ``Block``: attention among all tokens, a merge where planned, and the MLP.
 
     Its ``merge`` groups what is left after the attention (None: nothing is merged), ``prefix``
@@ -123,8 +133,7 @@ class GlobalBlock(Exchanged):
             tokens = x[:, self.prefix :]
             mask = self.merge(tokens, size[0] * size[1], earlier and earlier.mask.sizes)
             if mask is not None:
-                means = mask.merge(tokens) if mask.merged is None else mask.merged
-                merged = ChainMerge(tokens, means, mask, size, earlier)
+                merged = ChainMerge(tokens, mask.merge_own(tokens), mask, size, earlier)
                 if recording():
                     tell(self.merge, merged)
                 x = torch.cat((x[:, : self.prefix], merged.merged), 1)
@@ -174,7 +183,7 @@ def check_blocks(blocks: Iterable[nn.Module]) -> None:
             )
 
 
-class GlobalMatch(nn.Module):
+class GlobalMatch(MaskModule):
     """Groups of tokens of a whole image that are alike, by matching; nothing is learned.
 
     Args:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...layers import ShiftedWindowAttention, SwinView, WindowAttention
-from ...merging import build_mask
+from ...merging import MergeScope, MergingBlock, build_mask
 from ...merging.masks import REGIONS, check_mask
 from ...presets import Keep, Plan, check_image_size, check_window, resolve_plan
 from .base import LTMBackbone
@@ -303,7 +303,7 @@ class SwinStage(nn.Module):
         return self.blocks(x)
 
 
-class SwinBlock(nn.Module):
+class SwinBlock(MergingBlock, MergeScope):
     """(Shifted-)window attention and the MLP, on merged tokens where planned.
 
     Args:
@@ -356,7 +356,7 @@ class SwinBlock(nn.Module):
             self,
             self.attn.windows,
             self.norm1,
-            self.attn.w_msa,
+            self.attn,
             self.drop_path,
             self.norm2,
             self.ffn,
