@@ -181,7 +181,7 @@ def test_installed_it_trains_and_measures_from_another_folder(
     shipped = place.parent / ".mim" / "configs" / "ltm_swin_maskrcnn_shapes.py"
     (browse,) = tools.glob("analysis_tools/browse_dataset.py")
     run(python, browse, shipped, "--not-show", "--output-dir", "pictures", cwd=away)
-    assert len(list((away / "pictures").iterdir())) == 9
+    assert len(list((away / "pictures").iterdir())) == 8
 
 
 @pytest.mark.slow
