@@ -147,11 +147,10 @@ def test_backbone_in_any_config(code: str, sandbox: Path, monkeypatch: pytest.Mo
     _need_data(name)
     config = f"configs/{name}"
     code += "\nmodel['backbone']['init_cfg'] = None\n"
-    if (
-        "dino" in code
-    ):  # small images have fewer places than it has queries; it trains on large ones
+    if "dino" in code:  # which has more queries than small images have places
         code += "model['num_queries'] = 20\n"
-        code += "train_dataloader = dict(dataset=dict(pipeline=_base_.val_dataloader.dataset.pipeline))\n"
+        code += "data = dict(pipeline=_base_.val_dataloader.dataset.pipeline)\n"
+        code += "train_dataloader = dict(dataset=data)\n"
     Path(config).write_text(code)
     work = ["--work-dir", f"work_dirs/{code.split('/')[1].split('_')[0]}"]
     batch_norm = [

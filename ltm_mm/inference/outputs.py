@@ -44,7 +44,9 @@ class Drawings:
         self.folder = folder
         self.names = _names(sources, ".jpg", ".mp4")
         self.visualizer = VISUALIZERS.build({**visualizer, "vis_backends": None})
-        self.visualizer.dataset_meta = dict(metainfo)
+        colours = np.random.RandomState(42).randint(0, 255, (len(metainfo.get("classes") or ()), 3))
+        # without a palette mmseg's data sets draw the same colours
+        self.visualizer.dataset_meta = {"palette": colours.tolist(), **metainfo}
         # Both packages' visualizers hand over the finished picture here.
         self.drawn: list[NDArray] = []
         self.visualizer.add_image = lambda name, image, *args: self.drawn.append(image)
