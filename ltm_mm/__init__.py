@@ -19,7 +19,7 @@ def __getattr__(name: str) -> object:
 
         return getattr(module, name)
     if name == "fidelity":
-        from ltm_mm.analysis.fidelity_run import fidelity
+        from ltm_mm.analysis.fidelity.compare import fidelity
 
         return fidelity
     raise AttributeError(f"module 'ltm_mm' has no attribute {name!r}")

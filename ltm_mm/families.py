@@ -48,6 +48,8 @@ EFFICIENTVIT = FamilyNames(
 )
 MOBILEVIT = FamilyNames("mobilevit", "LTMMobileViT", ("xxs", "xs", "s"), "s", "mobilevit_{}")
 FAMILIES = {family.name: family for family in (SWIN, EFFICIENTVIT, VIT, MOBILEVIT)}
+# What tools take in place of a config.
+NAMED = ", ".join(f"ltm-{f.name}-{{{','.join(f.archs)}}}" for f in FAMILIES.values())
 
 
 def of_type(kind: str) -> FamilyNames | None:

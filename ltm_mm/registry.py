@@ -24,7 +24,14 @@ except ModuleNotFoundError as error:
 MODELS = Registry("model", parent=ROOT_MODELS, scope="ltm_mm", locations=["ltm_mm.models.register"])
 DATASETS = Registry("dataset", parent=ROOT_DATASETS, scope="ltm_mm", locations=["ltm_mm.datasets"])
 HOOKS = Registry(
-    "hook", parent=ROOT_HOOKS, scope="ltm_mm", locations=["ltm_mm.engine", "ltm_mm.visualization"]
+    "hook",
+    parent=ROOT_HOOKS,
+    scope="ltm_mm",
+    locations=[
+        "ltm_mm.engine.ib_hook",
+        "ltm_mm.engine.statistics_hook",
+        "ltm_mm.visualization.hook",
+    ],
 )
 METRICS = Registry("metric", parent=ROOT_METRICS, scope="ltm_mm", locations=["ltm_mm.evaluation"])
 TRANSFORMS = Registry(

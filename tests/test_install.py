@@ -11,9 +11,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from PIL import Image
 
 from ltm_mm.datasets import ensure_shapes
+from ltm_mm.models import LTMViT
 
 ROOT = Path(__file__).parent.parent
 MM = ("mmengine", "mmcv", "mmdet", "mmseg", "mmpretrain")
@@ -51,7 +54,7 @@ model = timm.create_model("ltm_vit_tiny", keep="fast").eval()
 with torch.no_grad(), record_merges(model) as merges:
     print("ltm_vit_tiny", model(x).shape, len(merges) > 0)
 try:
-    import ltm_mm.engine
+    import ltm_mm.engine.run
 except ModuleNotFoundError as error:
     print(error.name.partition('.')[0])
 """
@@ -85,8 +88,50 @@ def test_commands_run_the_tools_of_their_names() -> None:
 
 def test_command_says_what_is_missing() -> None:
     block = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.modules['mmengine'] = None\n"
+    block += "sys.argv.append('config.py')\n"
     said = run(sys.executable, "-c", block + "from ltm_mm.cli import train; train()", ok=False)
-    assert said == "ltm-train: mmengine is not installed: pip install 'ltm_mm[mm]'\n"
+    assert said == "error: mmengine is not installed: pip install 'ltm_mm[mm]'\n"
+
+
+def test_help_needs_nothing_heavy() -> None:
+    said = run(sys.executable, "-c", HELP.format(tools=str(ROOT / "tools")))
+    assert said.count("show this help message") == len(TOOLS)
+    assert said.splitlines()[-1] == "[]"
+
+
+TOOLS = ("train", "test", "benchmark", "fidelity", "plan", "visualize", "report", "export")
+HELP = f"""
+import contextlib, runpy, sys
+for name in {TOOLS}:
+    sys.argv[:] = [name, "--help"]
+    with contextlib.suppress(SystemExit):
+        runpy.run_path(f"{{tools}}/{{{{name}}}}.py", run_name="__main__")
+heavy = "torch numpy timm mmengine mmcv mmdet mmseg matplotlib".split()
+print([name for name in heavy if name in sys.modules])
+"""
+WITHOUT = f"""
+import runpy, sys
+sys.modules.update(dict.fromkeys({MM}))
+for name, *arguments in {{calls}}:
+    sys.argv[:] = [name, *arguments]
+    runpy.run_path(f"{{tools}}/{{{{name}}}}.py", run_name="__main__")
+"""
+
+
+def test_backbones_of_a_name_need_no_openmmlab(tmp_path: Path) -> None:
+    image, weights, small = tmp_path / "a.png", tmp_path / "a.pth", ["--size", "64", "64"]
+    Image.new("RGB", (80, 64), "red").save(image)
+    torch.save(LTMViT("tiny").state_dict(), weights)
+    out = ["--out", str(tmp_path / "out")]
+    calls = [
+        ["plan", "ltm-vit-tiny", "--target-time", "1", "--rounds", "1", *small, *out],
+        ["fidelity", "ltm-vit-tiny", str(weights), str(image), "--rounds", "0", *small, *out],
+        ["benchmark", "ltm-vit-tiny", "--ltm", "none", "fast", "--rounds", "1", *small, *out],
+        ["export", "ltm-vit-tiny", "--format", "torch", "--out", str(tmp_path / "a.pt2"), *small],
+    ]
+    said = run(sys.executable, "-c", WITHOUT.format(calls=calls, tools=str(ROOT / "tools")))
+    for words in ("64 x 64", "GMACs", "chosen:", "a.pt2: "):
+        assert words in said
 
 
 def test_model_index_lists_every_config_once() -> None:
@@ -194,7 +239,7 @@ def test_wheel_serves_timm_in_an_environment_without_openmmlab(
     printed = run(python, "-c", "import ltm_mm\n" + check + WITHOUT_MM, cwd=tmp_path).splitlines()
     assert printed == ["[None, None, None, None, None]", *EXPECTED]
     said = run(python.parent / "ltm-train", "config.py", cwd=tmp_path, ok=False)
-    assert said == "ltm-train: mmengine is not installed: pip install 'ltm_mm[mm]'\n"
+    assert said == "error: mmengine is not installed: pip install 'ltm_mm[mm]'\n"
 
 
 @pytest.mark.slow

@@ -19,10 +19,10 @@ from mmengine.structures import PixelData
 from torch import nn
 from tqdm import tqdm
 
+from ltm_mm.engine.build import drop_pretrained
 from ltm_mm.engine.config import load_config
 from ltm_mm.engine.convert import parse_keep, use_ltm
-from ltm_mm.engine.errors import UserError, clean_errors
-from ltm_mm.engine.run import drop_pretrained
+from ltm_mm.errors import UserError, clean_errors
 from ltm_mm.presets import Keep
 
 # Their text encoder is built from a hub's files; only the exchange can be checked.

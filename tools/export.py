@@ -3,12 +3,12 @@
 python tools/export.py CONFIG CHECKPOINT --whole-model --format onnx --check
 """
 
-import ltm_mm  # isort: skip  (first: it stands in for mmcv's compiled ops where they are absent)
+import ltm_mm  # noqa: F401  isort: skip  (first: it provides mmcv's ops where they are not compiled)
 
 import argparse
 
-from ltm_mm.analysis.baselines import NAMED
-from ltm_mm.engine import clean_errors
+from ltm_mm.arguments import CONFIG_OR_BACKBONE, KEEP, Parser
+from ltm_mm.errors import clean_errors
 
 
 class _List(argparse.Action):
@@ -25,14 +25,9 @@ class _List(argparse.Action):
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=f"Export with a dynamic batch, height and width (ltm_mm {ltm_mm.__version__})"
-    )
-    add = parser.add_argument
-    add(
-        "config",
-        help=f"a file, mmdet::PATH, mmseg::PATH, or a backbone of ours: {NAMED}",
-    )
+    parser = Parser("Export with a dynamic batch, height and width")
+    add = parser.add
+    add("config", help=CONFIG_OR_BACKBONE)
     add(
         "checkpoint",
         nargs="?",
@@ -52,14 +47,12 @@ def parse_args() -> argparse.Namespace:
         metavar=("H", "W"),
         help="what it is traced with; any other size works, too [512 512]",
     )
+    add("--ltm", help=f"merge so: {KEEP} [as the config has it]")
     add(
-        "--ltm",
-        metavar="KEEP",
-        help="merge so: none, light, balanced, fast, paper, tokens per window (25) or a share of "
-        "them (0.5), or one entry per stage such as "
-        "'(None, None, (None, 25, 25, 25, 25, 25), None)' [as the config has it]",
+        "--out",
+        metavar="FILE",
+        help="[work_dirs/export/<config's name>.onnx, .xml or .pt2]",
     )
-    add("--out", metavar="FILE", help="[work_dirs/export/<config's name>.onnx, .xml or .pt2]")
     add(
         "--int8",
         nargs="?",
@@ -75,11 +68,7 @@ def parse_args() -> argparse.Namespace:
         help="run the file and compare it with the model at four sizes and two batches; with "
         "--int8 also evaluate both on the config's test data",
     )
-    add(
-        "--trust-checkpoint",
-        action="store_true",
-        help="also read checkpoints that hold more than weights; that can run code from them",
-    )
+    add("--trust-checkpoint")
     add(
         "--list",
         action=_List,
@@ -87,7 +76,6 @@ def parse_args() -> argparse.Namespace:
         default=argparse.SUPPRESS,
         help="print which whole models can be exported",
     )
-    add("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_intermixed_args()
 
 

@@ -14,10 +14,10 @@ import timm
 import torch
 from torch import nn
 
-from ltm_mm.analysis.flops import count_macs
-from ltm_mm.analysis.latency import interleave, ratios
-from ltm_mm.analysis.latency import threads as use_threads
-from ltm_mm.engine import UserError, clean_errors
+from ltm_mm.analysis.benchmark.flops import count_macs
+from ltm_mm.analysis.benchmark.latency import interleave, ratios
+from ltm_mm.analysis.benchmark.latency import threads as use_threads
+from ltm_mm.errors import UserError, clean_errors
 from ltm_mm.timm_models import PLAIN
 
 

@@ -20,7 +20,8 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from ltm_mm.engine import UserError, clean_errors, parse_keep
+from ltm_mm.engine import parse_keep
+from ltm_mm.errors import UserError, clean_errors
 
 ROOT = Path(__file__).parent.parent
 # Plans of the tables, beside the presets. The ViT's lose 32 and 44 tokens in every block.
@@ -127,9 +128,10 @@ def main() -> None:
     """Parse the arguments and measure."""
     args = parse_args()
     with clean_errors(debug=args.debug):
-        from ltm_mm.analysis.fidelity_tool import check_place, clock_of
+        from ltm_mm.analysis.benchmark.latency import clock_of
+        from ltm_mm.checks.outputs import check_folder
 
-        check_place(args.out, "cpu")
+        check_folder("--out", args.out)
         clock = clock_of(args.cpu_time, args.threads, "cpu")
         shared = shared_models()
         images, labels = zip(*photos(shared, args.network, args.every), strict=True)
@@ -169,8 +171,7 @@ def stand_in(args: argparse.Namespace) -> tuple | None:
     """What builds the backbone whose times count, and an image for it."""
     if not args.time_of:
         return None
-    from ltm_mm.analysis.baselines import named_config
-    from ltm_mm.analysis.fidelity_tool import model_builder
+    from ltm_mm.engine.build import model_builder, named_config
 
     noise = torch.randn(1, 3, *args.size_of, generator=torch.Generator().manual_seed(0))
     return model_builder(named_config(args.time_of), None), noise
@@ -180,7 +181,7 @@ def print_plan(
     args: argparse.Namespace, shared: ModuleType, images: tuple, labels: tuple, clock: object
 ) -> None:
     """The plan of the least error within a time budget."""
-    from ltm_mm.analysis.plan_run import choose_plan, report
+    from ltm_mm.analysis.plan.run import choose_plan, report
 
     found = choose_plan(
         build(shared, args.network),

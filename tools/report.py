@@ -4,19 +4,18 @@ python tools/report.py work_dirs/demo
 python tools/report.py work_dirs/plain work_dirs/balanced --out comparison.html
 """
 
-import ltm_mm  # isort: skip  (first: it stands in for mmcv's compiled ops where they are absent)
+import ltm_mm  # noqa: F401  isort: skip  (first: it provides mmcv's ops where they are not compiled)
 
 import argparse
 
-from ltm_mm.engine import clean_errors
+from ltm_mm.arguments import Parser
+from ltm_mm.errors import clean_errors
 
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=f"One HTML page about one or several runs (ltm_mm {ltm_mm.__version__})"
-    )
-    add = parser.add_argument
+    parser = Parser("One HTML page about one or several runs")
+    add = parser.add
     add("work_dirs", nargs="+", metavar="work_dir", help="what training or testing wrote into")
     add("--out", metavar="FILE", help="the page [report.html in the first work dir]")
     add(
@@ -26,9 +25,8 @@ def parse_args() -> argparse.Namespace:
         help="images to draw [some of each run's validation set]",
     )
     add("--num-images", type=int, default=3, metavar="N", help="how many of those; 0: none [3]")
-    add("--score-thr", type=float, default=0.3, help="draw objects from this score on [0.3]")
-    add("--device", default="cpu", help="cpu or cuda [cpu]")
-    add("--debug", action="store_true", help="show the traceback of an error")
+    add("--score-thr")
+    add("--device")
     return parser.parse_args()
 
 

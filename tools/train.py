@@ -4,20 +4,19 @@ python tools/train.py CONFIG                                     # a file
 python tools/train.py mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py --ltm balanced
 """
 
-import ltm_mm  # isort: skip  (first: it stands in for mmcv's compiled ops where they are absent)
+import ltm_mm  # noqa: F401  isort: skip  (first: it provides mmcv's ops where they are not compiled)
 
 import argparse
 
-from ltm_mm.engine import ConfigOptions, clean_errors, leave_ranks, train
+from ltm_mm.arguments import Parser
+from ltm_mm.errors import clean_errors
 
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=f"Train a detector or segmentor (ltm_mm {ltm_mm.__version__})"
-    )
-    add = parser.add_argument
-    add("config", help="a file, or a config of an installed package: mmdet::PATH, mmseg::PATH")
+    parser = Parser("Train a detector or segmentor")
+    add = parser.add
+    add("config")
     add("--work-dir", metavar="DIR", help="logs and checkpoints [work_dirs/<config's name>]")
     add(
         "--resume",
@@ -27,18 +26,8 @@ def parse_args() -> argparse.Namespace:
         help="go on from this checkpoint, without a value from the newest one in the work dir",
     )
     add("--checkpoint", metavar="FILE", help="weights to start from: of a backbone or whole model")
-    add(
-        "--trust-checkpoint",
-        action="store_true",
-        help="also read checkpoints that hold more than weights; that can run code from them",
-    )
-    add(
-        "--ltm",
-        metavar="KEEP",
-        help="exchange the backbone for the token-merging one, and what it keeps: none, light, "
-        "balanced, fast, paper, tokens per window (25) or a share of them (0.5), or one entry per "
-        "stage such as '(None, None, (None, 25, 25, 25, 25, 25), None)'",
-    )
+    add("--trust-checkpoint")
+    add("--ltm")
     add(
         "--ib",
         metavar="BOUND",
@@ -47,24 +36,20 @@ def parse_args() -> argparse.Namespace:
     )
     add("--amp", action="store_true", help="mixed precision (GPU)")
     add("--auto-scale-lr", action="store_true", help="scale the learning rate with the batch")
-    add(
-        "--cfg-options",
-        nargs="+",
-        action=ConfigOptions,
-        metavar="KEY=VALUE",
-        help="change the config: model.backbone.keep=fast train_dataloader.batch_size=4",
-    )
-    add("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
-    add("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
-    add("--debug", action="store_true", help="show the traceback of an error")
+    add("--cfg-options")
+    add("--launcher")
+    # torchrun says it through the environment.
+    add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS, default=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def main() -> None:
     """Parse the arguments and train."""
     args = vars(parse_args())
-    args.pop("local_rank")  # torchrun says it through the environment
+    args.pop("local_rank", None)
     with clean_errors(debug=args.pop("debug")):
+        from ltm_mm.engine import leave_ranks, train
+
         train(**args)
         leave_ranks()
 

@@ -10,19 +10,17 @@ from pathlib import Path
 # Files beside this one must not hide installed modules of the same name (test, coverage, ...).
 sys.path[:] = [p for p in sys.path if Path(p).resolve() != Path(__file__).resolve().parent]
 
-import ltm_mm  # isort: skip  (first: it stands in for mmcv's compiled ops where they are absent)
+import ltm_mm  # noqa: F401  isort: skip  (first: it provides mmcv's ops where they are not compiled)
 
-
-from ltm_mm.engine import ConfigOptions, clean_errors
+from ltm_mm.arguments import Parser
+from ltm_mm.errors import clean_errors
 
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=f"Draw what merging does to images (ltm_mm {ltm_mm.__version__})"
-    )
-    add = parser.add_argument
-    add("config", help="a file, or a config of an installed package: mmdet::PATH, mmseg::PATH")
+    parser = Parser("Draw what merging does to images")
+    add = parser.add
+    add("config")
     add(
         "checkpoint",
         nargs="?",
@@ -44,30 +42,13 @@ def parse_args() -> argparse.Namespace:
         metavar="K",
         help="which of the merging blocks are drawn, from 0; -1: the last [early, middle, late]",
     )
-    add("--score-thr", type=float, default=0.3, help="draw objects from this score on [0.3]")
-    add("--device", default="cpu", help="cpu or cuda [cpu]")
+    add("--score-thr")
+    add("--device")
     add("--dpi", type=int, default=150, help="pixels per inch of the figures [150]")
     add("--seed", type=int, default=0, help="of the weights that start fresh [0]")
-    add(
-        "--trust-checkpoint",
-        action="store_true",
-        help="also read checkpoints that hold more than weights; that can run code from them",
-    )
-    add(
-        "--ltm",
-        metavar="KEEP",
-        help="exchange the backbone for the token-merging one, and what it keeps: light, balanced, "
-        "fast, paper, tokens per window (25) or a share of them (0.5), or one entry per stage "
-        "such as '(None, None, (None, 25, 25, 25, 25, 25), None)'",
-    )
-    add(
-        "--cfg-options",
-        nargs="+",
-        action=ConfigOptions,
-        metavar="KEY=VALUE",
-        help="change the config: model.backbone.keep=fast",
-    )
-    add("--debug", action="store_true", help="show the traceback of an error")
+    add("--trust-checkpoint")
+    add("--ltm")
+    add("--cfg-options")
     # Options may stand between the positional arguments, of which one may be left out.
     return parser.parse_intermixed_args()
 

@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.colors import hsv_to_rgb
 from numpy.typing import NDArray
 
-from ltm_mm.engine import UserError, clean_errors
+from ltm_mm.errors import UserError, clean_errors
 from ltm_mm.visualization import BlockGroups, View, merge_groups_of, save
 from ltm_mm.visualization.figures import caption, enlarged, heading, panels, show
 from ltm_mm.visualization.merge_map import Box, Pixels, outlines

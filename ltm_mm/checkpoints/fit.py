@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 
 import torch.nn.functional as F
-from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .detect import detect, unwrap
 from .mm import strip_prefixes
+from .optional import print_log
 
 MERGE = re.compile(r"(^|\.)merge\.")
 # Follow from sizes alone, or count batches.

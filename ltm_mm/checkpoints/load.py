@@ -7,12 +7,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
 from .detect import StateDict, unwrap
 from .fit import DERIVED, MERGE, some, to_backbone
+from .optional import is_model_wrapper, print_log
 from .read import read_state_dict
 
 Weights = str | os.PathLike | Mapping

@@ -15,12 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.dist import barrier
-from mmengine.logging.history_buffer import HistoryBuffer
-from mmengine.runner.checkpoint import get_external_models, get_mmcls_models
 from torch import Tensor
 
 from .detect import unwrap
+from .optional import HistoryBuffer, barrier, get_external_models, get_mmcls_models
 
 NET_TIMEOUT = 20.0  # seconds without an answer
 ZOOS: dict[str, Callable[[], dict[str, str]]] = {

@@ -1,25 +1,22 @@
-"""What stands behind ``tools/``: configs, the exchange of backbones, training, testing."""
+"""What stands behind ``tools/``: configs, models, training, testing; imported when asked for."""
 
-from .commands import ConfigOptions
-from .config import load_config
-from .convert import parse_keep, use_ltm
-from .errors import UserError, clean_errors
-from .ib_hook import InformationBottleneck, use_ib
-from .ranks import leave_ranks
-from .run import evaluate, train
-from .statistics_hook import MergeStatistics
+from importlib import import_module
 
-__all__ = [
-    "ConfigOptions",
-    "InformationBottleneck",
-    "MergeStatistics",
-    "UserError",
-    "clean_errors",
-    "evaluate",
-    "leave_ranks",
-    "load_config",
-    "parse_keep",
-    "train",
-    "use_ib",
-    "use_ltm",
-]
+_PLACES = {
+    "InformationBottleneck": ".ib_hook",
+    "MergeStatistics": ".statistics_hook",
+    "evaluate": ".run",
+    "leave_ranks": ".ranks",
+    "load_config": ".config",
+    "parse_keep": ".convert",
+    "train": ".run",
+    "use_ib": ".ib_hook",
+    "use_ltm": ".convert",
+}
+__all__ = list(_PLACES)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name], __name__), name)

@@ -1,16 +1,12 @@
-"""Command lines: ``--cfg-options``, and the commands that made a work dir (ours)."""
+"""The commands that made a work dir."""
 
-import argparse
 import datetime
 import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
-
-from mmengine.config import DictAction
 
 from .. import __version__
 
@@ -29,27 +25,6 @@ class Command(NamedTuple):
     line: str
     time: str
     version: str
-
-
-class ConfigOptions(DictAction):
-    """mmengine's ``KEY=VALUE ...`` of a command line, with a line for what is no such pair."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: str | Sequence[str] | None,
-        option_string: str | None = None,
-    ) -> None:
-        """Add the pairs to those that the command line had before."""
-        for pair in [values] if isinstance(values, str) else values or ():
-            key, equals, value = pair.partition("=")
-            if not (key and equals and value):
-                parser.error(f"{option_string}: {pair!r} is not KEY=VALUE (no spaces around =)")
-            try:
-                super().__call__(parser, namespace, [pair], option_string)
-            except (AssertionError, ValueError) as error:
-                parser.error(f"{option_string} {pair}: {error}")
 
 
 def note_command(work_dir: str | Path) -> None:

@@ -1,36 +1,23 @@
 """Load any MM config: a file, or one that an installed package brings."""
 
 import difflib
-import inspect
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from mmengine.config import Config
-from mmengine.config import utils as mmengine_names
-from mmengine.runner import Runner
+from ..checks.options import check_option, did_you_mean
+from ..errors import UserError
 
-from .errors import UserError
-
-# Read by the tools and by some runners, beside the Runner's own arguments.
-TOOL_KEYS = (
-    "runner_type",
-    "strategy",  # of FlexibleRunner
-    "tta_model",
-    "tta_pipeline",
-    "find_unused_parameters",
-    "sync_bn",
-    "compile",
-    "activation_checkpointing",
-    "efficient_conv_bn_eval",
-)
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 
 def load_config(
     source: str | os.PathLike, cfg_options: Mapping[str, object] | None = None
-) -> Config:
+) -> "Config":
     """Load a config and change options in it.
 
     Args:
@@ -45,6 +32,8 @@ def load_config(
         UserError: no such config, it cannot be parsed, or an option names nothing in it.
     """
     path = find_config(os.fspath(source))
+    from mmengine.config import Config
+
     try:
         with packages_by_import_name():
             cfg = Config.fromfile(path)
@@ -55,8 +44,10 @@ def load_config(
     return change_config(cfg, cfg_options or {})
 
 
-def change_config(cfg: Config, cfg_options: Mapping[str, object]) -> Config:
+def change_config(cfg: "Config", cfg_options: Mapping[str, object]) -> "Config":
     """Change options of a config in place, and return it; see :func:`load_config`."""
+    if not cfg_options:
+        return cfg
     for key in cfg_options:
         check_option(cfg, key)
     try:
@@ -64,6 +55,34 @@ def change_config(cfg: Config, cfg_options: Mapping[str, object]) -> Config:
     except (KeyError, TypeError) as error:
         raise UserError(f"--cfg-options does not fit the config: {_reason(error)}") from error
     return cfg
+
+
+class Settings(dict):
+    """A config of nothing but a backbone, where there is no mmengine; keys are attributes, too."""
+
+    filename = None
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError as error:
+            raise AttributeError(name) from error
+
+    def __setattr__(self, name: str, value: object) -> None:
+        self[name] = value
+
+
+def backbone_config(**backbone: object) -> "Config":
+    """A config of nothing but a backbone.
+
+    Args:
+        backbone: its arguments, ``type`` among them.
+    """
+    try:
+        from mmengine.config import Config
+    except ModuleNotFoundError:
+        return Settings(model=Settings(backbone=Settings(backbone)))  # type: ignore[return-value]
+    return Config(dict(model=dict(backbone=backbone)))
 
 
 def find_config(source: str) -> Path:
@@ -95,7 +114,7 @@ def _existing(path: Path, folder: Path, prefix: str = "") -> Path:
     found = {p.name: p for p in folder.glob("**/*.py" if prefix else "*.py")}
     near = [found[n] for n in difflib.get_close_matches(path.name, found, n=3, cutoff=0.7)]
     asked, *names = (prefix + str(p.relative_to(folder) if prefix else p) for p in (path, *near))
-    raise UserError(f"config {asked} does not exist{_did_you_mean(names)}")
+    raise UserError(f"config {asked} does not exist{did_you_mean(names)}")
 
 
 @contextmanager
@@ -107,6 +126,8 @@ def packages_by_import_name() -> Iterator[None]:
     distribution it looks up as an import name, so each name stands for itself here. The
     table is mmengine's own and is put back afterwards.
     """
+    from mmengine.config import utils as mmengine_names
+
     table = mmengine_names.MODULE2PACKAGE
     before = dict(table)
     table.update({name: name for name in table})
@@ -114,93 +135,6 @@ def packages_by_import_name() -> Iterator[None]:
         yield
     finally:
         table.update(before)
-
-
-def check_option(cfg: Config, key: str) -> None:
-    """Refuse an option that would silently change nothing.
-
-    New keys are allowed where a class may take them; a key whose parent does not
-    exist, or that is only a variable of the config file, is a mistake.
-
-    Raises:
-        UserError: names the key and what was probably meant.
-    """
-    runner_keys = {*inspect.signature(Runner.__init__).parameters, *TOOL_KEYS}
-    first, *rest = key.split(".")
-    if first not in runner_keys:
-        if first not in cfg:
-            near = difflib.get_close_matches(first, {*cfg.keys(), *runner_keys}, n=2)
-            raise UserError(
-                f"--cfg-options {key}: there is no {first!r} in the config{_did_you_mean(near)}"
-            )
-        used = [k for k, v in flatten(cfg) if _comes_from(first, cfg[first], k, v)]
-        raise UserError(
-            f"--cfg-options {key}: {first!r} is a variable of the config file, already used, and "
-            f"changing it changes nothing; set what it went into{_list(used)}"
-        )
-    _walk(cfg.get(first), first, rest, key)
-
-
-def _walk(node: object, path: str, rest: Sequence[str], key: str) -> None:
-    """Follow the parts of an option below its first; see :func:`check_option`."""
-    for depth, part in enumerate(rest):
-        last = depth == len(rest) - 1
-        if isinstance(node, (list, tuple)):
-            if not part.isdecimal() or int(part) >= len(node):
-                raise UserError(
-                    f"--cfg-options {key}: {path} is a list of {len(node)}; "
-                    f"continue with an index from 0 to {len(node) - 1}"
-                )
-            node = node[int(part)]
-        elif node is None or (isinstance(node, Mapping) and part not in node):
-            if last:
-                return  # a new key: the class that gets it says whether it takes it
-            names = list(node) if isinstance(node, Mapping) else []
-            near = difflib.get_close_matches(part, names, n=2, cutoff=0.75)
-            if near or len(rest) - depth > 2:
-                raise UserError(
-                    f"--cfg-options {key}: there is no {part!r} in {path}{_did_you_mean(near)}"
-                )
-            return
-        elif isinstance(node, Mapping):
-            node = node[part]
-        else:
-            raise UserError(
-                f"--cfg-options {key}: {path} is {node!r}, which has nothing below it to set"
-            )
-        path = f"{path}.{part}"
-
-
-def flatten(node: object, path: str = "") -> Iterator[tuple[str, object]]:
-    """Dotted keys and values of everything in a config that is not a dict or list."""
-    if isinstance(node, Config):
-        node = node._cfg_dict
-    if isinstance(node, Mapping):
-        items: Iterator[tuple[object, object]] = iter(node.items())
-    elif isinstance(node, (list, tuple)):
-        items = iter(enumerate(node))
-    else:
-        yield path, node
-        return
-    for key, value in items:
-        yield from flatten(value, f"{path}.{key}" if path else str(key))
-
-
-def _comes_from(name: str, variable: object, key: str, value: object) -> bool:
-    """Whether an entry of a config looks as if it was set from one of its variables."""
-    if isinstance(variable, str) and isinstance(value, str):
-        return bool(variable) and value.startswith(variable)
-    return key.rpartition(".")[2] == name and value == variable
-
-
-def _did_you_mean(names: Sequence[str]) -> str:
-    return f"; did you mean {' or '.join(names)}?" if names else ""
-
-
-def _list(names: Sequence[str]) -> str:
-    runner = set(inspect.signature(Runner.__init__).parameters)
-    named = [n for n in names if n.split(".")[0] in runner]
-    return f": {', '.join(named[:8])}" if named else ""
 
 
 def _reason(error: Exception) -> str:

@@ -2,12 +2,14 @@
 
 import ast
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
-from mmengine.config import Config
-
+from ..errors import UserError
 from ..families import EFFICIENTVIT, MOBILEVIT, SWIN, VIT, of_type
 from ..presets import NAMES, Keep
-from .errors import UserError
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 # mmpretrain's Swin has other keywords and parameter names than mmdet's and mmseg's.
 OTHER_SWIN_SCOPES = ("mmpretrain", "mmcls")
@@ -41,7 +43,7 @@ def parse_keep(text: str) -> Keep:
     return keep
 
 
-def use_ltm(cfg: Config, keep: Keep) -> list[str]:
+def use_ltm(cfg: "Config", keep: Keep) -> list[str]:
     """Exchange every backbone of a config's model that can be exchanged, in place.
 
     Args:

@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from mmengine.runner._flexible_runner import FlexibleRunner
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from .errors import UserError
+from ..errors import UserError
 
 FSDP, DDP = "FSDPStrategy", "DDPStrategy"
 

@@ -9,13 +9,13 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..merging import Merge, record_merges
 from ..merging.grid import GridMerge
 from ..models.losses import BOUNDS, DenseIBLoss
 from ..models.losses.token_labels import grid_counts, merged_labels, pixel_labels
 from ..ops import take_groups
 from ..registry import HOOKS
-from .errors import UserError
 from .merging_blocks import choose_stages
 
 KEY = "information_bottleneck"

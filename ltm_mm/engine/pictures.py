@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from PIL import Image
 
-from .data import datasets
+from ..checks.loaders import datasets
 
 
 def own_names(files: Iterable[str], suffix: str | None = None) -> dict[str, str]:

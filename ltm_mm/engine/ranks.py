@@ -7,7 +7,7 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 
-from .errors import UserError
+from ..errors import UserError
 
 # What a launcher's processes find in their environment, and what starts them.
 LAUNCHERS = {

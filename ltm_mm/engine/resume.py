@@ -6,14 +6,15 @@ from pathlib import Path
 from zipfile import is_zipfile
 
 import torch
+from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
 from ..checkpoints import read_state_dict
-from .data.notes import first, say
-from .errors import UserError
+from ..checks.notes import first, say
+from ..errors import UserError
 
 TRAINING = {"meta", "message_hub", "optimizer"}
 UNTRUSTED = "--trust-checkpoint"
@@ -58,6 +59,13 @@ def find_resume(resume: str | None, work_dir: str, trust: bool) -> str | None:
         )
     print_log(f"--resume: no checkpoint in {work_dir} yet, training starts afresh")
     return None
+
+
+def use_resume(cfg: Config, resume: str | None, trust: bool) -> str | None:
+    """Have a config resume where :func:`find_resume` finds something; returns that."""
+    found = find_resume(resume, cfg.work_dir, trust)
+    cfg.load_from, cfg.resume = found or cfg.get("load_from"), found is not None
+    return found
 
 
 def saved_checkpoints(work_dir: str) -> list[str]:

@@ -1,47 +1,27 @@
-"""Train and test from a config: what ``tools/train.py`` and ``tools/test.py`` call."""
+"""Train and test from a config: prepare, check, build, load, run.
 
-import difflib
+``tools/train.py`` and ``tools/test.py`` call :func:`train` and :func:`evaluate`.
+"""
+
 import numbers
 import os
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from copy import deepcopy
+from collections.abc import Mapping
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.device import get_device
-from mmengine.hooks import Hook
-from mmengine.registry import OPTIMIZERS, RUNNERS
+from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from ..checks.loaders import SKIPPED, build_loaders, naming_options
+from ..checks.reading import skipped
+from ..checks.training import check_testing, check_training
+from .build import drop_pretrained
 from .commands import note_command
-from .config import load_config
-from .convert import parse_keep, use_ltm
-from .data import build_loaders, missing, skipped
-from .data.loaders import SKIPPED
-from .errors import UserError, no_such_type
-from .flexible import build_model, choose_strategy, is_flexible
-from .hooks import StartFrom, load
-from .ib_hook import use_ib
-from .outputs import check_file, check_folder
-from .pictures import LabelMaps, Pictures
-from .ranks import check_launcher, print_once, use_cpu_ranks
-from .resume import check_same_model, check_trained_classes, find_resume
-from .steps import Watch, check_lengths, first_step
-
-PICKLES = (".pkl", ".pickle")
-# What mmengine's DefaultOptimWrapperConstructor reads.
-PARAMWISE = (
-    "custom_keys",
-    "bias_lr_mult",
-    "bias_decay_mult",
-    "norm_decay_mult",
-    "flat_decay_mult",
-    "dwconv_decay_mult",
-    "dcn_offset_lr_mult",
-    "bypass_duplicate",
-)
+from .flexible import build_model
+from .load import load_start, load_weights
+from .prepare import prepare, use_tta, write_outputs
+from .resume import check_trained_classes, use_resume
+from .steps import first_step
 
 
 def train(
@@ -80,38 +60,14 @@ def train(
     Raises:
         UserError: for a mistake in the input; see also :func:`.errors.clean_errors`.
     """
-    cfg = _prepare(config, work_dir, ltm, cfg_options, launcher, ib)
-    _require(cfg, "train_dataloader", "train_cfg", "optim_wrapper")
-    check_lengths(cfg)
-    for file in (checkpoint, cfg.get("load_from")):
-        if file:
-            _require_file(file)
-    if amp:
-        _use_amp(cfg)
-    if auto_scale_lr:
-        _require(cfg, "auto_scale_lr")
-        cfg.auto_scale_lr.enable = True
-    cfg.load_from = find_resume(resume, cfg.work_dir, trust_checkpoint) or cfg.get("load_from")
-    cfg.resume = resume is not None and cfg.load_from is not None
-    resumed = cfg.load_from if cfg.resume else None
-    if resumed or checkpoint:
-        drop_pretrained(cfg)
-    runner = _build(cfg)
-    note_command(cfg.work_dir)
-    _check_optimizer(cfg)
-    build_model(runner, cfg.get("find_unused_parameters", False), testing=False)
-    if resumed:
-        check_same_model(runner.model, resumed, trust_checkpoint)
-    elif checkpoint and is_flexible(cfg):  # before FSDP spreads the weights
-        runner.model.init_weights()
-        load(runner, checkpoint, trust_checkpoint)
-    elif checkpoint:
-        runner.register_hook(StartFrom(checkpoint, trust_checkpoint))
-    watch = Watch()
-    runner.register_hook(watch)
-    with _files_named(cfg):
+    cfg = prepare(config, work_dir, ltm, cfg_options, launcher, ib, amp, auto_scale_lr)
+    check_training(cfg, checkpoint)
+    resumed = use_resume(cfg, resume, trust_checkpoint)
+    runner = build_runner(cfg, pretrained=not (resumed or checkpoint))
+    load_start(runner, resumed, checkpoint, trust_checkpoint)
+    with naming_options(cfg):
         build_loaders(runner, "train", "val")
-        with first_step(watch):
+        with first_step(runner):
             runner.train()
     left_out = skipped(os.path.join(runner.log_dir, SKIPPED))
     _report(runner, {"metrics": _last_metrics(runner), "left out": left_out})
@@ -149,176 +105,47 @@ def evaluate(
     Raises:
         UserError: see :func:`train`; also if the checkpoint is of another model.
     """
-    cfg = _prepare(config, work_dir, ltm, cfg_options, launcher)
-    _require(cfg, "test_dataloader", "test_cfg", "test_evaluator")
-    _require_file(checkpoint)
+    cfg = prepare(config, work_dir, ltm, cfg_options, launcher)
+    check_testing(cfg, checkpoint)
     exported = checkpoint.endswith((".onnx", ".xml", ".pt2"))
     if exported or bf16:
-        from ..export.evaluate import use_file  # not at the top: it imports from here
+        from ..export.evaluate import use_file
 
         use_file(cfg, checkpoint, {"--tta": tta, "--ltm": ltm}, bf16)
-    drop_pretrained(cfg)
-    hooks = [draw_into(cfg, show_dir)] if show_dir else []
-    if show_dir and launcher != "none":
-        print_once(
-            "mmdet and mmseg draw the images of the first rank only; for all, use one process"
-        )
-    if out:
-        hooks += _write_into(cfg, out)
+    hooks = write_outputs(cfg, out, show_dir, launcher)
     if tta:
-        _use_tta(cfg)
-    cfg.load_from, cfg.resume = None, False
-    runner = _build(cfg)
-    note_command(cfg.work_dir)
-    build_model(runner, find_unused=False, testing=True)
-    watch = Watch()
-    for hook in (*hooks, watch):
+        use_tta(cfg)
+    runner = build_runner(cfg, pretrained=False, testing=True)
+    for hook in hooks:
         runner.register_hook(hook)
     if not exported:
-        load(runner, checkpoint, trust_checkpoint, strict=True)
-    with _files_named(cfg):
+        load_weights(runner, checkpoint, trust_checkpoint, strict=True)
+    with naming_options(cfg):
         build_loaders(runner, "test")
         check_trained_classes(runner, checkpoint, trust_checkpoint)
-        with first_step(watch):
+        with first_step(runner):
             metrics = runner.test()
     _report(runner, {"metrics": metrics, "pictures": show_dir, "predictions": out})
     return metrics
 
 
-def drop_pretrained(cfg: Config) -> None:
-    """Keep a model from loading weights that a whole checkpoint replaces anyway."""
-    _drop(cfg.model)
+def build_runner(cfg: Config, pretrained: bool, testing: bool = False) -> Runner:
+    """The runner of a config, with its model built.
 
-
-def _drop(node: object) -> None:
-    if isinstance(node, (list, tuple)):
-        for child in node:
-            _drop(child)
-    if not isinstance(node, dict):
-        return
-    for key, value in node.items():
-        if key == "pretrained" and value:
-            node[key] = None if isinstance(value, str) else False
-        elif key == "init_cfg" and isinstance(value, dict) and value.get("type") == "Pretrained":
-            node[key] = None
-        else:
-            _drop(value)
-
-
-def draw_into(cfg: Config, folder: str) -> Hook:
-    """A hook that writes pictures of all predictions to a folder."""
-    check_folder("--show-dir", folder)
-    scope = cfg.get("default_scope")
-    if not cfg.get("visualizer"):
-        kind = "mmseg.SegLocalVisualizer" if scope == "mmseg" else "mmdet.DetLocalVisualizer"
-        cfg.visualizer = dict(type=kind, name="visualizer")
-    own = (cfg.get("default_hooks") or {}).get("visualization") or {}
-    return Pictures(folder, own.get("score_thr", 0.3))
-
-
-def _prepare(
-    config: str,
-    work_dir: str | None,
-    ltm: str | None,
-    cfg_options: Mapping[str, object] | None,
-    launcher: str,
-    ib: str | None = None,
-) -> Config:
-    """The config as the command line changes it, and the process group where one is needed."""
-    cfg = load_config(config, deepcopy(cfg_options))  # merging options alters them
-    _require(cfg, "model")
-    stem = Path(cfg.filename).stem
-    if ltm is not None:
-        for line in use_ltm(cfg, parse_keep(ltm)):
-            print_once(line)
-        # Runs with different plans must not resume from one another.
-        stem += "_ltm-" + re.sub(r"[^\w.]+", "-", ltm).strip("-")
-    if ib is not None:
-        use_ib(cfg, ib)
-        stem += f"_ib-{ib}"
-    if work_dir or not cfg.get("work_dir"):
-        cfg.work_dir = work_dir or os.path.join("work_dirs", stem)
-    cfg.launcher = launcher
-    check_launcher(launcher)
-    if is_flexible(cfg):
-        choose_strategy(cfg, launcher)
-    if launcher != "none" and get_device() == "cpu":
-        use_cpu_ranks(cfg)
-    return cfg
-
-
-def _build(cfg: Config) -> Runner:
-    return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
-
-
-@contextmanager
-def _files_named(cfg: Config) -> Iterator[None]:
-    """Name the config's option beside a file that is missing."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise UserError(missing(cfg, error)) from error
-
-
-def _require(cfg: Config, *keys: str) -> None:
-    for key in keys:
-        if not cfg.get(key):
-            raise UserError(f"{cfg.filename} has no {key}, which is needed here")
-
-
-def _require_file(checkpoint: str) -> None:
-    """Say so before anything is built, not after."""
-    path = Path(checkpoint).expanduser()
-    if path.is_dir():
-        raise UserError(f"checkpoint {checkpoint} is a folder: name the file in it")
-    if "://" not in checkpoint and not path.is_file():
-        raise UserError(f"checkpoint {checkpoint} does not exist")
-
-
-def _use_amp(cfg: Config) -> None:
-    if get_device() == "cpu":
-        raise UserError("--amp needs a GPU, and none is visible; leave it out")
-    cfg.optim_wrapper.type = "AmpOptimWrapper"
-    cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
-
-
-def _check_optimizer(cfg: Config) -> None:
-    """mmengine's own message for an unknown optimizer does not name it."""
-    kind = (cfg.optim_wrapper.get("optimizer") or {}).get("type")
-    with OPTIMIZERS.switch_scope_and_registry(cfg.get("default_scope")) as known:
-        if isinstance(kind, str) and known.get(kind) is None:
-            raise UserError(no_such_type(kind, "optimizer"))
-    if cfg.optim_wrapper.get("constructor") in (None, "DefaultOptimWrapperConstructor"):
-        for key in cfg.optim_wrapper.get("paramwise_cfg") or ():
-            if key not in PARAMWISE:  # which mmengine would pass over
-                near = difflib.get_close_matches(key, PARAMWISE, n=2)
-                raise UserError(
-                    f"optim_wrapper.paramwise_cfg takes no {key!r}: "
-                    + (f"did you mean {' or '.join(near)}?" if near else ", ".join(PARAMWISE))
-                )
-
-
-def _use_tta(cfg: Config) -> None:
-    """Wrap the model as mmdet's and mmseg's own test tools do."""
-    _require(cfg, "tta_model", "tta_pipeline")
-    cfg.model = dict(**cfg.tta_model, module=cfg.model)
-    cfg.test_dataloader.dataset.pipeline = deepcopy(cfg.tta_pipeline)
-
-
-def _write_into(cfg: Config, out: str) -> list[Hook]:
-    """Have the predictions written: a pickle of all, or mmseg's label maps in a folder."""
-    evaluators = cfg.test_evaluator
-    evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
-    if not out.endswith(PICKLES) and cfg.get("default_scope") != "mmseg":
-        raise UserError(f"--out {out}: the file's name must end in .pkl")
-    if out.endswith(PICKLES):
-        check_file("--out", out)
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        kind = "mmdet.DumpDetResults" if cfg.get("default_scope") == "mmdet" else "DumpResults"
-        cfg.test_evaluator = [*evaluators, dict(type=kind, out_file_path=out)]
-        return []
-    check_folder("--out", out)
-    return [LabelMaps(out)]
+    Args:
+        cfg: changed in place.
+        pretrained: keep the config's pretrained weights, which a checkpoint would replace.
+        testing: build it for a test alone.
+    """
+    if not pretrained:
+        drop_pretrained(cfg)
+    if testing:
+        cfg.load_from, cfg.resume = None, False
+    runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+    note_command(cfg.work_dir)
+    find_unused = cfg.get("find_unused_parameters", False) and not testing
+    build_model(runner, find_unused, testing)
+    return runner
 
 
 def _last_metrics(runner: Runner) -> dict[str, float]:

@@ -7,12 +7,15 @@ OpenVINO's ``rt_info`` (``ltm_mm``, ``about``), and in ``ltm_mm.json`` inside a 
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mmengine.config import Config
-from mmengine.registry import DATASETS, init_default_scope
 from torch import nn
 
 from .. import __version__
+from ..engine.photos import class_names
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 TASKS = {  # first outputs -> what the file does
     "masks": "instance segmentation",
@@ -23,7 +26,7 @@ TASKS = {  # first outputs -> what the file does
 
 
 def describe(
-    cfg: Config, model: nn.Module, outputs: list[str], extra: Mapping[str, object], weights: str
+    cfg: "Config", model: nn.Module, outputs: list[str], extra: Mapping[str, object], weights: str
 ) -> dict[str, str]:
     """What a file says.
 
@@ -54,19 +57,6 @@ def read(entries: Mapping[str, str]) -> dict[str, object]:
     return {k: json.loads(v) for k, v in entries.items()} if "made_by" in entries else {}
 
 
-def class_names(cfg: Config) -> list[str] | None:
-    """Names of the classes of a config's test data; None if it does not say."""
-    dataset = (cfg.get("test_dataloader") or cfg.get("val_dataloader") or {}).get("dataset") or {}
-    while "dataset" in dataset:  # wrappers
-        dataset = dataset["dataset"]
-    own = (dataset.get("metainfo") or {}).get("classes")
-    if own is None and dataset.get("type"):
-        init_default_scope(cfg.get("default_scope", "mmengine"))
-        kind = DATASETS.get(dataset["type"]) if isinstance(dataset["type"], str) else None
-        own = (getattr(kind, "METAINFO", None) or {}).get("classes")
-    return None if own is None else [own] if isinstance(own, str) else list(own)
-
-
 def _preprocessing(model: nn.Module) -> dict[str, object]:
     """Of images in RGB or BGR with values 0..255: (image - mean) / std."""
     made = getattr(model, "data_preprocessor", None)
@@ -81,14 +71,14 @@ def _preprocessing(model: nn.Module) -> dict[str, object]:
     }
 
 
-def _pipeline(cfg: Config) -> list[Mapping]:
+def _pipeline(cfg: "Config") -> list[Mapping]:
     dataset = (cfg.get("test_dataloader") or {}).get("dataset") or {}
     while "dataset" in dataset:
         dataset = dataset["dataset"]
     return [step for step in dataset.get("pipeline") or [] if isinstance(step, Mapping)]
 
 
-def _resize(cfg: Config) -> dict[str, object] | None:
+def _resize(cfg: "Config") -> dict[str, object] | None:
     """The size that images are brought to before: width and height, and whether they fit in it."""
     for step in _pipeline(cfg):
         if str(step.get("type", "")).endswith("Resize") and step.get("scale"):

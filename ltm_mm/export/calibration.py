@@ -4,8 +4,8 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import Tensor
 
-from ..engine.data.loaders import annotation_file
-from ..engine.errors import UserError
+from ..checks.loaders import annotation_file
+from ..errors import UserError
 
 
 def images(cfg: Config, count: int) -> list[Tensor]:

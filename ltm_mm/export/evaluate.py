@@ -10,9 +10,9 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 from torch import Tensor
 
-from ..engine.errors import UserError
+from ..engine.photos import class_names
+from ..errors import UserError
 from ..registry import MODELS
-from .about import class_names
 from .files import ExportedFile, open_file
 from .reference import paste, rescaled
 

@@ -14,7 +14,7 @@ import torch
 import torchvision  # noqa: F401  (its operators stand in .pt2 files)
 from torch import Tensor
 
-from ..engine.errors import UserError
+from ..errors import UserError
 from . import about
 from .program import ABOUT
 

@@ -25,7 +25,7 @@ def part_times(
     Args:
         path: ``.onnx`` or ``.xml``.
         images: ``(B, 3, H, W)``.
-        parts: of the model's modules by name, see :func:`ltm_mm.analysis.parts.parts_of`.
+        parts: of the model's modules by name, see :func:`ltm_mm.analysis.benchmark.parts.parts_of`.
         threads, bf16: see :func:`.files.open_file`.
 
     Returns:

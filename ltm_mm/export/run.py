@@ -4,23 +4,25 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from ..analysis.baselines import build_models, named_config
-from ..analysis.random_data import channels_of
-from ..checkpoints import load_into
-from ..engine.errors import UserError, naming
-from ..engine.outputs import check_file
+from ..checks.outputs import check_file
+from ..engine.build import AS_CONFIGURED, channels_of, model_builder, named_config
+from ..engine.convert import parse_keep
+from ..errors import UserError
 from .about import describe
-from .calibration import images
 from .check import MASK_IOU, TOLERANCE, Difference, compare, other_sizes
 from .files import RUNTIMES, SUFFIXES, import_onnxruntime, import_openvino, open_file
 from .heads import WholeModel, whole_model
 from .onnx import require_onnx, save_onnx
 from .openvino import import_nncf, save_openvino
 from .program import SMALLEST, export_program, save_program
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 
 def export(
@@ -38,7 +40,9 @@ def export(
     """Export a backbone, detector or segmentor, with a dynamic batch, height and width.
 
     Args:
-        config, ltm, whole_model: see :func:`ltm_mm.analysis.baselines.build_models`.
+        config: see :func:`ltm_mm.engine.build.named_config`.
+        ltm: what to keep, see :func:`ltm_mm.engine.parse_keep`; None: as the config has it.
+        whole_model: with the heads, not the backbone alone.
         checkpoint: a whole model's or a backbone's; None: random weights.
         format: 'onnx', 'openvino' (an ``.xml`` file with its ``.bin``) or 'torch' (a ``.pt2``
             file of ``torch.export``).
@@ -59,20 +63,22 @@ def export(
     if int8 is not None and format != "openvino":
         raise UserError("--int8 quantises with NNCF for OpenVINO: it needs --format openvino")
     path = _path(config, format, whole_model, out)
-    (built,) = build_models(config, [] if ltm is None else [ltm], (), size, whole_model).values()
-    if checkpoint is not None:
-        with naming(checkpoint):
-            load_into(built, checkpoint, trust=trust_checkpoint, strict=True)
+    cfg = named_config(config)
+    if whole_model and "type" not in cfg.model:
+        raise UserError(f"{config} is a backbone; the whole model needs a detector's config")
+    build = model_builder(
+        cfg, checkpoint, backbone=not whole_model, trust=trust_checkpoint, strict=True
+    )
+    built = build(AS_CONFIGURED if ltm is None else parse_keep(ltm))
     model, outputs = _prepared(built, whole_model)
     smallest = getattr(model, "smallest", SMALLEST)
     _check_size(size, smallest)
-    cfg = named_config(config)
     weights = "random weights" if checkpoint is None else f"weights {Path(checkpoint).name}"
     extra = model.about if isinstance(model, WholeModel) else {}
     extra = {**extra, "smallest": smallest}
     about = describe(cfg, built, outputs, extra, weights)
     _require(format, check, int8 is not None)
-    calibration = None if int8 is None else images(cfg, int8)
+    calibration = None if int8 is None else _calibration(cfg, int8)
     start = time.perf_counter()
     print(f"tracing {path.stem}, which takes a minute or so ...", flush=True)
     channels = channels_of(built)
@@ -128,6 +134,12 @@ def _prepared(built: nn.Module, whole: bool) -> tuple[nn.Module, list[str]]:
             "and without --whole-model the backbone alone is"
         ) from error
     return model, list(model.outputs)
+
+
+def _calibration(cfg: "Config", count: int) -> list[Tensor]:
+    from .calibration import images  # which needs mmengine, as nothing else here does
+
+    return images(cfg, count)
 
 
 def _save(

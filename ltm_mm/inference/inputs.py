@@ -11,9 +11,9 @@ from mmengine.dataset import Compose
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..engine import UserError
+from ..engine.photos import SUFFIXES as PHOTOS
+from ..errors import UserError
 
-PHOTOS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
 
 

@@ -13,8 +13,8 @@ from mmengine.structures import BaseDataElement
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..engine import UserError
 from ..engine.pictures import own_names
+from ..errors import UserError
 from .inputs import Picture, frame_rate, is_video
 
 NO_CATEGORIES = (

@@ -11,19 +11,20 @@ from typing import NamedTuple
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.registry import DATASETS
 from mmengine.structures import BaseDataElement
 from torch import nn
 from tqdm import tqdm
 
-from ..checkpoints import load_into
-from ..engine import UserError, load_config, parse_keep, use_ltm
-from ..engine.errors import naming
-from ..engine.outputs import check_folder
-from ..engine.run import drop_pretrained
+from ..checks.outputs import check_folder
+from ..checks.training import require, require_file
+from ..engine.build import check_device, construct, model_builder, scope_of
+from ..engine.config import load_config
+from ..engine.convert import parse_keep, use_ltm
+from ..engine.photos import class_names, pipeline_of
+from ..errors import UserError
 from ..export.evaluate import use_file
 from ..export.files import is_exported
-from ..visualization.run import pipeline_of
 from .inputs import Picture, PictureReader, count_pictures, find_sources, reason
 from .outputs import CocoResults, Drawings, LabelMapFiles, prediction_file
 
@@ -82,12 +83,12 @@ def predict(
         raise UserError(f"--score-thr must lie in 0..1, got {score_thr:g}")
     files = find_sources(sources)
     cfg = load_config(config, deepcopy(cfg_options))
-    if not cfg.get("model"):
-        raise UserError(f"{cfg.filename} has no model, which is needed here")
+    require(cfg, "model")
+    require_file(checkpoint)
     folder = Path(out_dir or Path("work_dirs", Path(cfg.filename).stem, "predict"))
     check_folder("--out-dir", folder)
     model = build(cfg, checkpoint, ltm, device, trust_checkpoint)
-    with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
+    with scope_of(cfg):
         metainfo, reduced = _data_facts(cfg)
         reader = PictureReader(pipeline_of(cfg), reduced)
         batches = _batches(_with_progress(files, reader), batch_size)
@@ -107,21 +108,13 @@ def build(cfg: Config, checkpoint: str, ltm: str | None, device: str, trust: boo
         UserError: the checkpoint, the file or the device cannot be used.
     """
     if is_exported(checkpoint):
+        check_device(device)
         use_file(cfg, checkpoint, {"--ltm": ltm, f"--device {device}": device != "cpu"})
-    elif ltm is not None:
+        with scope_of(cfg):
+            return construct(cfg.model).eval()
+    if ltm is not None:
         print("\n".join(use_ltm(cfg, parse_keep(ltm))), flush=True)
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        first = str(error).splitlines()[0]
-        raise UserError(f"--device {device} cannot be used here ({first}): give cpu") from error
-    drop_pretrained(cfg)
-    with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
-        model = MODELS.build(cfg.model)
-    if not is_exported(checkpoint):
-        with naming(checkpoint):
-            load_into(model, checkpoint, trust=trust, strict=True)
-    return model.to(device).eval()
+    return model_builder(cfg, checkpoint, trust=trust, device=device)()
 
 
 def _data_facts(cfg: Config) -> tuple[Mapping[str, object], bool]:
@@ -129,13 +122,12 @@ def _data_facts(cfg: Config) -> tuple[Mapping[str, object], bool]:
     dataset = deepcopy((cfg.get("test_dataloader") or {}).get("dataset") or {})
     while "dataset" in dataset or "datasets" in dataset:  # wrappers
         dataset = dataset["dataset"] if "dataset" in dataset else dataset["datasets"][0]
-    kind = DATASETS.get(dataset["type"]) if dataset.get("type") else None
-    if kind is None:
-        return dict(dataset.get("metainfo") or {}), False
-    options = inspect.signature(kind).parameters
-    default = options["reduce_zero_label"].default if "reduce_zero_label" in options else False
-    metainfo = {**getattr(kind, "METAINFO", {}), **(dataset.get("metainfo") or {})}
-    return metainfo, bool(dataset.get("reduce_zero_label", default))
+    kind = DATASETS.get(dataset["type"]) if dataset.get("type") else object
+    default = inspect.signature(kind).parameters.get("reduce_zero_label")
+    own = dict(dataset.get("metainfo") or {})
+    known = {} if "classes" in own else getattr(kind, "METAINFO", {})  # a palette is of its classes
+    reduced = dataset.get("reduce_zero_label", default.default if default else False)
+    return {**known, **own, "classes": class_names(cfg)}, bool(reduced)
 
 
 def _with_progress(files: Sequence[Path], reader: PictureReader) -> Iterator[Picture]:

@@ -42,11 +42,13 @@ class ConvNormAct(nn.Module):
         return (
             not self.training
             and not torch.is_grad_enabled()
-            and uses_onednn(x, conv.weight)
             and untouched(conv, nn.Conv2d)
             and untouched(norm, nn.BatchNorm2d)
             and norm.affine
             and norm.running_mean is not None
+            and uses_onednn(
+                x, *conv.parameters(), *norm.parameters(), norm.running_mean, norm.running_var
+            )
             and conv.padding_mode == "zeros"
             and not isinstance(conv.padding, str)
             and type(self.act) in ACTIVATIONS

@@ -36,9 +36,10 @@ def run_mlp(first: nn.Module, act: nn.Module, second: nn.Module, x: Tensor) -> T
     Returns:
         ``(..., C)``.
     """
-    if _is_gelu(act) and untouched(first) and untouched(second) and uses_onednn(x, first.weight):  # type: ignore[arg-type]
+    if _is_gelu(act) and untouched(first) and untouched(second):
         layers = [(layer.weight, layer.bias) for layer in (first, second)]
-        if all(bias is not None for _, bias in layers):
+        tensors = [tensor for layer in layers for tensor in layer]
+        if all(t is not None for t in tensors) and uses_onednn(x, *tensors):  # type: ignore[arg-type]
             return mlp(x, *layers)  # type: ignore[arg-type]
     return run_linear(second, act(run_linear(first, x)))
 

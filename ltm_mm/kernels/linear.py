@@ -31,7 +31,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         ``(..., C_out)``.
     """
-    if not uses_onednn(x, weight):
+    if not uses_onednn(x, weight, bias):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (x, weight, bias)
@@ -51,7 +51,7 @@ def add_by_rows(x: Tensor, update: Callable[[Tensor], Tensor], hidden: int) -> T
     Returns:
         ``(..., C)``.
     """
-    if torch.is_grad_enabled() or not uses_onednn(x, x):
+    if torch.is_grad_enabled() or not uses_onednn(x):
         return x + update(x)
     rows, out = x.flatten(0, -2), x.new_empty(x.shape)
     step = max(CHUNK // hidden, 1)
@@ -86,7 +86,7 @@ class _Linear(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors  # type: ignore[attr-defined]
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad  # type: ignore[attr-defined]
-        rows = grad.flatten(0, -2)
+        rows = grad.reshape(-1, grad.shape[-1])
         return (
             linear(grad, weight.t()) if needs_x else None,
             weight_gradient(rows, x.flatten(0, -2)) if needs_weight else None,

@@ -7,10 +7,10 @@ and writing it took longer than the product does.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .linear import CHUNK, product, weight_gradient
+from .linear import CHUNK, linear, product, weight_gradient
 
 Layer = tuple[Tensor, Tensor]  # weight (C_out, C_in), bias (C_out,)
 
@@ -53,23 +53,27 @@ class _Mlp(torch.autograd.Function):
         ctx.save_for_backward(*inputs[:4])  # type: ignore[attr-defined]
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: torch.autograd.function.FunctionCtx, grad: Tensor
     ) -> tuple[Tensor | None, ...]:
+        # In functions that have derivatives, for gradients of gradients.
         x, w1, b1, w2 = ctx.saved_tensors  # type: ignore[attr-defined]
         learns = any(ctx.needs_input_grad[1:])  # type: ignore[attr-defined]
-        d_w1, d_b1, d_w2 = (torch.zeros_like(t) for t in (w1, b1, w2))
+        d_w1 = d_b1 = d_w2 = None
         d_x, step = [], _rows(w1)
-        grads = grad.flatten(0, -2)
+        grads = grad.reshape(-1, grad.shape[-1])
         for rows, d_out in zip(x.flatten(0, -2).split(step), grads.split(step), strict=True):
-            hidden = product(rows, w1, b1)
-            d_hidden = product(d_out, w2.t())
+            hidden = linear(rows, w1, b1)
+            d_hidden = linear(d_out, w2.t())
             if learns:
-                d_w2 += weight_gradient(d_out, torch.nn.functional.gelu(hidden))
+                d_w2 = _add(d_w2, weight_gradient(d_out, F.gelu(hidden)))
             d_hidden = torch.ops.aten.gelu_backward(d_hidden, hidden)
             if learns:
-                d_w1 += weight_gradient(d_hidden, rows)
-                d_b1 += d_hidden.sum(0)
-            d_x.append(product(d_hidden, w1.t()))
+                d_w1 = _add(d_w1, weight_gradient(d_hidden, rows))
+                d_b1 = _add(d_b1, d_hidden.sum(0))
+            d_x.append(linear(d_hidden, w1.t()))
         return torch.cat(d_x).view_as(x), d_w1, d_b1, d_w2, grads.sum(0)
+
+
+def _add(total: Tensor | None, part: Tensor) -> Tensor:
+    return part if total is None else total.add_(part)

@@ -66,7 +66,7 @@ class WindowChunks:
         at_once: bool = False,
     ) -> None:
         self.windows, self.x, self.before = windows, x, before
-        self.at_once = at_once or torch.is_grad_enabled() or not uses_onednn(x, x)
+        self.at_once = at_once or torch.is_grad_enabled() or not uses_onednn(x)
         b, height, width, c = x.shape
         self.shift_index = windows.shift_index(height, width, x.device)
         self.mass = windows.mass(height, width, x)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import by_index, exporting, full_precision, largest, packed, sum_groups
+from ..ops import by_index, exporting, first_largest, full_precision, largest, packed, sum_groups
 
 
 def rounds(count: int, keep: int, regions: int = 1) -> tuple[int, ...]:
@@ -95,7 +95,7 @@ def match(
             gains = F.pad(gains, (0, 1), value=-torch.inf)
         best, partner = largest(gains)
         # Of equals (padding, plain areas) the first ones: the same ones on every machine.
-        merged = best.argsort(stable=True, dim=-1, descending=True).narrow(1, 0, pairs)
+        merged = first_largest(best, pairs)
         target, left = _targets(merged, partner, total.shape[1], None if step else order)
         places = torch.where(left, target, total.shape[1] - pairs)  # the last one falls away
         owner = target if step == 0 else target.gather(1, owner)
@@ -123,10 +123,10 @@ def _gains(total: Tensor, size: Tensor | None, code: Tensor | None) -> Tensor:
     length = torch.linalg.vector_norm(total, dim=-1)  # (n, K)
     inverse = length.clamp(min=1e-12).reciprocal()
     with full_precision(total):
-        cos = torch.bmm(_alternate(total, 0), _alternate(total, 1).mT)
+        cos = torch.bmm(_alternate(total, 0), _alternate(total, 1).transpose(1, 2))
     cos = cos * inverse[:, 0::2].unsqueeze(-1) * inverse[:, 1::2].unsqueeze(-2)
     # Copies of one token (a plain area) are equals, which rounding must not put in an order.
-    cos = cos.clamp_(max=1 - 1e-6)
+    cos = cos.clamp(max=1 - 1e-6)
     if code is None:
         return cos if size is None else _ward(cos, size)
     # On a CPU only the sets with several codes, of which there are few, take these steps.
@@ -174,9 +174,9 @@ def _targets(
     left = torch.ones(merged.shape[0], count, dtype=torch.bool, device=merged.device)
     left = left.scatter(1, places, 0)
     if order is None:
-        target = left.cumsum(1) - 1
+        target = left.long().cumsum(1) - 1
     else:
-        target = left.index_select(1, order).cumsum(1) - 1
+        target = left.index_select(1, order).long().cumsum(1) - 1
         target = target.index_select(1, order.argsort())
     partners = 2 * partner.gather(1, merged) + 1
     return target.scatter(1, places, target.gather(1, partners)), left

@@ -1,7 +1,7 @@
 """Pure tensor functions of token merging: no modules, no parameters, no mm* import."""
 
 from .attention import fused_attention
-from .graphs import exporting, largest
+from .graphs import exporting, first_largest, largest, transformed
 from .groups import by_index, flat_index, full_precision, sum_groups, take_groups
 from .relative_position import pair_places, relative_position_index
 from .shift import BLOCKED, shift_indices, shift_masks, window_regions
@@ -21,6 +21,7 @@ __all__ = [
     "by_index",
     "crop",
     "exporting",
+    "first_largest",
     "flat_index",
     "from_windows",
     "full_precision",
@@ -36,5 +37,6 @@ __all__ = [
     "sum_groups",
     "take_groups",
     "to_windows",
+    "transformed",
     "window_regions",
 ]

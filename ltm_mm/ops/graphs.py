@@ -5,11 +5,22 @@ from torch import Tensor
 
 
 def exporting() -> bool:
-    """Whether ``torch.export`` (not strict) traces, and not ``torch.compile``.
+    """Whether ``torch.export`` (not strict) or ``torch.jit.trace`` traces, not ``torch.compile``.
 
-    ``torch.compiler.is_exporting()`` is true under both.
+    ``torch.compiler.is_exporting()`` is true under that, too.
     """
+    if torch.jit.is_tracing():
+        return True
     return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+
+
+def transformed() -> bool:
+    """Whether a transform of ``torch.func`` (vmap, grad, jvp, ...) or forward derivatives run.
+
+    Shapes must not depend on data there, and operators without a rule for it fail.
+    """
+    active = torch._C._are_functorch_transforms_active()
+    return active or torch.autograd.forward_ad._current_level >= 0
 
 
 def largest(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -22,6 +33,28 @@ def largest(x: Tensor) -> tuple[Tensor, Tensor]:
         Values and int64 indices ``(...)``.
     """
     return _opaque(x) if torch.compiler.is_dynamo_compiling() else _max(x)
+
+
+def first_largest(x: Tensor, count: int) -> Tensor:
+    """Where the largest values along the last dimension are; of equals the first ones.
+
+    In graphs in operators that every exporter and runtime knows: a stable sort is none of them.
+
+    Args:
+        x: ``(..., N)``.
+        count: how many, at most N.
+
+    Returns:
+        int64 indices ``(..., count)`` in no order.
+    """
+    if not exporting():
+        return x.argsort(stable=True, dim=-1, descending=True).narrow(-1, 0, count)
+    last = x.topk(count).values.narrow(-1, count - 1, 1)
+    above, equal = x > last, x == last
+    room = count - above.sum(-1, keepdim=True)
+    chosen = above | (equal & (equal.long().cumsum(-1) <= room))
+    rank = torch.arange(x.shape[-1], 0, -1, device=x.device)
+    return (chosen * rank).to(x.dtype).topk(count).indices  # no two of the chosen are equal
 
 
 def _max(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from .graphs import exporting
+from .graphs import exporting, transformed
 
 
 def sum_groups(x: Tensor, owner: Tensor, count: int) -> Tensor:
@@ -67,4 +67,5 @@ def full_precision(x: Tensor) -> AbstractContextManager:
 
 def by_index(x: Tensor) -> bool:
     """Whether rows are moved one by one (fast on a CPU); otherwise by products and gathers."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    traced = torch.compiler.is_compiling() or exporting() or transformed()
+    return x.device.type == "cpu" and not traced

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import __version__
-from ..analysis.report import Row, to_markdown
-from ..engine import UserError
-from ..engine.outputs import check_file
+from ..analysis.benchmark.report import Row, to_markdown
+from ..checks.outputs import check_file
+from ..errors import UserError
 from .curves import loss_curve, metric_curves, parts_curve
 from .pictures import Picture, data_uri, draw_pictures
 from .summary import metric_table, summary

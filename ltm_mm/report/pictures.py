@@ -13,13 +13,13 @@ from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 from tqdm import tqdm
 
-from ..engine import UserError
-from ..engine.data import datasets
-from ..visualization import Artist, Instances, build_pair, merge_map_figure, pixels_of
+from ..checks.loaders import datasets
+from ..engine.photos import pipeline_of, some_images
+from ..engine.predictions import Instances, Prediction
+from ..errors import UserError
+from ..visualization import Artist, build_pair, merge_map_figure, pixels_of
 from ..visualization.comparison import class_colours, draw_differences, draw_prediction
 from ..visualization.merge_map import Pixels
-from ..visualization.predictions import Prediction
-from ..visualization.run import pipeline_of, some_images
 from .work_dir import Run
 
 SIDE, DPI = 720, 130  # pixels of a picture's longer side; lettering legible on a phone, too

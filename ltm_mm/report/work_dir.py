@@ -18,8 +18,9 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from ..engine import UserError, load_config
+from ..engine import load_config
 from ..engine.commands import Command, read_commands
+from ..errors import UserError
 
 Entry = Mapping[str, float]
 NOT_METRICS = ("time", "data_time", "step", "epoch", "iter")

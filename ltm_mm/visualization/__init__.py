@@ -3,14 +3,16 @@
 Needs matplotlib, which mmengine brings.
 """
 
+from ..engine.build import plain_model, plain_twin, share_weights
+from ..engine.predictions import Instances, predict, read_prediction
 from .artist import Artist, Look
 from .comparison import comparison_figure
 from .figures import pixels_of, save
 from .hook import MergePicturesHook
 from .merge_map import BlockGroups, View, choose_blocks, draw_merge_map, merge_groups_of
 from .panels import Scene, merge_map_figure, shared_figure
-from .predictions import Instances, compare, predict, read_prediction
-from .run import build_pair, plain_model, plain_twin, share_weights, visualize
+from .predictions import compare
+from .run import build_pair, visualize
 
 __all__ = [
     "Artist",

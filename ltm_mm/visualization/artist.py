@@ -11,12 +11,12 @@ from mmengine.dataset import Compose
 from PIL import Image
 from torch import nn
 
-from ..engine import UserError
+from ..engine.predictions import Instances, Prediction, predict
+from ..errors import UserError
 from .comparison import comparison_figure
 from .figures import DPI, save
 from .merge_map import Pixels, View, choose_blocks, draw_merge_map, merge_groups_of
 from .panels import Scene, detailed_points, merge_map_figure, shared_figure
-from .predictions import Instances, Prediction, predict
 
 Points = Sequence[tuple[int, int]]
 

@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
+from ..engine.predictions import Instances, Prediction
 from .figures import CLASSES, TEXT, caption, heading, panels, rgb, show
 from .merge_map import Pixels, outlines
-from .predictions import Instances, Prediction, class_name, compare
+from .predictions import class_name, compare
 
 # Told apart by line style and sign, too.
 LOST, NEW, SAME = "#D55E00", "#0072B2", "#767676"

@@ -10,15 +10,16 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
 
-from ..engine import UserError
-from ..engine.data import datasets
+from ..checks.loaders import datasets
+from ..checks.randomness import randomness_kept
+from ..engine.build import plain_model
 from ..engine.merging_blocks import mask_modules
-from ..engine.randomness import randomness_kept
+from ..engine.photos import pipeline_of, some_images
+from ..errors import UserError
 from ..registry import HOOKS
 from .artist import Artist
 from .figures import pixels_of
 from .panels import merge_map_figure
-from .run import pipeline_of, plain_model, some_images
 
 
 @HOOKS.register_module()

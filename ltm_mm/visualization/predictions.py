@@ -1,36 +1,14 @@
-"""Predictions of a plain and a merging model, and where they differ (ours)."""
+"""Where the predictions of a plain and a merging model differ (ours)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-import torch
-from mmengine.structures import BaseDataElement
 from numpy.typing import NDArray
-from torch import nn
+
+from ..engine.predictions import Instances
 
 SAME_IOU = 0.5  # boxes of one class that overlap this much are one object
-
-
-@dataclass
-class Instances:
-    """A detector's predictions for one image, best first.
-
-    Attributes:
-        boxes: ``(n, 4)``, x1 y1 x2 y2 in pixels of the image.
-        labels: class of each ``(n,)``.
-        scores: ``(n,)``, 0..1.
-        masks: ``(n, H, W)`` bool; None from a detector without masks.
-    """
-
-    boxes: NDArray
-    labels: NDArray
-    scores: NDArray
-    masks: NDArray | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
 
 @dataclass
@@ -46,50 +24,6 @@ class Difference:
     both: list[tuple[int, int]] = field(default_factory=list)
     lost: list[int] = field(default_factory=list)
     new: list[int] = field(default_factory=list)
-
-
-Prediction = Instances | NDArray  # a detector's, or a segmentor's (H, W) label map
-
-
-def predict(model: nn.Module, data: Mapping[str, Any], score_thr: float = 0.3) -> Prediction:
-    """What a model predicts for one image.
-
-    Args:
-        model: mmdet's or mmseg's, in eval mode.
-        data: what the test pipeline makes of the image (``inputs``, ``data_samples``).
-        score_thr: instances below this score are left out.
-
-    Returns:
-        Instances, or the label map ``(H, W)``, at the image's own size.
-
-    Raises:
-        ValueError: if the model predicts neither.
-    """
-    batch = {key: [value] for key, value in data.items()}
-    with torch.no_grad():
-        sample = model.test_step(batch)[0].cpu()
-    return read_prediction(sample, score_thr)
-
-
-def read_prediction(sample: BaseDataElement, score_thr: float = 0.3) -> Prediction:
-    """The instances or the label map of a data sample; see :func:`predict`."""
-    if "pred_instances" in sample:
-        found = sample.pred_instances
-        found = found[found.scores >= score_thr]
-        found = found[found.scores.argsort(descending=True)]
-        boxes = getattr(found.bboxes, "tensor", found.bboxes)
-        masks = np.asarray(found.masks).astype(bool) if "masks" in found else None
-        return Instances(boxes.numpy(), found.labels.numpy(), found.scores.numpy(), masks)
-    if "pred_sem_seg" in sample:
-        data = sample.pred_sem_seg.data
-        return data[0].numpy().astype(np.int64)
-    if "pred_panoptic_seg" in sample:
-        segments = sample.pred_panoptic_seg.sem_seg[0].numpy().astype(np.int64)
-        return segments % 1000  # mmdet's INSTANCE_OFFSET: id = instance * 1000 + class
-    raise ValueError(
-        f"a {type(sample).__name__} with {', '.join(sample.keys()) or 'no prediction'} cannot be "
-        "drawn: only instances and label maps can"
-    )
 
 
 def compare(plain: Instances, merged: Instances) -> Difference:

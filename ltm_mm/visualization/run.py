@@ -1,35 +1,26 @@
 """Draw what merging does, from a config: what ``tools/visualize.py`` calls."""
 
-import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from mmengine.config import Config
-from mmengine.dataset import Compose
-from mmengine.logging import MMLogger
-from mmengine.registry import DATASETS, MODELS, DefaultScope
-from mmengine.runner import set_random_seed
+from mmengine.registry import DefaultScope
 from torch import nn
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ..adapters import merges, remove
-from ..checkpoints import load_into
-from ..engine import UserError, load_config, parse_keep, use_ltm
-from ..engine.errors import naming
+from ..checks.outputs import check_folder
+from ..engine import load_config, parse_keep, use_ltm
+from ..engine.build import model_builder, plain_model
 from ..engine.merging_blocks import mask_modules
-from ..engine.outputs import check_folder
-from ..engine.run import drop_pretrained
+from ..engine.photos import class_names, find_images, pipeline_of
+from ..errors import UserError
 from .artist import Artist, Points
 from .figures import DPI
 
 LOW, HIGH = 10, 1200  # dots per inch: figures are 12 inches wide
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
 
 def visualize(
@@ -120,133 +111,23 @@ def build_pair(cfg: Config, checkpoint: str | None, trust: bool, device: str, se
     Raises:
         UserError: if the model does not merge or the checkpoint does not fit.
     """
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--device {device} cannot be used here ({reason}): give cpu") from error
-    cfg = deepcopy(cfg)
     use_ltm(deepcopy(cfg), None)  # says so if there is nothing to exchange
+    build = model_builder(
+        cfg, checkpoint, trust=trust, device=device, seed=seed, start_as_training=True
+    )
+    merged = build()
+    if not mask_modules(merged):
+        raise UserError(
+            f"the model of {cfg.filename} merges no tokens: give --ltm balanced, or set "
+            "model.backbone.keep"
+        )
+    weights = "untrained weights"
     if checkpoint:
-        drop_pretrained(cfg)
-    with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
-        set_random_seed(seed)
-        merged = MODELS.build(cfg.model)
-        if not mask_modules(merged):
-            raise UserError(
-                f"the model of {cfg.filename} merges no tokens: give --ltm balanced, or set "
-                "model.backbone.keep"
-            )
-        with _quiet():
-            merged.init_weights()
-        weights = "untrained weights"
-        if checkpoint:
-            weights = f"weights {Path(checkpoint).name}"
-            with naming(checkpoint):
-                load_into(merged, checkpoint, trust=trust)
-        elif "Pretrained" in str(cfg.model):
-            weights = "pretrained backbone, untrained heads"
-        classes = class_names(cfg)
-    plain = plain_model(merged, cfg)
-    for model in (merged, plain):
-        model.to(device).eval()
-    return Pair(merged, plain, classes, f"{Path(cfg.filename).stem}, {weights}")
-
-
-def plain_model(merged: nn.Module, cfg: Config) -> nn.Module:
-    """The model without merging, with the weights that the merging one has now.
-
-    Args:
-        merged: the model; not a wrapper for distributed training.
-        cfg: what it was built from.
-
-    Raises:
-        UserError: if the config's backbone cannot be exchanged.
-    """
-    if merges(merged):
-        return plain_twin(merged)
-    cfg = deepcopy(cfg)
-    use_ltm(cfg, None)
-    drop_pretrained(cfg)
-    with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
-        plain = MODELS.build(cfg.model)
-    share_weights(merged, plain)
-    return plain
-
-
-def share_weights(merged: nn.Module, plain: nn.Module) -> None:
-    """Load a merging model's weights into its plain twin.
-
-    Raises:
-        ValueError: if the two are not twins.
-    """
-    missing, unused = plain.load_state_dict(merged.state_dict(), strict=False)
-    odd = [*missing, *(key for key in unused if ".merge." not in key)]
-    if odd:
-        raise ValueError(f"the plain model is no twin of the merging one: {odd[0]} differs")
-
-
-def plain_twin(model: nn.Module) -> nn.Module:
-    """A plain copy of a model that :func:`ltm_mm.apply` was used on.
-
-    Raises:
-        ValueError: if it was not: build the config again with ``keep=None`` then, and
-            :func:`share_weights`.
-    """
-    if not merges(model):
-        raise ValueError(f"ltm_mm.apply was not used on this {type(model).__name__}")
-    return remove(deepcopy(model))
-
-
-def find_images(source: str) -> list[Path]:
-    """The image, or the images of a folder, in order of their names."""
-    path = Path(source).expanduser()
-    if not path.is_dir():
-        if not path.is_file():
-            raise UserError(f"{source}: there is no such image or folder")
-        return [path]
-    files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES and f.is_file())
-    if not files:
-        raise UserError(f"{source} holds no image: a name must end in {', '.join(SUFFIXES)}")
-    return files
-
-
-def some_images(dataset: Dataset, count: int) -> list[Path]:
-    """Files of images of a data set, evenly spread over it; always the same ones."""
-    count = min(count, len(dataset))
-    places = [k * len(dataset) // count for k in range(count)]
-    return [Path(dataset.get_data_info(place)["img_path"]) for place in places]
-
-
-def pipeline_of(cfg: Config, first: str = "test_dataloader") -> Compose:
-    """The config's test pipeline without the steps that load annotations.
-
-    Args:
-        cfg: the config.
-        first: the loader that is looked at first; then those for testing and validation.
-    """
-    for key in (first, "test_dataloader", "val_dataloader"):
-        dataset = (cfg.get(key) or {}).get("dataset") or {}
-        while "pipeline" not in dataset and ("dataset" in dataset or "datasets" in dataset):
-            dataset = dataset["dataset"] if "dataset" in dataset else dataset["datasets"][0]
-        if dataset.get("pipeline"):
-            break
-    else:
-        raise UserError(f"{cfg.filename} has no test_dataloader with a pipeline, needed here")
-    steps = [t for t in dataset["pipeline"] if "Annotations" not in str(t["type"])]
-    with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
-        return Compose(steps)
-
-
-def class_names(cfg: Config) -> Sequence[str] | None:
-    """Names of the classes that the config's test set has, in its own scope."""
-    dataset = (cfg.get("test_dataloader") or {}).get("dataset") or {}
-    known = dict(dataset.get("metainfo") or {})
-    if "classes" not in known and isinstance(dataset.get("type"), str):
-        with DATASETS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
-            known = getattr(registry.get(dataset["type"]), "METAINFO", {})
-    classes = known.get("classes")
-    return classes if isinstance(classes, (tuple, list)) else None
+        weights = f"weights {Path(checkpoint).name}"
+    elif "Pretrained" in str(cfg.model):
+        weights = "pretrained backbone, untrained heads"
+    plain = plain_model(merged, cfg).to(device).eval()
+    return Pair(merged, plain, class_names(cfg), f"{Path(cfg.filename).stem}, {weights}")
 
 
 def _places(files: Sequence[Path], folder: Path) -> Iterator[tuple[Path, Path]]:
@@ -263,15 +144,3 @@ def _places_written(files: Sequence[Path], folder: Path) -> list[str]:
     if len(places) <= 1:
         return [f"  {file}" for file in files]
     return [f"  {len(files)} pictures of {len(places)} images in {folder}"]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep mmengine from logging how every single parameter was drawn."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

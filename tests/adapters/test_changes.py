@@ -11,10 +11,13 @@ from torch.testing import assert_close
 import ltm_mm
 from ltm_mm.adapters.families import Swin, adapter_of
 from ltm_mm.checkpoints import load_backbone
+from ltm_mm.kernels import use_kernels
 from ltm_mm.layers.fast_block import FastTimmMlp
 from ltm_mm.models import LTMSwin
+from tests.models.contract import same_groups, settled
+from tests.quantised import dequantise, quantise
 
-from .sources import EVEN, ODD, TINY, build, mm_swin, outputs, timm_swin
+from .sources import EVEN, ODD, SOURCES, TINY, build, mm_swin, outputs, timm_swin
 
 VIT = dict(embed_dim=24, num_heads=2, depth=4)
 
@@ -116,6 +119,37 @@ def test_lora_before_and_after(name):
     assert all(m.up.weight.grad.abs().max() > 0 for m in after.modules() if isinstance(m, Lora))
     assert_close(outputs(ltm_mm.remove(after)), plain, rtol=0, atol=0)
     assert sum(isinstance(m, Lora) for m in after.modules()) == count
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("name", SOURCES)
+def test_quantised_layers_before_and_after(name, order):
+    model = build(name)
+    if order == "before":
+        assert quantise(model) > 0
+        with torch.no_grad():
+            outputs(model)
+    ltm_mm.apply(model, keep=0.4)
+    if order == "after":
+        quantise(model)
+    same_as_dequantised(model)
+
+
+def same_as_dequantised(model: nn.Module) -> None:
+    with same_groups() as again:
+        found = outputs(model)
+        again()
+        dequantise(model)
+        with use_kernels(False):
+            assert_close(found, outputs(model), rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["efficientvit_b0", "vit_tiny_patch16_224"])
+def test_quantised_layers_of_other_families(name):
+    options = VIT if "vit_tiny" in name else {}
+    model = ltm_mm.apply(settled(timm.create_model(name, **options)), keep=0.5).eval()
+    quantise(model)
+    same_as_dequantised(model)
 
 
 def test_another_input_size_and_with_it_another_window():

@@ -8,7 +8,7 @@ import torch
 from mmengine.registry import DefaultScope
 
 from ltm_mm.datasets import ensure_shapes
-from ltm_mm.engine import clean_errors
+from ltm_mm.errors import clean_errors
 from tests.conftest import ROOT
 
 SHAPES_CONFIG = str(ROOT / "configs" / "ltm_swin_maskrcnn_shapes.py")

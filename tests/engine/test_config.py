@@ -8,7 +8,8 @@ import pytest
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 
-from ltm_mm.engine import UserError, load_config
+from ltm_mm.engine import load_config
+from ltm_mm.errors import UserError
 from tests.conftest import ROOT
 
 MASK_RCNN = "mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py"

@@ -5,7 +5,8 @@ import torch
 from mmengine.config import Config
 
 from ltm_mm.checkpoints import load_backbone
-from ltm_mm.engine import UserError, load_config, parse_keep, use_ltm
+from ltm_mm.engine import load_config, parse_keep, use_ltm
+from ltm_mm.errors import UserError
 from ltm_mm.registry import MODELS
 
 TIMM = {"type": "TIMMBackbone", "model_name": "efficientvit_b1.r224_in1k"}

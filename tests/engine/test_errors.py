@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from ltm_mm.engine import UserError, clean_errors, evaluate, train
-from ltm_mm.engine.errors import explain
+from ltm_mm.engine import evaluate, train
+from ltm_mm.errors import UserError, clean_errors, explain
 from tests.engine.conftest import SHAPES_CONFIG, line_of
 
 Options = Callable[..., dict[str, object]]

@@ -17,9 +17,10 @@ from torch.testing import assert_close
 
 import ltm_mm
 from ltm_mm.datasets import SHAPES
-from ltm_mm.engine import InformationBottleneck, UserError, evaluate, load_config, train, use_ib
+from ltm_mm.engine import InformationBottleneck, evaluate, load_config, train, use_ib
 from ltm_mm.engine.ib_hook import KEY, place_tokens
 from ltm_mm.engine.merging_blocks import block_of, choose_stages, mask_modules, merging_stages
+from ltm_mm.errors import UserError
 from ltm_mm.merging import ChainMerge, Groups, Merge, record_merges
 from ltm_mm.models import LTMEfficientViT, LTMMobileViT, LTMSwin, LTMViT
 from ltm_mm.models.losses.token_labels import (

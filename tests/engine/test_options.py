@@ -13,13 +13,14 @@ from mmengine.structures import BaseDataElement, PixelData
 from PIL import Image
 from torch import nn
 
+from ltm_mm.arguments import ConfigOptions
+from ltm_mm.checks.heads import check_channels
+from ltm_mm.checks.training import check_lengths
 from ltm_mm.datasets import SHAPES
-from ltm_mm.engine import ConfigOptions, UserError, clean_errors, evaluate, load_config, train
-from ltm_mm.engine.data.heads import check_channels
-from ltm_mm.engine.errors import explain
+from ltm_mm.engine import evaluate, load_config, train
 from ltm_mm.engine.pictures import LabelMaps, Pictures, own_names
 from ltm_mm.engine.resume import check_resumable
-from ltm_mm.engine.steps import check_lengths
+from ltm_mm.errors import UserError, clean_errors, explain
 from ltm_mm.models.backbones.swin import LTMSwin
 from tests.engine.conftest import SHAPES_CONFIG, line_of
 

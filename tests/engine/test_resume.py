@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from ltm_mm.engine import UserError
 from ltm_mm.engine.resume import check_same_model, find_resume
+from ltm_mm.errors import UserError
 
 
 def save(path: Path, when: int, **changes: object) -> Path:

@@ -12,10 +12,10 @@ import pytest
 import torch
 from mmengine.runner import Runner
 
+from ltm_mm.checks.reading import ReadGuard
 from ltm_mm.datasets import ensure_shapes
 from ltm_mm.engine import evaluate, train
-from ltm_mm.engine.data.reading import ReadGuard
-from ltm_mm.engine.run import drop_pretrained
+from ltm_mm.engine.build import drop_pretrained
 from tests.conftest import ROOT
 from tests.engine.conftest import SHAPES_CONFIG
 

@@ -11,7 +11,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from ltm_mm.datasets import ensure_shapes
-from ltm_mm.engine import UserError, evaluate, train
+from ltm_mm.engine import evaluate, train
+from ltm_mm.errors import UserError
 from ltm_mm.evaluation.merge_quality import achievable_accuracy
 from ltm_mm.merging import record_merges
 from ltm_mm.models import LTMSwin, LTMViT

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from ltm_mm.analysis.baselines import build_models
-from ltm_mm.engine import UserError
+from ltm_mm.analysis.benchmark.baselines import build_models
+from ltm_mm.errors import UserError
 from ltm_mm.export import compare, export_program, open_file, save_onnx, save_program, whole_model
 from ltm_mm.export.files import ExportedFile
 from ltm_mm.export.pooling import DynamicAdaptivePooling, antialiased

@@ -15,9 +15,11 @@ from PIL import Image
 from torch import nn
 from torch.export import ExportedProgram
 
-from ltm_mm.engine import UserError, evaluate, load_config
+from ltm_mm.engine import evaluate, load_config
+from ltm_mm.engine.photos import class_names
+from ltm_mm.errors import UserError
 from ltm_mm.export import compare, export_program, open_file, save_onnx, save_program, whole_model
-from ltm_mm.export.about import class_names, describe
+from ltm_mm.export.about import describe
 from ltm_mm.export.calibration import images
 from ltm_mm.export.evaluate import use_file
 from ltm_mm.export.files import import_openvino

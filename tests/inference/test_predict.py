@@ -15,7 +15,8 @@ from PIL import Image, ImageOps
 from pycocotools.coco import COCO
 
 from ltm_mm.datasets import draw_image, ensure_shapes
-from ltm_mm.engine import UserError, evaluate, load_config
+from ltm_mm.engine import evaluate, load_config
+from ltm_mm.errors import UserError
 from ltm_mm.inference import predict
 from tests.conftest import ROOT, forget_runs
 from tests.engine.conftest import SHAPES_CONFIG, data_options, line_of

@@ -1,6 +1,7 @@
 """Linear layers, the MLP and window attention: the fast path equals PyTorch's own layers."""
 
 import importlib
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from ltm_mm.kernels import (
     window_attention,
 )
 from ltm_mm.ops import fused_attention
+from tests.quantised import Int8Weight, quantise
 
 linear_module = importlib.import_module("ltm_mm.kernels.linear")
 mlp_module = importlib.import_module("ltm_mm.kernels.mlp")
@@ -56,15 +58,36 @@ def test_linear_equals_pytorchs(rows, c_in, c_out, bias):
         assert_close(linear(strided, w, b), F.linear(strided, w, b), rtol=1e-5, atol=1e-5)
 
 
+def second_derivatives(function: Callable, given: list[Tensor]) -> tuple[Tensor, ...]:
+    """Gradients of a penalty on the gradients."""
+    grads = torch.autograd.grad(function(*given).sin().sum(), given, create_graph=True)
+    return torch.autograd.grad(sum(g.square().sum() for g in grads), given)
+
+
 def test_linear_is_differentiable_twice():
-    x, w = tensors((6, 5), (3, 5))
+    given = tensors((6, 5), (3, 5), (3,))
+    found, expected = second_derivatives(linear, given), second_derivatives(F.linear, given)
+    assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
-    def penalty(function) -> tuple[Tensor, ...]:
-        (grad,) = torch.autograd.grad(function(x, w).sin().sum(), x, create_graph=True)
-        return torch.autograd.grad(grad.square().sum(), (x, w))
 
-    for a, b in zip(penalty(linear), penalty(F.linear), strict=True):
-        assert_close(a, b, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("chunk", [2**22, 64])
+def test_mlp_is_differentiable_twice_and_for_several_gradients_at_once(chunk, monkeypatch):
+    monkeypatch.setattr(mlp_module, "CHUNK", chunk)
+    given = tensors((2, 7, 5), (16, 5), (16,), (5, 16), (5,))
+
+    def fast(x, w1, b1, w2, b2):
+        return mlp(x, (w1, b1), (w2, b2))
+
+    def plain(x, w1, b1, w2, b2):
+        return F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)
+
+    found, expected = second_derivatives(fast, given), second_derivatives(plain, given)
+    assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    grads = torch.randn(3, 2, 7, 5)
+    found, expected = (
+        torch.autograd.grad(f(*given), given, grads, is_grads_batched=True) for f in (fast, plain)
+    )
+    assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("chunk", [2**22, 64, 1])
@@ -144,6 +167,18 @@ def test_only_what_onednn_takes_is_served():
         assert linear(x, w).dtype == torch.bfloat16
     with torch.backends.mkldnn.flags(enabled=False):
         assert not uses_onednn(x, w)
+    assert uses_onednn(x, nn.Parameter(w), None)
+    assert not uses_onednn(x, w, torch.ones(2, dtype=torch.float64))
+    assert not uses_onednn(x, w.to_sparse())
+    assert not uses_onednn(x, Int8Weight.of(w))
+    assert not uses_onednn(x, nn.Parameter(Int8Weight.of(w)))
+    assert not uses_onednn(Int8Weight.of(x), w)
+    with torch.autograd.forward_ad.dual_level():
+        assert not uses_onednn(x, w)
+    inside = []
+    torch.func.vmap(lambda row: inside.append(uses_onednn(row, w)) or row)(x)
+    torch.func.grad(lambda row: inside.append(uses_onednn(row, w)) or row.sum())(x)
+    assert inside == [False, False]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -173,3 +208,15 @@ def test_hooks_on_layers_are_called():
     first.register_forward_hook(lambda *_: torch.zeros(3, 16))
     assert_close(run_mlp(first, nn.GELU(), second, x), second.bias.expand(3, 5))
     assert not run_linear(first, x).any()
+
+
+@pytest.mark.parametrize("which", ["first", "second", "both"])
+def test_layers_with_other_tensors_run_as_pytorch_runs_them(which):
+    first, second, x = nn.Linear(5, 16), nn.Linear(16, 5), torch.randn(3, 5)
+    for name, layer in (("first", first), ("second", second)):
+        if which in (name, "both"):
+            quantise(layer)
+    with torch.no_grad():
+        expected = second(F.gelu(first(x)))
+        assert_close(run_mlp(first, nn.GELU(), second, x), expected, rtol=1e-5, atol=1e-5)
+        assert_close(run_linear(first, x), first(x), rtol=1e-5, atol=1e-5)

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import ltm_mm
-from ltm_mm.analysis.fidelity_models import backbone_maps
-from ltm_mm.engine import UserError
+from ltm_mm.analysis.fidelity.models import backbone_maps
+from ltm_mm.errors import UserError
 from tools import real_weights
 
 # (network, plan) -> mean of the absolute values of each map, and of its differences to plain's.

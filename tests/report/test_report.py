@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ltm_mm.analysis.report import Row
-from ltm_mm.engine import UserError, clean_errors
+from ltm_mm.analysis.benchmark.report import Row
 from ltm_mm.engine.commands import note_command, read_commands
+from ltm_mm.errors import UserError, clean_errors
 from ltm_mm.report import read_run, write_report
 from ltm_mm.report.summary import metric_label, summary
 

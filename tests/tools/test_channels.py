@@ -7,11 +7,11 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from ltm_mm.analysis.benchmark import run_benchmark
-from ltm_mm.analysis.fidelity_tool import read_photos
-from ltm_mm.analysis.plan_run import make_plan
-from ltm_mm.analysis.random_data import channels_of
+from ltm_mm.analysis.benchmark.run import run_benchmark
+from ltm_mm.analysis.plan.run import make_plan
 from ltm_mm.checkpoints import load_backbone, load_into
+from ltm_mm.engine.build import channels_of
+from ltm_mm.engine.photos import read_photos
 from ltm_mm.export.run import export
 from ltm_mm.models.backbones.swin import LTMSwin
 

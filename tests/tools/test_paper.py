@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from ltm_mm.analysis.flops import count_macs
+from ltm_mm.analysis.benchmark.flops import count_macs
 from ltm_mm.models import LTMEfficientViT, LTMMobileViT, LTMSwin, LTMViT
 from ltm_mm.presets import PAPER
 from tools import flops

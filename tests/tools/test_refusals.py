@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ltm_mm.analysis.benchmark import run_benchmark
-from ltm_mm.analysis.plan_run import make_plan
+from ltm_mm.analysis.benchmark.run import run_benchmark
+from ltm_mm.analysis.plan.run import make_plan
 from ltm_mm.export.run import export
 from ltm_mm.report import write_report
 from ltm_mm.visualization import visualize
@@ -123,8 +123,8 @@ def test_outputs_are_looked_at_first(
     call: Callable[[str, str], object],
     expected: str,
 ) -> None:
-    monkeypatch.setattr("ltm_mm.analysis.benchmark.build_models", lambda *_: pytest.fail("built"))
-    monkeypatch.setattr("ltm_mm.export.run.build_models", lambda *_: pytest.fail("built"))
+    for builder in ("analysis.benchmark.run.build_models", "export.run.model_builder"):
+        monkeypatch.setattr(f"ltm_mm.{builder}", lambda *_, **__: pytest.fail("built"))
     places = {"file": str(tmp_path / "file"), "folder": str(photos)}
     Path(places["file"]).touch()
     line = line_of(capsys, lambda: call(*places.values()))
@@ -144,7 +144,7 @@ def test_tables_are_printed_before_files_are_written(
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device", "x.json")
 
-    monkeypatch.setattr("ltm_mm.analysis.benchmark.save_json", full)
+    monkeypatch.setattr("ltm_mm.analysis.benchmark.run.save_json", full)
     with pytest.raises(OSError, match="No space left"):
         run_benchmark(MODEL, size=(32, 32), rounds=1, out=str(tmp_path))
     assert "| model | params | GMACs |" in capsys.readouterr().out

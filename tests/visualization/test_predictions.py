@@ -5,9 +5,10 @@ import pytest
 import torch
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 
+from ltm_mm.engine.predictions import Instances, read_prediction
 from ltm_mm.visualization.comparison import class_colours, comparison_figure
 from ltm_mm.visualization.figures import CLASSES, pixels_of
-from ltm_mm.visualization.predictions import Instances, compare, read_prediction
+from ltm_mm.visualization.predictions import compare
 
 
 def instances(*rows: tuple[float, float, float, float, int, float]) -> Instances:

@@ -12,9 +12,11 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 
 import ltm_mm
-from ltm_mm.engine import UserError, clean_errors, load_config
-from ltm_mm.visualization import Artist, build_pair, plain_twin, visualize
-from ltm_mm.visualization.run import find_images, pipeline_of
+from ltm_mm.engine import load_config
+from ltm_mm.engine.build import plain_twin
+from ltm_mm.engine.photos import find_images, pipeline_of
+from ltm_mm.errors import UserError, clean_errors
+from ltm_mm.visualization import Artist, build_pair, visualize
 from tests.conftest import ROOT
 
 DETECTOR = str(ROOT / "configs" / "ltm_swin_maskrcnn_shapes.py")

@@ -1,0 +1,1 @@
+"""Time, memory and work of models, side by side."""

@@ -1,0 +1,163 @@
+"""What a benchmark compares: models of a config, of a plan, of mmdet or of timm (ours)."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ...engine.build import construct, model_builder, named_config
+from ...engine.convert import parse_keep, use_ltm
+from ...errors import UserError
+from ...families import MOBILEVIT, SWIN, VIT, of_type
+from ...models.backbones import swin
+from ...models.backbones.base import copy_weights
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+OURS = ("keep", "mask", "arch", "type")  # arguments that mmdet's Swin lacks
+
+
+def build_models(
+    config: str,
+    plans: Sequence[str] = (),
+    against: Sequence[str] = (),
+    size: tuple[int, int] = (800, 1216),
+    whole: bool = False,
+) -> dict[str, nn.Module]:
+    """Models to compare, with the same weights as far as names and shapes agree.
+
+    Args:
+        config: a config (file or ``package::path``) whose backbone can merge, or the name of
+            a backbone of ours, one of ``families.NAMED``.
+        plans: what the config's backbone keeps, as on the command line ('none', 'balanced',
+            ...); none: as the config has it.
+        against: baselines: 'plain' (the config without merging), 'mmdet-swin', 'timm'
+            (their backbone in the config's place), or another config, left as it is.
+        size: height and width of the images, which timm's Swin is built for.
+        whole: the whole detector or segmentor, not its backbone alone.
+
+    Returns:
+        Name -> model, the baselines first.
+
+    Raises:
+        UserError: if something is unknown, or does not fit the config.
+    """
+    cfg = named_config(config)
+    if whole and "type" not in cfg.model:
+        raise UserError(f"{config} is a backbone; the whole model needs a detector's config")
+    build = model_builder(cfg, backbone=not whole)
+    baselines = {name: _baseline(name, cfg, size, whole) for name in against}
+    if plans:
+        models = {f"keep={plan}": build(parse_keep(plan)) for plan in plans}
+    else:
+        models = {_short(config): build()}
+    weights = list(models.values())[-1]
+    for model in baselines.values():
+        copy_weights(weights, model)
+    return baselines | models
+
+
+def _baseline(name: str, cfg: "Config", size: tuple[int, int], whole: bool) -> nn.Module:
+    if name not in ("plain", "mmdet-swin", "timm"):
+        return model_builder(named_config(name), backbone=not whole)()
+    plain = deepcopy(cfg)
+    use_ltm(plain, None)
+    backbone = plain.model.backbone
+    if name == "mmdet-swin":
+        plain.model.backbone = _mmdet_swin(backbone)
+    model = model_builder(plain, backbone=not whole)()
+    if name == "timm":
+        maps = TimmMaps(backbone, size)
+        if not whole:
+            return maps
+        model.backbone = maps
+    return model
+
+
+def _mmdet_swin(backbone: Mapping) -> dict[str, object]:
+    """Arguments of mmdet's ``SwinTransformer`` for those of ``LTMSwin``."""
+    if backbone["type"] != SWIN.type:
+        raise UserError(f"--against mmdet-swin needs a Swin, the config has {backbone['type']}")
+    options = {k: v for k, v in backbone.items() if k not in OURS}
+    arch = swin.ARCHS[backbone["arch"]] if backbone.get("arch") else {}
+    return dict(type="mmdet.SwinTransformer", **{**options, **arch})
+
+
+# Our backbones' keywords -> timm's, where a network of other sizes can be built.
+_TIMM_SWIN = dict.fromkeys(
+    ("depths", "num_heads", "patch_size", "window_size", "mlp_ratio", "drop_path_rate")
+)
+_TIMM_SWIN |= dict(embed_dims="embed_dim", in_channels="in_chans")
+_TIMM_VIT = dict.fromkeys(("img_size", "patch_size", "num_heads", "drop_path_rate"))
+_TIMM_VIT |= dict(embed_dims="embed_dim", num_layers="depth", in_channels="in_chans")
+
+
+class TimmMaps(nn.Module):
+    """timm's counterpart of a backbone of ours: NCHW maps of the same stages.
+
+    A ViT's last norm and pyramid, which are not timm's, are ours.
+
+    Args:
+        backbone: arguments of one of our backbones.
+        size: height and width of the images in pixels.
+    """
+
+    def __init__(self, backbone: Mapping, size: tuple[int, int]) -> None:
+        super().__init__()
+        import timm
+
+        self.channel_last = backbone["type"] == SWIN.type
+        self.norm, self.pyramid = nn.Identity(), None
+        options: dict[str, object] = {}
+        if backbone["type"] == VIT.type:
+            ours = construct(backbone)
+            self.norm, self.pyramid, self.strides = ours.norm, ours.pyramid, ours.strides
+            options["out_indices"] = ours.out_indices
+        name, own = _timm_model(backbone, size)
+        torch.manual_seed(0)
+        self.model = timm.create_model(name, features_only=True, **{**own, **options})
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Images ``(B, 3, H, W)`` to one map per stage."""
+        maps = self.model(x)
+        if self.channel_last:
+            return tuple(m.permute(0, 3, 1, 2).contiguous() for m in maps)
+        if not isinstance(self.norm, nn.Identity):
+            maps = [self.norm(m.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for m in maps]
+        if self.pyramid is None:
+            return tuple(maps)
+        sizes = [[-(-side // stride) for side in x.shape[2:]] for stride in self.strides]
+        levels = zip(self.pyramid(maps[0]), sizes, strict=True)
+        return tuple(level[:, :, :height, :width] for level, (height, width) in levels)
+
+
+def _timm_model(backbone: Mapping, size: tuple[int, int]) -> tuple[str, dict[str, object]]:
+    """timm's name and keywords for the network of one of our backbones."""
+    family = of_type(backbone["type"])
+    assert family is not None
+    arch = backbone.get("arch")
+    if family is SWIN:
+        # Windows of one size at every image size, as ours are.
+        options = dict(img_size=size, window_size=7, always_partition=True)
+        own = {**backbone, **(swin.ARCHS[arch] if arch else {})}
+        options |= _renamed(own, _TIMM_SWIN) | dict(out_indices=(0, 1, 2, 3))
+        return family.in_timm(None), options | _renamed(backbone, {"out_indices": None})
+    if family is VIT:
+        options = dict(dynamic_img_size=True, dynamic_img_pad=True)
+        return family.in_timm(arch), options | _renamed(backbone, _TIMM_VIT)
+    maps = (1, 2, 3, 4) if family is MOBILEVIT else (0, 1, 2, 3)
+    options = dict(out_indices=backbone.get("out_indices") or maps)
+    return family.in_timm(arch), options | dict(in_chans=backbone.get("in_channels", 3))
+
+
+def _renamed(options: Mapping[str, object], names: Mapping[str, str | None]) -> dict[str, object]:
+    """Those options that have a name there, under that name; None: under their own."""
+    return {names[k] or k: v for k, v in options.items() if k in names and v is not None}
+
+
+def _short(config: str) -> str:
+    """A config's name for a table."""
+    return config.rpartition("/")[2].removesuffix(".py")

@@ -1,0 +1,1 @@
+"""What merging changes in a model's maps and predictions, without labels."""

@@ -1,0 +1,276 @@
+"""What merging is measured beside: area pooling of the same tokens, and ToMe (ours).
+
+Source: ToMe is Bolya et al., ICLR 2023, arXiv 2210.09461; the code here is our own (theirs is
+CC-BY-NC), and the residual unmerging after it is ours.
+"""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ...adapters.swin import MergedSwin
+from ...kernels import run_linear
+from ...merging import ChainMerge, Groups, SoftGroups
+from ...merging.grid import GridMerger
+from ...merging.masks import FAR, PADDED, prior_places
+from ...models.backbones.global_blocks import Chain, GlobalBlock, GlobalBlocks
+from ...models.backbones.swin import SwinBlock
+from ...ops import sum_groups, window_regions
+
+Size = tuple[int, int]
+
+
+def pooled(model: nn.Module) -> nn.Module:
+    """Exchange the mask modules of a merging model for area pooling, in place.
+
+    Args:
+        model: with merged blocks of any family.
+
+    Returns:
+        The model itself: as many merged tokens as before, from neighbours in place of likes.
+    """
+    for module in list(model.modules()):
+        if isinstance(module, SwinBlock | MergedSwin) and module.merge is not None:
+            own = isinstance(module, SwinBlock)
+            windows = module.attn.windows if own else module.cut(module)
+            module.merge = Pool(windows.size, module.merge.keep, windows.shift).to(_device(module))
+        elif isinstance(module, GridMerger):
+            module.mask = GridPool(module.window, module.side**2).to(_device(module))
+        elif isinstance(module, GlobalBlocks):
+            _pool_globally(module)
+    return model
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
+class Pool(nn.Module):
+    """Groups of neighbours: every token joins the nearest of evenly spread places.
+
+    It stands in the place of :class:`ltm_mm.merging.Match` and keeps as many tokens. As there,
+    parts that a shift keeps apart do not mix, nor padding with tokens.
+
+    Args:
+        window, keep, shift: as :func:`ltm_mm.merging.build_mask`.
+    """
+
+    roots: Tensor
+    cost: Tensor
+
+    def __init__(self, window: int, keep: int, shift: int = 0) -> None:
+        super().__init__()
+        self.keep = keep
+        places = prior_places(window, keep, shift)  # (P, 2)
+        roots = (places.floor() @ torch.tensor([window, 1.0])).long()
+        line = torch.arange(window) + 0.5
+        cost = torch.cdist(torch.cartesian_prod(line, line), places).square()  # (N, P)
+        cost[roots, torch.arange(keep)] = -1.0  # no group is empty
+        regions = window_regions(window, shift) if shift else torch.zeros(1, window**2)
+        apart = regions.unsqueeze(-1) != regions[:, roots].unsqueeze(-2)
+        self.register_buffer("roots", roots, False)
+        self.register_buffer("cost", cost + FAR**2 * apart, False)  # (4 or 1, N, P)
+
+    def forward(self, tokens: Tensor, mass: Tensor | None, shift_index: Tensor | None) -> Groups:
+        """Group the tokens of every window, as :meth:`ltm_mm.merging.Match.forward`."""
+        cost = self.cost[:1] if shift_index is None else self.cost[shift_index]  # (1 or n, N, P)
+        if mass is not None:
+            real = mass > 0
+            cost = cost + PADDED**2 * (real.unsqueeze(-1) != real[..., self.roots].unsqueeze(-2))
+        owner = cost.argmin(-1).expand(tokens.shape[:-1])
+        sizes = sum_groups(tokens.new_ones(*owner.shape, 1), owner, self.keep).squeeze(-1)
+        return Groups(owner, self.roots.expand(sizes.shape), sizes, mass)
+
+
+class GridPool(Pool):
+    """The same in the place of :class:`ltm_mm.merging.grid.GridMerger`'s mask."""
+
+    def forward(
+        self, tokens: Tensor, mass: Tensor | None, shift_index: Tensor | None
+    ) -> SoftGroups:
+        """Masks of fixed groups, as :meth:`ltm_mm.merging.Soft.forward`."""
+        groups = super().forward(tokens, mass, shift_index)
+        return SoftGroups(*groups.masks(), groups.merge(tokens), groups.roots, mass)
+
+
+class GlobalPool(nn.Module):
+    """Groups of neighbours on an image's whole grid, merge after merge.
+
+    It stands in the place of a :class:`GlobalBlock`'s mask module.
+
+    Args:
+        plan: tokens that are left of every ``tokens`` after each merge up to this one.
+        tokens: what the plan's numbers are of.
+    """
+
+    size: Size  # of the grid; set before each pass, see `_pool_globally`
+
+    def __init__(self, plan: tuple[int, ...], tokens: int) -> None:
+        super().__init__()
+        self.plan, self.tokens = plan, tokens
+
+    def forward(self, x: Tensor, whole: int, sizes: Tensor | None) -> Groups | None:
+        """Group tokens ``(B, M, C)``; None where so few are left already."""
+        counts = [-(-whole * keep // self.tokens) for keep in self.plan]
+        before = min((whole, *counts[:-1]))
+        if counts[-1] >= before:
+            return None
+        owner, roots = (t.to(x.device) for t in _neighbours(*self.size, before, counts[-1]))
+        owner, roots = owner.expand(len(x), -1), roots.expand(len(x), -1)
+        mass = x.new_ones(len(x), x.shape[1]) if sizes is None else sizes.to(x.dtype)
+        total = sum_groups(mass.unsqueeze(-1), owner, counts[-1]).squeeze(-1)
+        return Groups(owner, roots, total, sizes)
+
+
+def _pool_globally(blocks: GlobalBlocks) -> None:
+    plan: tuple[int, ...] = ()
+    for block in blocks:
+        if block.merge is None:
+            continue
+        plan = (*plan, block.merge.keep)
+        block.merge = GlobalPool(plan, block.merge.tokens)
+        block.register_forward_pre_hook(_tell_size)
+
+
+def _tell_size(block: nn.Module, args: tuple) -> None:
+    block.merge.size = args[1].size  # of the chain
+
+
+_tell_size.in_parts = True  # type: ignore[attr-defined]
+
+
+@lru_cache(maxsize=256)
+def _neighbours(height: int, width: int, before: int, after: int) -> tuple[Tensor, Tensor]:
+    """Groups of neighbours on a grid: owners and roots of a merge of ``before`` tokens.
+
+    Ward's hierarchy of the places: groups stay even, and those of a merge are made of whole
+    groups of the one before.
+    """
+    # The tokens are groups already, or places; any member tells where each one goes.
+    places = torch.arange(height * width)
+    own = places if before == len(places) else _groups(height, width, before)
+    owner = _groups(height, width, after)[_first_members(own)]
+    return owner, _first_members(owner)
+
+
+def _first_members(owner: Tensor) -> Tensor:
+    """The first token of each group ``(P,)``."""
+    found = torch.full((int(owner.max()) + 1,), len(owner))
+    return found.scatter_reduce(0, owner, torch.arange(len(owner)), "amin")
+
+
+def _groups(height: int, width: int, count: int) -> Tensor:
+    """The group of each place ``(H * W,)``."""
+    tree = _hierarchy(height, width)
+    from scipy.cluster.hierarchy import cut_tree
+
+    groups = cut_tree(tree, n_clusters=count)
+    return torch.from_numpy(groups[:, 0].copy()).long()
+
+
+@lru_cache(maxsize=8)
+def _hierarchy(height: int, width: int) -> NDArray:
+    """Ward's hierarchy of a grid's places."""
+    try:
+        from scipy.cluster.hierarchy import linkage
+    except ImportError as error:
+        raise ImportError("pooling of a whole image needs scipy: pip install scipy") from error
+    places = torch.cartesian_prod(torch.arange(height), torch.arange(width)).double()
+    return linkage(places.numpy(), "ward")
+
+
+def with_tome(model: nn.Module, pairs: int) -> nn.Module:
+    """Exchange a ViT's blocks for ToMe's, in place.
+
+    Args:
+        model: with one :class:`GlobalBlocks`.
+        pairs: tokens that every block loses (ToMe's r).
+
+    Returns:
+        The model itself; its maps are unmerged as ours are.
+    """
+    blocks = next(m for m in model.modules() if isinstance(m, GlobalBlocks))
+    for k, block in enumerate(blocks):
+        blocks[k] = TomeBlock(block, pairs)
+    return model
+
+
+class TomeBlock(nn.Module):
+    """Attention weighted by group size, ToMe's merge, and the MLP.
+
+    Args:
+        block: whose layers it shares.
+        pairs: tokens that are lost, half of those that come in at most.
+    """
+
+    def __init__(self, block: GlobalBlock, pairs: int) -> None:
+        super().__init__()
+        self.prefix, self.pairs = block.prefix, pairs
+        for name, layer in block.named_children():
+            if name != "merge":
+                setattr(self, name, layer)
+
+    def forward(self, x: Tensor, chain: Chain) -> Tensor:
+        """Run the block, as :meth:`GlobalBlock.forward`."""
+        sizes = None if chain.last is None else chain.last.mask.sizes
+        update, keys = self._attend(self.norm1(x), sizes)
+        x = x + self.drop_path1(self.ls1(update))
+        tokens = x[:, self.prefix :]
+        groups = tome_groups(keys[:, self.prefix :], self.pairs, sizes)
+        if groups is not None:
+            merged = groups.merge(tokens)
+            chain.merges.append(ChainMerge(tokens, merged, groups, chain.size, chain.last))
+            x = torch.cat((x[:, : self.prefix], merged), 1)
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+    def _attend(self, x: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Attention's output ``(B, M, C)`` and the heads' mean key ``(B, M, d)``."""
+        own, (b, n, _) = self.attn, x.shape
+        qkv = run_linear(own.qkv, x).reshape(b, n, 3, own.num_heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, M, d)
+        q, k = own.q_norm(q), own.k_norm(k)
+        bias = None
+        if sizes is not None:
+            bias = F.pad(sizes.log(), (self.prefix, 0))[:, None, None].to(q.dtype)
+        out = F.scaled_dot_product_attention(q, k, v, bias, scale=own.scale)
+        out = own.norm(out.transpose(1, 2).reshape(b, n, -1))
+        return own.proj_drop(run_linear(own.proj, out)), k.mean(1)
+
+
+def tome_groups(metric: Tensor, pairs: int, sizes: Tensor | None) -> Groups | None:
+    """One round of ToMe's bipartite matching.
+
+    Tokens are split alternately in two sets; each of the first finds the most similar of the
+    second by cosine, and the best pairs merge.
+
+    Args:
+        metric: what is compared ``(B, M, d)``.
+        pairs: how many merge; half of the tokens at most do.
+        sizes: how many patches each token stands for ``(B, M)``; None: 1 each.
+
+    Returns:
+        The groups, those of the first set before those of the second; None for no pairs.
+    """
+    b, count, _ = metric.shape
+    pairs = min(pairs, count // 2)
+    if pairs < 1:
+        return None
+    x = F.normalize(metric, dim=-1)
+    best, partner = (x[:, 1::2] @ x[:, 0::2].mT).max(-1)  # (B, A)
+    alone = best.shape[1] - pairs
+    gone = torch.zeros_like(best, dtype=torch.bool)
+    gone = gone.scatter(1, best.topk(pairs, 1).indices, True)
+    second = alone + torch.arange(count - best.shape[1], device=x.device).expand(b, -1)
+    owner = torch.empty(b, count, dtype=torch.long, device=x.device)
+    owner[:, 0::2] = second
+    owner[:, 1::2] = torch.where(gone, second.gather(1, partner), (~gone).cumsum(1) - 1)
+    places = torch.arange(count, device=x.device).expand(b, -1)
+    roots = torch.empty(b, count - pairs, dtype=torch.long, device=x.device)
+    roots[:, :alone] = places[:, 1::2][~gone].view(b, alone)
+    roots[:, alone:] = places[:, 0::2]
+    mass = x.new_ones(b, count) if sizes is None else sizes
+    total = sum_groups(mass.unsqueeze(-1), owner, count - pairs).squeeze(-1)
+    return Groups(owner, roots, total, sizes)

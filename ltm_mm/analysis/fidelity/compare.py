@@ -1,0 +1,332 @@
+"""What merging would change in a model, on photos without labels (ours)."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ...engine.photos import resized
+from ...merging import merges
+from ...models.backbones.base import LTMBackbone
+from ...models.backbones.global_blocks import GlobalBlocks
+from ...presets import Keep
+from ..benchmark.equal_time import equal_time_size, smaller_sizes
+from ..benchmark.flops import count_macs
+from ..benchmark.latency import Clock, interleave
+from ..benchmark.latency import threads as use_threads
+from ..benchmark.report import machine
+from .agreement import Tally, decide, relative_error, tally_of
+from .baselines import pooled, with_tome
+from .models import Size, by_size, in_our_blocks, run_with_maps
+from .report import Fidelity, Row
+
+BASELINES = ("image", "pooling", "tome")
+PRESETS = ("light", "balanced", "fast")
+Predict = Callable[[nn.Module, object], object]
+Watch = Callable[[Row, int, object], None]
+
+
+@dataclass
+class Subject:
+    """A model in all its forms, and how to use it.
+
+    Attributes:
+        plain: the model as it is given, in eval mode.
+        build: the same with a merging plan; None: with nothing merged, in the same blocks.
+        predict: gets model and image; see :func:`fidelity`.
+        resize: an image at another size ``(H, W)``.
+        size_of: height and width of an image.
+        maps: see :func:`.models.run_with_maps`.
+        timed: the subject and the image that times are taken with; None: itself, the first photo.
+    """
+
+    plain: nn.Module
+    build: Callable[[Keep], nn.Module]
+    predict: Predict
+    resize: Callable[[object, Size], object]
+    size_of: Callable[[object], Size]
+    maps: Callable[[nn.Module, object], Sequence[Tensor]] | None = None
+    timed: "tuple[Subject, object] | None" = None
+
+
+@dataclass
+class Candidate:
+    """A model to compare, the one that is timed, and the share of the image's sides it gets."""
+
+    row: Row
+    model: Callable[[Size], nn.Module]
+    timed: Callable[[Size], nn.Module]
+    share: tuple[float, float] = (1.0, 1.0)
+
+    def size(self, whole: Size) -> Size:
+        """What becomes of an image of a size: the nearest in area of those in whole steps."""
+        area = whole[0] * whole[1] * self.share[0] * self.share[1]
+        return min(smaller_sizes(whole), key=lambda size: abs(size[0] * size[1] - area))
+
+
+def fidelity(
+    model: nn.Module,
+    images: Sequence[Tensor],
+    keep: Sequence[Keep] | Mapping[str, Keep] = PRESETS,
+    predict: Callable[[nn.Module, Tensor], object] | None = None,
+    maps: Callable[[nn.Module, Tensor], Sequence[Tensor]] | None = None,
+    baselines: Sequence[str] = BASELINES,
+    rounds: int = 5,
+    threads: int | None = None,
+    watch: Watch | None = None,
+    progress: bool = True,
+    clock: Clock = time.perf_counter,
+    timed: tuple[Callable[[Keep], nn.Module], Tensor] | None = None,
+) -> Fidelity:
+    """What merging would change in a model: error, agreement, work and time.
+
+    The model itself is not changed. Times are of ``predict`` on the first image, with nothing
+    merged but in the same blocks as the reference.
+
+    Args:
+        model: built, as :func:`ltm_mm.apply` serves it, plain.
+        images: ``(1, 3, H, W)``, normalised.
+        keep: the plans, each as ``ltm_mm.apply`` takes it; a mapping names them.
+        predict: gets a model and an image and returns logits ``(1, classes)`` or ``(1, classes,
+            H, W)``, a NumPy array of classes, or :class:`ltm_mm.visualization.predictions
+            .Instances`; its time is measured. None: calls the model.
+        maps: gets a model and an image and returns the maps to compare; None: the backbone's.
+        baselines: 'image' (the plain model on an image so small that it takes as long), 'pooling'
+            (as many merged tokens from neighbours) and 'tome' (ToMe at equal work; a ViT's).
+        rounds: rounds of timing that count; 0: no time is measured, and no smaller image found.
+        threads: CPU threads; None: as they are.
+        watch: told each row, the image's number and what was predicted (classes, label map or
+            instances), e.g. to compare it with labels; may fill ``row.metrics``.
+        progress: whether progress is shown.
+        clock: seconds so far; ``time.process_time`` (with one thread) on a machine that others use.
+        timed: what builds another model of as many blocks with a plan (None: nothing merged), and
+            an image: times, and the share of the sides of the smaller image, are of that model. A
+            small trained network stands for a large one so. None: of ``model``.
+
+    Returns:
+        One row per model; ``print(found.table())`` shows them.
+
+    Raises:
+        ValueError: if the model, a plan or a baseline does not fit; says what is allowed.
+    """
+    subject = Subject(
+        model,
+        lambda plan: in_our_blocks(model, plan),
+        predict or (lambda model, image: model(image)),
+        resized,
+        lambda image: (image.shape[2], image.shape[3]),
+        maps,
+        None if timed is None else (_stand_in(timed[0]), timed[1]),
+    )
+    plans = keep if isinstance(keep, Mapping) else {str(plan): plan for plan in keep}
+    if not len(images):
+        raise ValueError("images must hold at least one tensor (1, 3, H, W)")
+    training = model.training
+    model.eval()
+    try:
+        with use_threads(threads):
+            return compare(subject, images, plans, baselines, rounds, watch, progress, clock)
+    finally:
+        model.train(training)
+
+
+@torch.no_grad()
+def compare(
+    subject: Subject,
+    images: Sequence[object],
+    plans: Mapping[str, Keep],
+    baselines: Sequence[str] = BASELINES,
+    rounds: int = 5,
+    watch: Watch | None = None,
+    progress: bool = True,
+    clock: Clock = time.perf_counter,
+) -> Fidelity:
+    """As :func:`fidelity`, of a model in any form."""
+    unknown = sorted({*baselines} - {*BASELINES})
+    if unknown:
+        raise ValueError(f"baselines must be of {', '.join(BASELINES)}, got {unknown[0]!r}")
+    candidates = _candidates(subject, images[0], plans, baselines)
+    if rounds:
+        if "image" in baselines:
+            candidates = _with_smaller_images(subject, images[0], candidates, rounds, clock)
+        _measure_time(*(subject.timed or (subject, images[0])), candidates, rounds, clock, progress)
+    bar = tqdm(total=len(images) * len(candidates), unit="pass", disable=not progress)
+    with bar:
+        _measure_fidelity(subject, images, candidates, watch or (lambda *_: None), bar)
+    about = machine() | dict(photos=len(images), size=subject.size_of(images[0]))
+    return Fidelity([c.row for c in candidates], about)
+
+
+def _stand_in(build: Callable[[Keep], nn.Module]) -> Subject:
+    """A backbone that is only timed."""
+    return Subject(build(None), build, lambda m, x: m(x), resized, lambda x: tuple(x.shape[2:]))
+
+
+def _candidates(
+    subject: Subject, image: object, plans: Mapping[str, Keep], baselines: Sequence[str]
+) -> list[Candidate]:
+    """The plain model, and every plan with the baselines that need no timing."""
+    timed = (subject.timed or (subject,))[0]
+    found = [Candidate(Row("plain"), by_size(subject.plain), by_size(timed.plain))]
+    if not any(isinstance(m, LTMBackbone) for m in subject.plain.modules()):
+        models = (by_size(one.build(None)) for one in (subject, timed))
+        found.append(Candidate(Row("plain, our blocks"), *models))
+    for name, keep in plans.items():
+        if not merges(subject.build(keep)):
+            raise ValueError(f"keep={keep!r} merges nothing in this model")
+
+        def add(row: Row, form: Callable[[nn.Module], nn.Module], keep: Keep = keep) -> None:
+            model = form(subject.build(keep))
+            other = model if timed is subject else form(timed.build(keep))
+            found.append(Candidate(row, lambda size: model, lambda size: other))
+
+        add(Row(name, "plan", name), lambda model: model)
+        if "pooling" in baselines:
+            add(Row("pooling", "pooling", name), pooled)
+        if "tome" in baselines and _global_blocks(subject.build(keep)) == 1:
+            macs = _macs(subject, subject.build(keep), image)
+            pairs = _pairs(lambda r, keep=keep: _tome_macs(subject, keep, r, image), macs)
+            row = Row(f"ToMe, {pairs} a block", "tome", name)
+            add(row, lambda model, pairs=pairs: with_tome(model, pairs))
+    size = subject.size_of(image)
+    for candidate in found:
+        candidate.row.macs = _macs(subject, candidate.model(size), image)
+    return found
+
+
+def _global_blocks(model: nn.Module) -> int:
+    return sum(isinstance(m, GlobalBlocks) for m in model.modules())
+
+
+def _macs(subject: Subject, model: nn.Module, image: object) -> int:
+    forward = lambda: subject.predict(model, image)  # noqa: E731
+    return count_macs(model, torch.empty(0), forward).total
+
+
+def _tome_macs(subject: Subject, keep: Keep, pairs: int, image: object) -> int:
+    return _macs(subject, with_tome(subject.build(keep), pairs), image)
+
+
+def _pairs(macs: Callable[[int], int], wanted: int, most: int = 4096) -> int:
+    """The least number of pairs per block with which ToMe's work is no more than wanted."""
+    low, high = 0, 1
+    while high < most and macs(high) > wanted:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if macs(middle) <= wanted else (middle, high)
+    return high
+
+
+def _with_smaller_images(
+    subject: Subject,
+    image: object,
+    candidates: Sequence[Candidate],
+    rounds: int,
+    clock: Clock,
+) -> list[Candidate]:
+    """The plain model on an image so small that it takes as long, behind every plan."""
+    timed, shown = subject.timed or (subject, image)
+    whole, plain = timed.size_of(shown), _reference(candidates)
+    resize = lru_cache(lambda size: timed.resize(shown, size))
+    found = []
+    for candidate in candidates:
+        found.append(candidate)
+        if candidate.row.kind != "plan":
+            continue
+        size = equal_time_size(
+            whole,
+            lambda size: timed.predict(plain.timed(size), resize(size)),
+            lambda candidate=candidate: timed.predict(candidate.timed(whole), shown),
+            clock,
+            rounds,
+        )
+        share = (size[0] / whole[0], size[1] / whole[1])
+        smaller = Candidate(Row("", "image", candidate.row.name), plain.model, plain.timed, share)
+        own = smaller.size(subject.size_of(image))
+        smaller.row.name = f"image of {own[0]} x {own[1]}"
+        smaller.row.macs = _macs(subject, plain.model(own), subject.resize(image, own))
+        found.append(smaller)
+    return found
+
+
+def _reference(candidates: Sequence[Candidate]) -> Candidate:
+    """The plain model in the blocks that merging runs in."""
+    return [c for c in candidates if c.row.kind == "plain"][-1]
+
+
+def _measure_time(
+    subject: Subject,
+    image: object,
+    candidates: Sequence[Candidate],
+    rounds: int,
+    clock: Clock,
+    progress: bool,
+) -> None:
+    """Seconds of every candidate in turn, on an image that is made ready beforehand."""
+    runs = {}
+    for number, candidate in enumerate(candidates):
+        size = candidate.size(subject.size_of(image))
+        own = image if size == subject.size_of(image) else subject.resize(image, size)
+        runs[str(number)] = _run(subject, candidate.timed(size), own)
+    bar = tqdm(total=(rounds + 2) * len(runs), desc="time", unit="run", disable=not progress)
+    with bar:
+        seconds = interleave(runs, rounds, 2, clock, lambda _: bar.update())
+    for candidate, taken in zip(candidates, seconds.values(), strict=True):
+        candidate.row.seconds = taken
+
+
+def _run(subject: Subject, model: nn.Module, image: object) -> Callable[[], None]:
+    cuda = next(model.parameters()).is_cuda
+
+    def run() -> None:
+        subject.predict(model, image)
+        if cuda:
+            torch.cuda.synchronize()
+
+    return run
+
+
+def _measure_fidelity(
+    subject: Subject,
+    images: Sequence[object],
+    candidates: Sequence[Candidate],
+    watch: Watch,
+    bar: tqdm,
+) -> None:
+    """Errors and agreement, photo by photo."""
+    errors: list[list[list[float]]] = [[] for _ in candidates]
+    tallies: list[Tally | None] = [None for _ in candidates]
+    for place, image in enumerate(images):
+        whole = subject.size_of(image)
+        for number, candidate in enumerate(candidates):
+            size = candidate.size(whole)
+            own = image if size == whole else subject.resize(image, size)
+            out, maps = run_with_maps(candidate.model(size), own, subject.predict, subject.maps)
+            if number == 0:
+                plain, plain_maps = out, maps
+            errors[number].append(map_errors(plain_maps, maps))
+            if plain is not None:
+                true, other = decide(plain, plain), decide(out, plain)
+                tallies[number] = tallies[number] or tally_of(true)
+                tallies[number].add(true, other)
+                watch(candidate.row, place, other)
+            bar.update()
+    for candidate, found, tally in zip(candidates, errors, tallies, strict=True):
+        candidate.row.errors = [sum(one) / len(one) for one in zip(*found, strict=True)]
+        candidate.row.agreement = {} if tally is None else tally.measures()
+
+
+def map_errors(plain: Sequence[Tensor], other: Sequence[Tensor]) -> list[float]:
+    """Relative error of each map ``(B, C, h, w)``, resized to the plain one's size.
+
+    NaN for all where a model that looks at an image in pieces has made other pieces of it.
+    """
+    if len(plain) != len(other):
+        return [float("nan")] * len(plain)
+    pairs = zip(plain, other, strict=True)
+    return [relative_error(p, resized(o, p.shape[2:])) for p, o in pairs]

@@ -1,0 +1,179 @@
+"""Models to compare: the same weights with other plans, and on smaller images (ours)."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ...adapters.apply import exchange_stages, planned
+from ...adapters.families import Swin, adapter_of
+from ...models.backbones.base import LTMBackbone
+from ...presets import Keep, Plan
+
+Size = tuple[int, int]
+
+
+def shared_copy(model: nn.Module) -> nn.Module:
+    """A copy of a model's modules with the very same parameters and buffers."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def in_our_blocks(model: nn.Module, keep: Keep) -> nn.Module:
+    """A copy whose stages all run on our code, merged or not, with the same weights.
+
+    :func:`ltm_mm.apply` leaves stages without merging as they are. Here they are exchanged,
+    too, so that times differ by merging alone.
+
+    Args:
+        model: plain, as :func:`ltm_mm.apply` serves it.
+        keep: the merging plan; None: nothing is merged.
+
+    Raises:
+        ValueError: as :func:`ltm_mm.apply`.
+    """
+    model = shared_copy(model)
+    exchange_stages(model, keep, everywhere=True)
+    return model
+
+
+def whole_plan(model: nn.Module) -> tuple[str, Plan]:
+    """A plain model's family, and the plan that keeps all tokens, as ``keep`` takes it.
+
+    Raises:
+        ValueError: as :func:`ltm_mm.apply`.
+    """
+    own = next((m for m in model.modules() if isinstance(m, LTMBackbone)), None)
+    if own is not None:
+        return type(own).__name__.removeprefix("LTM").lower(), own.plan
+    family, _, plan = planned(model, None)
+    return family.name, ((), (), *plan) if family.name == "mobilevit" else plan
+
+
+def by_size(model: nn.Module) -> Callable[[Size], nn.Module]:
+    """The model for images of any size: a timm model that is built for one size is refitted."""
+    inner = getattr(model, "backbone", model)
+    embed = getattr(inner, "patch_embed", None)
+    fixed = getattr(embed, "strict_img_size", False) and not getattr(
+        inner, "dynamic_img_size", False
+    )
+    if not fixed:
+        return lambda size: model
+
+    @lru_cache
+    def fitted(size: Size) -> nn.Module:
+        copy = shared_copy(model)
+        own = getattr(copy, "backbone", copy)
+        if getattr(own, "pos_embed", None) is not None:
+            own.set_input_size(img_size=size)
+        else:
+            own.patch_embed.strict_img_size = False
+        return copy
+
+    return fitted
+
+
+@torch.no_grad()
+def run_with_maps(
+    model: nn.Module,
+    image: object,
+    predict: Callable[[nn.Module, object], object],
+    maps: Callable[[nn.Module, object], Sequence[Tensor]] | None = None,
+) -> tuple[object, list[Tensor]]:
+    """What a model predicts for an image, and the maps of its backbone.
+
+    Args:
+        model: a backbone, or a model with one.
+        image: what ``predict`` takes.
+        predict: gets model and image; a backbone's returns its maps.
+        maps: gets model and image, returns the backbone's maps; None: those of
+            ``model.backbone`` where that is called, of timm's ``forward_intermediates``, else of
+            every Swin stage.
+
+    Returns:
+        The prediction (None where there are only maps), and the maps ``(B, C, h, w)``.
+
+    Raises:
+        ValueError: if no maps are found.
+    """
+    caught: list[object] = []
+    handles = []
+    if maps is None and hasattr(model, "backbone"):
+        hook = model.backbone.register_forward_hook(lambda m, a, out: caught.append(out))
+        handles.append(hook)
+    elif maps is None and not hasattr(model, "forward_intermediates"):
+        handles += _catch_stages(model, caught)
+    try:
+        out = _plain_output(predict(model, image))
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = [m for one in map(_plain_output, caught) for m in _as_list(one)]
+    if _are_maps(out):
+        found, out = list(out), None
+    elif maps is not None:
+        found = list(maps(model, image))
+    elif not found:
+        found = backbone_maps(model, image)
+    return out, found
+
+
+def _as_list(out: object) -> Sequence[Tensor]:
+    return [out] if isinstance(out, Tensor) else out  # type: ignore[return-value]
+
+
+def _catch_stages(model: nn.Module, caught: list[object]) -> list[RemovableHandle]:
+    """Hooks that catch the output map of every Swin stage."""
+
+    def catch(block: nn.Module, args: tuple, kwargs: dict, out: object) -> None:
+        out = out[0] if isinstance(out, tuple) else out
+        caught.append(adapter_of(block).as_map(block, (*args, *kwargs.values()), out))
+
+    last = [stage[-1] for stage in Swin.stages(model)]
+    return [block.register_forward_hook(catch, with_kwargs=True) for block in last]
+
+
+def _plain_output(out: object) -> object:
+    """Logits or maps of an output of transformers (None: it has none); another output as it is."""
+    if hasattr(out, "masks_queries_logits"):  # MaskFormer's kinds: classes of masks
+        classes = out.class_queries_logits.softmax(-1)[..., :-1]
+        return torch.einsum("bqc,bqhw->bchw", classes, out.masks_queries_logits.sigmoid())
+    for key in ("logits", "feature_maps"):
+        if getattr(out, key, None) is not None:
+            return getattr(out, key)
+    return None if isinstance(out, Mapping) else out  # nothing that could be compared
+
+
+def _are_maps(out: object) -> bool:
+    return isinstance(out, tuple | list) and all(isinstance(m, Tensor) for m in out)
+
+
+def backbone_maps(model: nn.Module, image: object) -> list[Tensor]:
+    """Maps of a model's backbone, or of one itself; of a timm ViT those of four blocks.
+
+    Args:
+        model: a backbone, or a model with one.
+        image: ``(1, 3, H, W)``, normalised.
+
+    Raises:
+        ValueError: if no maps are found.
+    """
+    backbone = getattr(model, "backbone", model)
+    if hasattr(backbone, "forward_intermediates"):
+        options = {}
+        if hasattr(backbone, "blocks"):  # a ViT: the last block of each quarter
+            depth = len(backbone.blocks)
+            options["indices"] = sorted({max(depth * k // 4 - 1, 0) for k in (1, 2, 3, 4)})
+            options["norm"] = True
+        return backbone.forward_intermediates(image, intermediates_only=True, **options)
+    out = _plain_output(backbone(image))
+    if not _are_maps(out):
+        raise ValueError(
+            f"{type(backbone).__name__} returns no maps: give a function of model and image that "
+            "returns what to compare"
+        )
+    return list(out)

@@ -1,0 +1,163 @@
+"""What was found of a model's fidelity: rows, a table, a picture, and a file (ours)."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from ..benchmark.latency import Spread, ratios
+from ..benchmark.report import markdown_line
+
+KINDS = {  # kind of a row -> name, colour and mark in the picture
+    "plan": ("merging", "#4477aa", "o"),
+    "image": ("plain on a smaller image", "#ee6677", "s"),
+    "pooling": ("pooling", "#bbbbbb", "v"),
+    "tome": ("ToMe", "#228833", "^"),
+}
+
+
+@dataclass
+class Row:
+    """What was found of one model.
+
+    Attributes:
+        name: of the model.
+        kind: 'plain', 'plan', 'image', 'pooling' or 'tome'.
+        plan: the plan that a baseline is for; a plan's own name.
+        macs: multiply-accumulates of the first photo.
+        seconds: of each round on the first photo; empty if not measured.
+        errors: relative error of each map, the mean over the photos.
+        agreement: measure -> share of the plain model's predictions that stay, 0..1.
+        metrics: the config's own metrics, where they were asked for.
+    """
+
+    name: str
+    kind: str = "plain"
+    plan: str | None = None
+    macs: int = 0
+    seconds: list[float] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)
+    agreement: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Fidelity:
+    """What was found of a model, plan by plan.
+
+    Attributes:
+        rows: the plain model first, each plan followed by its baselines.
+        about: machine, photos and settings.
+    """
+
+    rows: list[Row]
+    about: dict[str, object]
+
+    def reference(self) -> Row:
+        """The plain model in the blocks that merging runs in, which times are compared with."""
+        return [row for row in self.rows if row.kind == "plain"][-1]
+
+    def speedup(self, row: Row) -> Spread:
+        """How many times faster than the reference a row is, round by round."""
+        return ratios(self.reference().seconds, row.seconds)
+
+    def table(self) -> str:
+        """All rows as a markdown table."""
+        measures, metrics = list(self.rows[0].agreement), list(self.rows[0].metrics)
+        timed = bool(self.rows[0].seconds)
+        head = ["model", "GMACs", *(["ms (quartiles)", "speed-up (quartiles)"] * timed)]
+        head += ["error of the maps", *(f"{m} %" for m in measures), *metrics]
+        lines = [markdown_line(head), markdown_line(["---"] * len(head))]
+        for row in self.rows:
+            cells = ["· " * (row.kind not in ("plain", "plan")) + row.name, f"{row.macs / 1e9:.2f}"]
+            if timed:
+                cells += [_quartiles(Spread.of(row.seconds), 1e3), _quartiles(self.speedup(row))]
+            cells.append(" / ".join(_short(error) for error in row.errors))
+            cells += [_percent(row.agreement[measure]) for measure in measures]
+            cells += [f"{row.metrics[m]:.4g}" if m in row.metrics else "-" for m in metrics]
+            lines.append(markdown_line(cells))
+        return "\n".join(lines)
+
+    def save(self, stem: Path) -> list[Path]:
+        """Write ``stem.json``, and a picture ``stem.png`` where time was measured.
+
+        Raises:
+            ImportError: if matplotlib is missing.
+        """
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        files = [stem.with_name(f"{stem.name}.json")]
+        rows = [asdict(row) for row in self.rows]
+        text = json.dumps(dict(about=self.about, rows=_finite(rows)), indent=1)
+        files[0].write_text(text + "\n")
+        if self.rows[0].seconds:
+            files.append(stem.with_name(f"{stem.name}.png"))
+            self._draw(files[1])
+        return files
+
+    def _draw(self, path: Path) -> None:
+        """Error of the maps over time; a line joins what none of its kind beats."""
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError("pictures need matplotlib: pip install matplotlib") from error
+        figure = Figure(figsize=(7, 4.5), layout="constrained")
+        axis = figure.subplots()
+        for kind, (name, colour, mark) in KINDS.items():
+            rows = [row for row in self.rows if row.kind == kind]
+            points = [(1 / self.speedup(row).median, _mean(row.errors)) for row in rows]
+            shown = sorted(point for point in points if math.isfinite(point[1]))
+            if not shown:
+                continue
+            axis.plot(*zip(*shown, strict=True), mark, color=colour, label=name)
+            axis.plot(*zip(*_unbeaten(shown), strict=True), color=colour, alpha=0.6)
+            if kind == "plan":  # a long plan by its place in the table
+                for number, (row, point) in enumerate(zip(rows, points, strict=True)):
+                    label = row.name if len(row.name) <= 12 else f"plan {number + 1}"
+                    axis.annotate(f" {label}", point, fontsize=8, va="bottom")
+        axis.set_xlabel("time, share of the plain model's")
+        axis.set_ylabel("error of the maps (mean)")
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+        axis.legend()
+        figure.savefig(path, dpi=120)
+
+
+def _unbeaten(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of points in order of time those with less error than all faster ones."""
+    found: list[tuple[float, float]] = []
+    for point in points:
+        if not found or point[1] < found[-1][1]:
+            found.append(point)
+    return found
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _quartiles(spread: Spread, scale: float = 1.0) -> str:
+    digits, unit = (1, "") if scale > 1 else (2, "x")
+    low, middle, high = (
+        f"{value * scale:.{digits}f}" for value in (spread.low, spread.median, spread.high)
+    )
+    return f"{middle}{unit} ({low} - {high})"
+
+
+def _short(error: float) -> str:
+    if math.isnan(error):
+        return "-"
+    return "0" if error < 5e-6 else f"{error:.3f}"
+
+
+def _percent(share: float) -> str:
+    return "-" if math.isnan(share) else f"{100 * share:.2f}"
+
+
+def _finite(node: object) -> object:
+    """The same without NaN, which JSON does not know."""
+    if isinstance(node, Mapping):
+        return {key: _finite(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_finite(value) for value in node]
+    return None if isinstance(node, float) and not math.isfinite(node) else node

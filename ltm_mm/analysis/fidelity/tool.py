@@ -1,0 +1,170 @@
+"""What ``tools/fidelity.py`` does: a config's model on a folder of photos (ours)."""
+
+import math
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from ...checks.options import check_counts
+from ...checks.outputs import check_folder
+from ...engine.build import model_builder, named_config, scope_of
+from ...engine.config import change_config
+from ...engine.convert import parse_keep
+from ...engine.photos import read_photos, resize_sample, resized, some_photos
+from ...engine.predictions import read_prediction
+from ...errors import UserError
+from ...presets import Keep
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+from ..benchmark.latency import clock_of
+from ..benchmark.latency import threads as use_threads
+from .agreement import CONFIDENT
+from .compare import BASELINES, PRESETS, Subject, compare
+from .models import Size
+from .report import Fidelity
+
+
+def run_fidelity(
+    config: str,
+    checkpoint: str,
+    photos: str,
+    ltm: Sequence[str] = PRESETS,
+    size: Sequence[int] | None = None,
+    num_photos: int = 32,
+    rounds: int = 5,
+    baselines: Sequence[str] = BASELINES,
+    threads: int | None = None,
+    out: str = "work_dirs/fidelity",
+    device: str = "cpu",
+    cpu_time: bool = False,
+    metric: bool = False,
+    trust_checkpoint: bool = False,
+    cfg_options: Mapping[str, object] | None = None,
+) -> Fidelity:
+    """Measure what merging changes in a config's model, print it, write JSON and picture.
+
+    Args:
+        config: a detector's, segmentor's or classifier's, see
+            :func:`ltm_mm.engine.load_config`; or a backbone's name such as ``ltm-swin-t``.
+        checkpoint: the trained model's.
+        photos: a photo or a folder of them.
+        ltm: plans, see :func:`ltm_mm.engine.parse_keep`.
+        size: height and width that photos are brought to after the config's own test pipeline;
+            None: as that leaves them.
+        num_photos: how many, evenly spread over the folder.
+        rounds, baselines, threads: see :func:`ltm_mm.fidelity`.
+        out: folder for the files.
+        device: 'cpu' or 'cuda'.
+        cpu_time: the process's CPU seconds in place of wall time; one thread, CPU only.
+        metric: also evaluate plain and every plan with the config's test set.
+        trust_checkpoint: see :func:`ltm_mm.checkpoints.read_state_dict`.
+        cfg_options: changes to the config.
+
+    Returns:
+        One row per model.
+
+    Raises:
+        UserError: for a mistake in the input, before anything is measured.
+    """
+    _check(size, num_photos, rounds, baselines, threads)
+    check_folder("--out", out)
+    clock = clock_of(cpu_time, threads, device)
+    plans = {text: parse_keep(text) for text in ltm}
+    if None in plans.values():
+        raise UserError("--ltm none: the model without merging is always there; name plans")
+    cfg = change_config(named_config(config), cfg_options or {})
+    files = some_photos(photos, num_photos)
+    build = model_builder(cfg, checkpoint, trust=trust_checkpoint, device=device)
+    with scope_of(cfg):
+        subject = _subject(cfg, build)
+        images = read_photos(cfg, files, size, device)
+        with use_threads(threads):
+            found = compare(subject, images, plans, baselines, rounds, clock=clock)
+    settings = dict(config=config, checkpoint=checkpoint, folder=photos, plans=list(plans))
+    found.about.update(settings)
+    print(f"\n{_headline(found)}\n\n{found.table()}", flush=True)
+    if any("AP" in k and math.isnan(v) for k, v in found.rows[0].agreement.items()):
+        print(f"\n-: the plain model detects too little with a score from {CONFIDENT:g} on")
+    if metric:
+        _evaluate(found, config, checkpoint, out, trust_checkpoint, cfg_options)
+        print(f"\n{found.table()}", flush=True)
+    written = found.save(Path(out, Path(config.rpartition("::")[2]).stem))
+    print("\n" + "\n".join(f"  {file}" for file in written))
+    return found
+
+
+def _check(
+    size: Sequence[int] | None,
+    num_photos: int,
+    rounds: int,
+    baselines: Sequence[str],
+    threads: int | None,
+) -> None:
+    check_counts({"--size": size, "--num-photos": num_photos, "--threads": threads})
+    if rounds < 0:
+        raise UserError(f"--rounds must be 0 (no timing) or more, got {rounds}")
+    if unknown := sorted({*baselines} - {*BASELINES}):
+        raise UserError(f"--baselines takes {', '.join(BASELINES)}, got {unknown[0]}")
+
+
+def _subject(cfg: "Config", build: Callable[[Keep], nn.Module]) -> Subject:
+    """The model, and how a photo goes through it."""
+    plain = build(None)
+    if "type" in cfg.model:
+        return Subject(plain, build, predict_sample, resize_sample, sample_size)
+    return Subject(plain, build, lambda model, image: model(image), resized, tensor_size)
+
+
+def tensor_size(image: Tensor) -> Size:
+    """Height and width of an image ``(1, 3, H, W)``."""
+    return image.shape[2], image.shape[3]
+
+
+def sample_size(sample: Mapping) -> Size:
+    """Height and width of a packed sample's image."""
+    return sample["inputs"].shape[1], sample["inputs"].shape[2]
+
+
+def predict_sample(model: nn.Module, sample: Mapping) -> object:
+    """What mmdet's, mmseg's or mmpretrain's model predicts, at the photo's own size."""
+    found = model.test_step({key: [value] for key, value in sample.items()})[0].cpu()
+    if "pred_label" in found:
+        return found.pred_label.numpy()
+    return read_prediction(found, 0.0)
+
+
+def _headline(found: Fidelity) -> str:
+    about = found.about
+    height, width = about["size"]
+    return (
+        f"{about['config']}, {about['photos']} photos of {about['folder']}, the first one "
+        f"{height} x {width}, {about['cpu']}, {about['threads']} thread(s), torch {about['torch']}"
+    )
+
+
+def _evaluate(
+    found: Fidelity,
+    config: str,
+    checkpoint: str,
+    out: str,
+    trust: bool,
+    cfg_options: Mapping[str, object] | None,
+) -> None:
+    """The config's own metrics of the plain model and of every plan."""
+    from ...engine.run import evaluate  # which needs mmengine, as nothing else here does
+
+    rows = [row for row in found.rows if row.kind in ("plain", "plan")]
+    for number, row in enumerate(rows):
+        metrics = evaluate(
+            config,
+            checkpoint,
+            work_dir=str(Path(out, f"metric_{number}")),
+            trust_checkpoint=trust,
+            ltm="none" if row.kind == "plain" else row.name,
+            cfg_options=cfg_options,
+        )
+        row.metrics = {k: float(v) for k, v in metrics.items() if isinstance(v, numbers.Real)}

@@ -1,0 +1,1 @@
+"""The plan of the least error within a time budget."""

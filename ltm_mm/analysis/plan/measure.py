@@ -1,0 +1,218 @@
+"""Time and error of every unit of a model and each way to merge in it (ours)."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ...merging import MergeScope, MergingBlock
+from ...presets import Keep, Plan
+from ..benchmark.latency import Clock, interleave
+from ..fidelity.compare import map_errors
+from .search import Entry, options_of, to_counts, to_keep
+
+Outputs = Callable[[nn.Module, Tensor], Sequence[Tensor]]
+# What losing the tokens of one block adds to the squared error, stage by stage: of a small Swin
+# trained on street photos (tools/real_weights.py swin --target-time), for want of the user's own.
+WEIGHTS = {"swin": (2e-2, 1.5e-2, 3e-4, 1e-5)}
+
+
+@dataclass
+class Model:
+    """A model in all its forms.
+
+    Attributes:
+        build: the model with a plan, in eval mode, on our blocks; None: nothing merged.
+        family: 'swin', 'vit', 'efficientvit' or 'mobilevit'.
+        whole: the plan that keeps all tokens.
+        outputs: gets model and image, returns the maps (or logits) whose error counts.
+    """
+
+    build: Callable[[Keep], nn.Module]
+    family: str
+    whole: Plan
+    outputs: Outputs
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one decides about; see :mod:`.plan`.
+
+    Attributes:
+        path: of its module in the model.
+        stage: which stage it is of.
+        plain: what its blocks keep without merging.
+        timed_as: units of one name share their times.
+    """
+
+    path: str
+    stage: int
+    plain: Entry
+    timed_as: str
+
+
+def units_of(model: nn.Module, family: str, whole: Plan) -> list[Unit]:
+    """The units of a model that runs on our blocks, in order."""
+    paths = [name for name, module in model.named_modules() if _is_unit(module)]
+    stages = [(i, counts) for i, counts in enumerate(whole) if counts]
+    if family != "swin":
+        return [Unit(p, i, c, p) for p, (i, c) in zip(paths, stages, strict=True)]
+    blocks = [(i, k, count) for i, counts in stages for k, count in enumerate(counts)]
+    return [
+        Unit(path, i, (count,), f"stage {i}, {'shifted' if k % 2 else 'not shifted'}")
+        for path, (i, k, count) in zip(paths, blocks, strict=True)
+    ]
+
+
+def _is_unit(module: nn.Module) -> bool:
+    return isinstance(module, MergeScope) and any(
+        isinstance(block, MergingBlock) for block in module.modules()
+    )
+
+
+@dataclass
+class Forms:
+    """A model's units, and each of them merged in every way that is tried.
+
+    Attributes:
+        model: what to merge in.
+        plain: it with nothing merged.
+        units: in order.
+        modules: of each unit, counts -> module; the plain one first.
+    """
+
+    model: Model
+    plain: nn.Module
+    units: list[Unit]
+    modules: list[dict[Entry, nn.Module]]
+
+    @classmethod
+    def of(cls, model: Model, progress: bool = True) -> "Forms":
+        """Build them all; they share the model's weights as far as ``model.build`` shares."""
+        plain, whole = model.build(None), model.whole
+        units = units_of(plain, model.family, whole)
+        tried = [options_of(model.family, len(u.plain), max(u.plain)) for u in units]
+        modules = [{unit.plain: plain.get_submodule(unit.path)} for unit in units]
+        for k in tqdm(range(len(tried[0])), desc="forms", disable=not progress, leave=False):
+            merged = model.build(to_keep(to_counts([own[k] for own in tried], whole), whole))
+            for unit, own, found in zip(units, tried, modules, strict=True):
+                found.setdefault(own[k], merged.get_submodule(unit.path))
+        return cls(model, plain, units, modules)
+
+
+@torch.no_grad()
+def measure_times(
+    forms: Forms,
+    image: Tensor,
+    rounds: int,
+    clock: Clock = time.perf_counter,
+    progress: bool = True,
+) -> tuple[list[dict[Entry, float]], float]:
+    """Time of every unit's forms and of the rest, in shares of the plain model's time.
+
+    Args:
+        forms: of the model.
+        image: ``(1, 3, H, W)``, what time is measured on.
+        rounds: rounds of timing that count.
+        clock: seconds so far.
+        progress: whether progress is shown.
+    """
+    inputs = _inputs(forms, image)
+    known: dict[str, dict[Entry, float]] = {}
+    units = tqdm(forms.units, desc="time", unit="block", disable=not progress)
+    for unit, own in zip(units, forms.modules, strict=True):
+        if unit.timed_as not in known:
+            known[unit.timed_as] = _seconds(own, inputs[unit.path], rounds, clock)
+    run = {(): lambda: forms.model.outputs(forms.plain, image)}
+    whole = _seconds(run, (), rounds, clock)[()]
+    found = [known[unit.timed_as] for unit in forms.units]
+    inside = sum(own[unit.plain] for unit, own in zip(forms.units, found, strict=True))
+    whole = max(whole, inside)  # timed apart, parts can add up to more
+    shares = [{counts: s / whole for counts, s in own.items()} for own in found]
+    return shares, 1 - inside / whole
+
+
+@torch.no_grad()
+def measure_errors(
+    forms: Forms, images: Sequence[Tensor], progress: bool = True
+) -> list[dict[Entry, float]]:
+    """Squared error of every unit's forms with nothing else merged, the mean over images and maps.
+
+    Args:
+        forms: of the model.
+        images: ``(1, 3, H, W)``.
+        progress: whether progress is shown.
+    """
+    model, plain = forms.model, forms.plain
+    found = [dict.fromkeys(own, 0.0) for own in forms.modules]
+    count = len(images) * sum(len(own) - 1 for own in forms.modules)
+    with tqdm(total=count, desc="error", unit="pass", disable=not progress) as bar:
+        for image in images:
+            before = model.outputs(plain, image)
+            for unit, own, errors in zip(forms.units, forms.modules, found, strict=True):
+                for counts in (c for c in own if c != unit.plain):
+                    _put(plain, unit.path, own[counts])
+                    after = model.outputs(plain, image)
+                    errors[counts] += squared_error(before, after) / len(images)
+                    bar.update()
+                _put(plain, unit.path, own[unit.plain])
+    return found
+
+
+def known_errors(forms: Forms) -> list[dict[Entry, float]]:
+    """The same where nothing is measured: the share of tokens lost in each block, squared."""
+    weights = WEIGHTS.get(forms.model.family)
+    return [
+        {
+            counts: (weights[min(unit.stage, len(weights) - 1)] if weights else 1.0)
+            * sum((1 - count / max(unit.plain)) ** 2 for count in counts)
+            for counts in own
+        }
+        for unit, own in zip(forms.units, forms.modules, strict=True)
+    ]
+
+
+def _inputs(forms: Forms, image: Tensor) -> dict[str, tuple]:
+    """What every unit is called with."""
+    seen: dict[str, tuple] = {}
+    handles = [
+        forms.plain.get_submodule(unit.path).register_forward_pre_hook(
+            lambda _, args, path=unit.path: seen.setdefault(path, args) and None
+        )
+        for unit in forms.units
+    ]
+    forms.model.outputs(forms.plain, image)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def _seconds(
+    forms: Mapping[Entry, Callable], inputs: tuple, rounds: int, clock: Clock
+) -> dict[Entry, float]:
+    """Seconds of every form: the fastest round's, because what disturbs only ever adds."""
+
+    def run(form: Callable) -> Callable[[], None]:
+        def call() -> None:
+            form(*inputs)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+
+        return call
+
+    taken = interleave({str(c): run(form) for c, form in forms.items()}, rounds, 1, clock)
+    return {counts: min(taken[str(counts)]) for counts in forms}
+
+
+def _put(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
+
+
+def squared_error(plain: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    """Squared relative error, the mean over the maps."""
+    errors = map_errors(plain, other)
+    return sum(error**2 for error in errors) / len(errors)

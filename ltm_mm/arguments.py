@@ -1,0 +1,93 @@
+"""Command lines of the tools: the options that several of them take, once.
+
+Nothing heavy is imported here, so that ``--help`` answers at once and without OpenMMLab.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from . import __version__
+from .families import NAMED
+
+KEEP = (
+    "none, light, balanced, fast, paper, tokens per window (25) or a share of them (0.5), or one "
+    "entry per stage such as '(None, None, (None, 25, 25, 25, 25, 25), None)'"
+)
+CONFIG = "a file, or a config of an installed package: mmdet::PATH, mmseg::PATH"
+# Sources that tools which need no training take.
+CONFIG_OR_BACKBONE = f"{CONFIG}, or a backbone of ours: {NAMED}"
+
+
+class ConfigOptions(argparse.Action):
+    """mmengine's ``KEY=VALUE ...``, with a line for what is no such pair."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[str] | None,
+        option_string: str | None = None,
+    ) -> None:
+        """Add the pairs to those that the command line had before."""
+        try:
+            from mmengine.config import DictAction
+        except ModuleNotFoundError:
+            parser.error(f"{option_string} needs mmengine: pip install 'ltm_mm[mm]'")
+        options = dict(getattr(namespace, self.dest, None) or {})
+        for pair in [values] if isinstance(values, str) else values or ():
+            key, equals, value = pair.partition("=")
+            if not (key and equals and value):
+                parser.error(f"{option_string}: {pair!r} is not KEY=VALUE (no spaces around =)")
+            try:
+                options[key] = DictAction._parse_iterable(value)
+            except (AssertionError, ValueError) as error:
+                parser.error(f"{option_string} {pair}: {error}")
+        setattr(namespace, self.dest, options)
+
+
+SHARED: dict[str, dict] = {
+    "config": dict(help=CONFIG),
+    "--ltm": dict(
+        metavar="KEEP",
+        help=f"exchange the backbone for the token-merging one, and what it keeps: {KEEP}",
+    ),
+    "--cfg-options": dict(
+        nargs="+",
+        action=ConfigOptions,
+        metavar="KEY=VALUE",
+        help="change the config, e.g. model.backbone.keep=fast",
+    ),
+    "--trust-checkpoint": dict(
+        action="store_true",
+        help="also read checkpoints that hold more than weights; that can run code from them",
+    ),
+    "--device": dict(default="cpu", help="cpu or cuda [cpu]"),
+    "--threads": dict(type=int, help="CPU threads [as PyTorch chooses]"),
+    "--rounds": dict(type=int, default=5, help="rounds of timing that count [%(default)s]"),
+    "--cpu-time": dict(
+        action="store_true",
+        help="the process's CPU seconds, not wall time: for a machine that others use, with "
+        "--threads 1",
+    ),
+    "--num-photos": dict(type=int, metavar="N", help="photos of the folder [%(default)s]"),
+    "--score-thr": dict(type=float, default=0.3, help="draw objects from this score on [0.3]"),
+    "--out": dict(metavar="DIR", help="JSON and picture [%(default)s]"),
+    "--launcher": dict(choices=["none", "pytorch", "slurm", "mpi"], default="none"),
+    "--debug": dict(action="store_true", help="show the traceback of an error"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """A tool's parser: named after what the tool does, with the options that all tools take.
+
+    Args:
+        what: it does, in a line.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(description=f"{what} (ltm_mm {__version__})")
+        self.add("--debug")
+
+    def add(self, *names: str, **options: object) -> None:
+        """Add an argument; one of ``SHARED`` has its options from there, unless given here."""
+        self.add_argument(*names, **{**SHARED.get(names[0], {}), **options})  # type: ignore[arg-type]

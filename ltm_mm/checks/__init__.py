@@ -1,0 +1,1 @@
+"""What is validated before training: options, data sets, labels, heads and outputs."""

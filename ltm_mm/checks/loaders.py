@@ -1,0 +1,389 @@
+"""Build data loaders so that what is wrong with a data set is said at once (ours)."""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader, Dataset
+
+from ..errors import UserError, chain, explain, frames, message
+from .coco import Look, looking
+from .heads import check_channels, check_detector, check_head, unwrapped
+from .instances import check_instances, check_masks, check_metric, check_sizes
+from .labels import check_labels, label_check
+from .notes import first, say
+from .options import flatten
+from .reading import check_files, guard, try_pipeline
+
+SKIPPED = "unreadable_images.txt"  # in the folder of a run's log
+
+
+def build_loaders(runner: Runner, *names: str) -> None:
+    """Build a runner's data loaders and evaluators ahead of its loops, and look at them.
+
+    While training, an image that cannot be read is skipped with a log line and another
+    one takes its place, so that a long run survives it; in validation and testing it is
+    an error, because the metrics would be wrong without a sign.
+
+    Args:
+        runner: its configs of loaders and evaluators are replaced with what is built.
+        names: 'train', 'val', 'test'; one that the config lacks is passed over.
+
+    Raises:
+        UserError: a data set is missing, damaged, or does not fit its classes, its metric, the
+            other splits or the model; names file, entry and option.
+    """
+    check_channels(runner.model)
+    sources: set[str] = set()
+    known: dict[str, Sequence[str]] = {}
+    for name in names:
+        cfg = getattr(runner, f"_{name}_dataloader")
+        if not isinstance(cfg, Mapping):
+            continue
+        option = f"{name}_dataloader"
+        with _looking(runner.cfg, cfg) as looks:
+            loader = build_loader(runner, cfg, option)
+            for dataset, path in datasets(loader.dataset, f"{option}.dataset"):
+                file = str(getattr(dataset, "ann_file", ""))
+                look = looks.get(file)
+                if name != "train" and look is not None and file in sources:
+                    say(
+                        f"{path} is the training set ({file}): metrics say nothing about new images"
+                    )
+                sources |= {file} if name == "train" else set()
+                check_dataset(runner, dataset, path, look, name == "train")
+                if not getattr(dataset, "return_classes", False):  # names are an input there
+                    known[path] = _classes(dataset)
+            if name != "train":
+                _check_evaluator(runner, name, loader.dataset, looks)
+        _check_same_classes(known)
+        _check_batches(loader, option)
+        try_pipeline(loader.dataset, f"{option}.dataset")
+        setattr(runner, f"_{name}_dataloader", loader)
+
+
+def _looking(cfg: Config, loader: Mapping) -> AbstractContextManager[dict[str, Look]]:
+    """Looks at mmdet's files; without mmdet's data sets there are none."""
+    scopes = cfg.get("default_scope") == "mmdet" or "mmdet." in str(loader)
+    return looking() if scopes else nullcontext({})
+
+
+def build_loader(runner: Runner, cfg: Mapping, name: str) -> DataLoader:
+    """A loader as mmengine's loops build it, with errors that name the file and the option."""
+    check_numbers(cfg, name)
+    randomness = runner._randomness_cfg
+    try:
+        return runner.build_dataloader(
+            cfg, seed=runner.seed, diff_rank_seed=randomness.get("diff_rank_seed", False)
+        )
+    except UserError:
+        raise
+    except Exception as error:
+        file = annotation_file(cfg, error)
+        for link in chain(error):
+            if isinstance(link, FileNotFoundError):
+                raise UserError(missing(runner.cfg, link)) from error
+            if isinstance(link, (json.JSONDecodeError, UnicodeDecodeError)):
+                raise UserError(
+                    f"the annotation file of {name} is not valid JSON ({link}): {file}"
+                ) from error
+        if "need at least one array to concatenate" in message(error):  # mmengine packing nothing
+            raise UserError(f"{name} has no image left: {_why_empty(error, file)}") from error
+        if isinstance(error, IndexError) and (line := _beyond(error)):
+            raise UserError(f"{name}: {line} ({file or 'a folder'})") from error
+        if isinstance(error, KeyError) and message(error).startswith(("img", "seg_map")):
+            raise UserError(f"{name}: data_prefix has no {message(error)!r}, its folder") from error
+        if isinstance(error, KeyError) and file and explain(error) is None:
+            raise UserError(
+                f"the annotation file of {name} lacks {message(error)!r}: {file}"
+            ) from error
+        if isinstance(error, (ValueError, TypeError)) and explain(error) is None:
+            raise UserError(f"{name}: {message(error)} (--debug shows where)") from error
+        raise
+
+
+def check_numbers(cfg: Mapping, name: str) -> None:
+    """Refuse numbers that PyTorch's loader would refuse with a traceback.
+
+    Raises:
+        UserError: names the option and what it takes.
+    """
+    for key, least in (("batch_size", 1), ("num_workers", 0)):
+        value = cfg.get(key, least)
+        if type(value) is not int or value < least:
+            raise UserError(f"{name}.{key} must be an integer >= {least}, got {value!r}")
+    if not cfg.get("num_workers"):
+        for key in ("persistent_workers", "prefetch_factor"):
+            if cfg.get(key):
+                raise UserError(
+                    f"{name}.{key} needs workers, but {name}.num_workers is 0: set "
+                    f"{name}.{key}={'False' if key == 'persistent_workers' else 'None'}"
+                )
+
+
+def _check_batches(loader: DataLoader, name: str) -> None:
+    """Raise a UserError for a loader that drops all its images as an incomplete batch."""
+    try:
+        batches = len(loader)
+    except TypeError:  # a sampler without an end
+        return
+    if not batches:
+        raise UserError(
+            f"{name} has {len(loader.dataset)} images and drops them as an incomplete batch: lower "
+            f"{name}.batch_size or set {name}.drop_last=False"
+        )
+
+
+def _building(error: BaseException) -> BaseDataset | None:
+    """The data set that was being built when an error was raised."""
+    owners = [frame.f_locals.get("self") for frame in frames(error)]
+    datasets = [o for o in owners if isinstance(o, BaseDataset) or hasattr(o, "img_suffix")]
+    return datasets[-1] if datasets else None
+
+
+def _beyond(error: BaseException) -> str | None:
+    """Which of a data set's ``indices`` is beyond its end, if one is."""
+    dataset = _building(error)
+    indices, count = getattr(dataset, "_indices", None), len(getattr(dataset, "data_list", ()))
+    for place in indices if isinstance(indices, Sequence) else ():
+        if not -count <= place < count:
+            return (
+                f"its data set's indices have {place}, but it has {count} images, 0 to {count - 1}"
+            )
+    return None
+
+
+def _why_empty(error: BaseException, file: str) -> str:
+    """Why a data set may hold nothing: a list without entries, or a folder without images."""
+    dataset = _building(error)
+    indices = getattr(dataset, "_indices", None)
+    if indices is not None and not indices:
+        return f"its data set's indices are {indices!r}, which takes none"
+    suffix = getattr(dataset, "img_suffix", None)
+    if suffix is None or file:
+        return f"is {file} empty?"
+    folder = dataset.data_prefix.get("img_path") or dataset.data_prefix.get("img")
+    if not os.path.isdir(folder or ""):
+        return f"the folder {folder} does not exist"
+    held = {Path(name).suffix for name in os.listdir(folder)} - {""}
+    others = f" (but in {first(sorted(held))}: set img_suffix)" if held else ""
+    return f"no name in {folder} ends in {suffix!r}{others}"
+
+
+def annotation_file(cfg: Mapping, error: BaseException | None = None) -> str:
+    """Path of the annotation file that an error is about, or the first one of a loader's config."""
+    dataset = _building(error) if error else None
+    if dataset is not None and getattr(dataset, "ann_file", ""):
+        return dataset.ann_file
+    for node in _nodes(cfg):
+        if name := node.get("ann_file"):
+            return os.path.join(node.get("data_root") or "", name)
+    return ""
+
+
+def _nodes(cfg: object) -> Iterator[Mapping]:
+    if isinstance(cfg, Mapping):
+        yield cfg
+        for child in cfg.values():
+            yield from _nodes(child)
+    elif isinstance(cfg, (list, tuple)):
+        for child in cfg:
+            yield from _nodes(child)
+
+
+@contextmanager
+def naming_options(cfg: Config) -> Iterator[None]:
+    """Name the config's option beside a file that is missing."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(missing(cfg, error)) from error
+
+
+def missing(cfg: Config, error: FileNotFoundError) -> str:
+    """One line for a missing file of a data set or a metric: its path and who names it."""
+    found = re.search(r"'([^']+)'", message(error))
+    path = str(error.filename or (found[1] if found else message(error)))
+    keys = [
+        key
+        for key, value in flatten(cfg)
+        if re.match(r"(train|val|test)_(dataloader|evaluator)", key)
+        and isinstance(value, str)
+        and ("ann_file" in key or "data_prefix" in key)
+        and value
+        and os.path.normpath(path).endswith(os.path.normpath(value))
+    ]
+    named = f", which {', '.join(keys[:4])} names," if keys else ""
+    return f"{path}{named} does not exist; {_where_data(keys)}"
+
+
+def _where_data(keys: list[str]) -> str:
+    """How to point a config at one's data."""
+    folder = next((k.rpartition(".dataset")[0] for k in keys if ".dataset" in k), "")
+    if folder:
+        return f"set --cfg-options {folder}.dataset.data_root=DIR to the folder that has it"
+    return "set --cfg-options " + " ".join(f"{k}=FILE" for k in keys[:2] or ["..."])
+
+
+def datasets(dataset: Dataset, path: str) -> Iterator[tuple[Dataset, str]]:
+    """The data sets inside wrappers (repeat, concatenate, mix), with their dotted keys."""
+    several, one = getattr(dataset, "datasets", None), getattr(dataset, "dataset", None)
+    if several is not None:
+        for index, child in enumerate(several):
+            yield from datasets(child, f"{path}.datasets.{index}")
+    elif hasattr(one, "__getitem__"):  # mmengine's wrappers are no Dataset of PyTorch's
+        yield from datasets(one, f"{path}.dataset")
+    else:
+        yield dataset, path
+
+
+def _classes(dataset: Dataset) -> Sequence[str]:
+    return (getattr(dataset, "metainfo", None) or {}).get("classes") or ()
+
+
+def check_dataset(
+    runner: Runner, dataset: Dataset, path: str, look: Look | None, training: bool
+) -> None:
+    """Say at once what would come up after an hour, or never.
+
+    Args:
+        runner: its model is compared with the data set.
+        dataset: as built; what is read from its files is guarded afterwards.
+        path: its dotted key in the config.
+        look: at its COCO annotation file; None: it has none.
+        training: whether it is trained on.
+
+    Raises:
+        UserError: names file and option.
+    """
+    check_folders(dataset, path)
+    classes = _classes(dataset)
+    check_names(dataset, path)
+    if not len(dataset):
+        file = getattr(dataset, "ann_file", "")
+        raise UserError(f"{path} has no image left: is {file or 'its folder'} empty?")
+    _check_indices(dataset, path)
+    model = unwrapped(runner.model)
+    check_head(model, classes, path, getattr(dataset, "ignore_index", None))
+    if look is not None:
+        masks = _loads_masks(dataset)
+        check_instances(dataset, path, look, classes, training, masks)
+        if not getattr(dataset, "return_classes", False):
+            check_detector(model, classes, path)
+        if training:
+            check_masks(model, masks, path)
+    elif training and not any(_has_instance(dataset, index) for index in range(len(dataset))):
+        file = getattr(dataset, "ann_file", "") or "the annotation file"
+        raise UserError(f"{path} has no instance of its classes ({first(classes)}) in {file}")
+    images, labels = _files(dataset, look)
+    if line := check_files(images, "images", path, skip=training):
+        say(line)
+    if look is not None and images:
+        check_sizes(look, dataset.data_prefix.get("img") or "")
+    check_files(labels, "label maps", path, skip=False)
+    check_labels(dataset, path)
+    record = str(Path(runner.log_dir, SKIPPED)) if training else None
+    guard(dataset, training, record, label_check(dataset))
+
+
+def check_folders(dataset: Dataset, path: str) -> None:
+    """Raise a UserError if a folder of a data set does not exist."""
+    for key, folder in (getattr(dataset, "data_prefix", None) or {}).items():
+        if isinstance(folder, str) and folder and "://" not in folder and not Path(folder).exists():
+            raise UserError(
+                f"the folder {folder}, which {path}.data_prefix.{key} names, does not exist; "
+                f"set --cfg-options {path}.data_root=DIR to the folder that has it"
+            )
+
+
+def _check_indices(dataset: Dataset, path: str) -> None:
+    """Raise a UserError for a number of images that are not there; mmengine would take all."""
+    wanted = getattr(dataset, "_indices", None)
+    if isinstance(wanted, int) and abs(wanted) > len(dataset):
+        file = getattr(dataset, "ann_file", "") or "its folder"
+        raise UserError(
+            f"{path}.indices is {wanted}, but {file} has {len(dataset)} images to take: give at "
+            "most that, or None for all"
+        )
+
+
+def check_names(dataset: Dataset, path: str) -> None:
+    """Raise a UserError for class names that are one text, or not all different.
+
+    Those that a data set's class brings are as they are meant: ImageNet has two cranes.
+    """
+    classes = _classes(dataset)
+    if isinstance(classes, str):  # its letters would be taken for names
+        raise UserError(
+            f"{path}.metainfo.classes is the text {classes!r}: write a tuple, ({classes!r},)"
+        )
+    own = list((getattr(dataset, "METAINFO", None) or {}).get("classes") or ())
+    if list(classes) == own:
+        return
+    twice = [name for name in dict.fromkeys(classes) if list(classes).count(name) > 1]
+    if twice:
+        raise UserError(f"{path}.metainfo.classes has {twice[0]!r} more than once")
+
+
+def _loads_masks(dataset: Dataset) -> bool:
+    steps = getattr(getattr(dataset, "pipeline", None), "transforms", [])
+    return any(getattr(step, "with_mask", False) for step in steps)
+
+
+def _files(dataset: Dataset, look: Look | None) -> tuple[list[str], list[str]]:
+    """Local images of a data set, and its label maps where it is mmseg's."""
+    if getattr(dataset, "backend_args", None) or not isinstance(dataset, BaseDataset):
+        return [], []
+    if look is not None and dataset._indices is None:
+        folder = dataset.data_prefix.get("img") or ""
+        return [os.path.join(folder, name) for name in look.images.values()], []
+    if not hasattr(dataset, "reduce_zero_label"):
+        return [], []
+    infos = [dataset.get_data_info(index) for index in range(len(dataset))]
+    labels = [info["seg_map_path"] for info in infos if info.get("seg_map_path")]
+    return [info["img_path"] for info in infos], labels
+
+
+def _has_instance(dataset: Dataset, index: int) -> bool:
+    """Whether an image has an instance, as far as the data set is one of instances."""
+    info = dataset.get_data_info(index) if hasattr(dataset, "get_data_info") else {}
+    return bool(info.get("instances", True))
+
+
+def _check_same_classes(known: Mapping[str, Sequence[str]]) -> None:
+    """Raise a UserError unless all data sets name the same classes in one order."""
+    named = [(path, list(classes)) for path, classes in known.items() if classes]
+    for path, classes in named[1:]:
+        if classes != named[0][1]:
+            raise UserError(
+                f"{named[0][0]}.metainfo.classes is {first(named[0][1])}, that of {path} "
+                f"{first(classes)}: a label is a place in this list, so all must be one list"
+            )
+
+
+def _check_evaluator(
+    runner: Runner, split: str, dataset: Dataset, looks: Mapping[str, Look]
+) -> None:
+    """Build a split's evaluator and compare its metrics with the split's data set."""
+    cfg = getattr(runner, f"_{split}_evaluator")
+    if not isinstance(cfg, (Mapping, list, tuple)):
+        return
+    evaluator = runner.build_evaluator(cfg)
+    (own, *others) = datasets(dataset, f"{split}_dataloader.dataset")
+    data = None if others else looks.get(str(getattr(own[0], "ann_file", "")))
+    if data is not None and len(own[0]) < len(data.images):
+        say(
+            f"{own[1]} has {len(own[0])} of the {len(data.images)} images of {data.file}: COCO's "
+            "metrics count the objects of all of them"
+        )
+    for index, metric in enumerate(evaluator.metrics):
+        place = f".{index}" if isinstance(cfg, (list, tuple)) else ""
+        option = f"{split}_evaluator{place}.ann_file"
+        check_metric(metric, option, data, _classes(own[0]), unwrapped(runner.model))
+    setattr(runner, f"_{split}_evaluator", evaluator)

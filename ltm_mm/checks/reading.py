@@ -1,0 +1,236 @@
+"""Name the file that a pipeline's loading step cannot read; skip it while training (ours)."""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from mmengine.dataset import Compose
+from mmengine.logging import print_log
+from PIL import Image
+from torch.utils.data import Dataset
+
+from ..errors import UserError, frames, message
+from .notes import first
+from .randomness import randomness_kept
+
+# After so many images in a row that cannot be read, it is not about single images.
+MAX_UNREADABLE = 20
+Check = Callable[[dict], str | None]
+TRIED = 5  # images that a pipeline is tried with
+
+
+def guard(
+    dataset: Dataset, skip: bool, record: str | None = None, check: Check | None = None
+) -> None:
+    """Put a :class:`ReadGuard` before each step of a pipeline that reads a file.
+
+    Args:
+        dataset: as built.
+        skip: pass over images that cannot be read.
+        record: file that the names of such images are written to.
+        check: of label maps, see :class:`ReadGuard`.
+    """
+    steps = getattr(getattr(dataset, "pipeline", None), "transforms", [])
+    for index, step in enumerate(steps):
+        name = type(step).__name__
+        if name.startswith("LoadImage"):
+            steps[index] = ReadGuard(step, "img_path", skip, record=record)
+        elif name.startswith("LoadAnnotations") and getattr(step, "with_seg", False):
+            steps[index] = ReadGuard(step, "seg_map_path", False, check)
+        elif name.startswith("LoadAnnotations"):  # masks that cannot be decoded, for example
+            steps[index] = ReadGuard(step, "img_path", False)
+
+
+class ReadGuard:
+    """Answers for the files that a pipeline's loading step cannot read.
+
+    Args:
+        step: the loading step.
+        key: of the path in the results.
+        skip: return None (the data set then takes another image) and log the file, or
+            raise a UserError that names it.
+        check: what is wrong with the step's results, if anything; always an error.
+        record: file that the names of skipped images are appended to, of all processes.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[dict], dict | None],
+        key: str,
+        skip: bool,
+        check: Check | None = None,
+        record: str | None = None,
+    ) -> None:
+        self.step = step
+        self.key = key
+        self.skip = skip
+        self.check = check
+        self.record = record
+        self.in_a_row = 0
+        self.files: set[str] = set()  # unreadable ones seen by this process
+
+    def __call__(self, results: dict) -> dict | None:
+        """The step's results, or None for an image to be skipped."""
+        try:
+            loaded = self.step(results)
+        except (MemoryError, UserError):
+            raise
+        except Exception as error:
+            file = str(results.get(self.key) or "")
+            if not file:
+                raise
+            if not _unreadable(file, error):
+                name = type(self.step).__name__
+                raise UserError(f"{name} cannot load {file}: {_words(error)}") from error
+            return self._skip(file, error)
+        self.in_a_row = 0
+        if self.check and loaded and (why := self.check(loaded)):
+            raise UserError(f"{results[self.key]} {why}")
+        return loaded
+
+    def _skip(self, file: str, error: Exception) -> None:
+        why = _why(file, error)
+        if not self.skip:
+            raise UserError(
+                f"{file} {why}: replace it, or take it out of the data set (without it the "
+                "result would not be that of the data set)"
+            ) from error
+        self.in_a_row += 1
+        if self.in_a_row >= MAX_UNREADABLE:
+            raise UserError(
+                f"{self.in_a_row} images in a row cannot be read, the last one is {file} ({why})"
+            ) from error
+        if file not in self.files:
+            self.files.add(file)
+            if self.record:
+                with open(self.record, "a") as record:
+                    record.write(file + "\n")
+            # ERROR, because ranks other than the first log nothing below it.
+            print_log(
+                f"{file} {why}: skipped, another image takes its place "
+                f"({len(self.files)} skipped so far)",
+                logger="current",
+                level=logging.ERROR,
+            )
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__") or name == "step":
+            raise AttributeError(name)
+        return getattr(self.step, name)
+
+    def __repr__(self) -> str:
+        return repr(self.step)
+
+
+def _unreadable(file: str, error: Exception) -> bool:
+    """Whether an error is about the file, and not about what a step makes of it."""
+    if isinstance(error, OSError) or not os.path.isfile(file) or not os.path.getsize(file):
+        return True
+    try:
+        with Image.open(file) as picture:
+            picture.load()
+        return False
+    except (OSError, SyntaxError, ValueError):
+        return cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_UNCHANGED) is None
+
+
+def _words(error: Exception) -> str:
+    return message(error) or type(error).__name__
+
+
+def _why(file: str, error: Exception) -> str:
+    """What is wrong with a file, in a few words."""
+    if isinstance(error, FileNotFoundError):
+        return "does not exist"
+    size = os.path.getsize(file) if os.path.isfile(file) else None
+    if size == 0:
+        return "is empty"
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read ({error.strerror})"
+    return "is damaged or no image"
+
+
+def skipped(record: str) -> str | None:
+    """How many images a training left out, and which; None if none.
+
+    Args:
+        record: as given to :func:`guard`.
+    """
+    if not os.path.isfile(record):
+        return None
+    files = list(dict.fromkeys(Path(record).read_text().splitlines()))
+    what = "image" if len(files) == 1 else "images"
+    return f"{len(files)} {what} that cannot be read: {first(files, 3)} (all in {record})"
+
+
+def absent(files: Iterable[str]) -> list[str]:
+    """Those of some local files that do not exist; every folder is listed once."""
+    held: dict[str, set[str]] = {}
+    lacking = []
+    for file in files:
+        folder, name = os.path.split(file)
+        if folder not in held:
+            held[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        # Names may differ in case only, which some file systems do not mind.
+        if "://" not in file and name not in held[folder] and not os.path.exists(file):
+            lacking.append(file)
+    return lacking
+
+
+def check_files(files: Sequence[str], what: str, path: str, skip: bool) -> str | None:
+    """Refuse files that do not exist.
+
+    Args:
+        files: paths.
+        what: they are, for the message.
+        path: dotted key of the data set in the config.
+        skip: whether some images may be missing: then a line about them is returned.
+
+    Raises:
+        UserError: names the first one.
+    """
+    lacking = absent(files)
+    if not lacking:
+        return None
+    line = f"{len(lacking)} of the {len(files)} {what} of {path} do not exist, first {lacking[0]}"
+    if skip and len(lacking) < len(files):
+        return f"{line}: they are left out"
+    raise UserError(f"{line}; are {path}.data_root and {path}.data_prefix right?")
+
+
+def try_pipeline(dataset: Dataset, path: str) -> None:
+    """Send some image through a data set's pipeline, so that a wrong step shows at once.
+
+    Args:
+        dataset: as built, guarded, perhaps wrapped.
+        path: its dotted key in the config.
+
+    Raises:
+        UserError: names the step and what it said.
+    """
+    try:
+        with randomness_kept():
+            for index in range(min(TRIED, len(dataset))):
+                if dataset[index] is not None:
+                    break
+    except (MemoryError, UserError):
+        raise
+    except Exception as error:
+        step = _step(error)
+        if step is None:
+            raise
+        raise UserError(
+            f"{path}.pipeline: {step}: {_words(error)} (--debug shows where)"
+        ) from error
+
+
+def _step(error: Exception) -> str | None:
+    """Name of the innermost pipeline step that was running when an error was raised."""
+    step = None
+    for frame in frames(error):
+        if frame.f_code.co_name == "__call__" and isinstance(frame.f_locals.get("self"), Compose):
+            step = frame.f_locals.get("t")
+    return type(getattr(step, "step", step)).__name__ if step is not None else None

@@ -1,0 +1,222 @@
+"""Photos as a config's model takes them: files, test pipeline, size, names of classes."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from tqdm import tqdm
+
+from ..errors import UserError
+from .build import scope_of
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+    from mmengine.dataset import Compose
+    from torch.utils.data import Dataset
+
+Size = tuple[int, int]
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, RGB
+BACKBONE_SIZE = (800, 1216)  # of a backbone without a test pipeline
+PHOTO = (640, 960)  # height and width of the photo whose size after the pipeline is asked for
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+
+
+def find_images(source: str) -> list[Path]:
+    """The image, or the images of a folder, in order of their names."""
+    path = Path(source).expanduser()
+    if not path.is_dir():
+        if not path.is_file():
+            raise UserError(f"{source}: there is no such image or folder")
+        return [path]
+    files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES and f.is_file())
+    if not files:
+        raise UserError(f"{source} holds no image: a name must end in {', '.join(SUFFIXES)}")
+    return files
+
+
+def some_images(dataset: "Dataset", count: int) -> list[Path]:
+    """Files of images of a data set, evenly spread over it; always the same ones."""
+    count = min(count, len(dataset))
+    places = [k * len(dataset) // count for k in range(count)]
+    return [Path(dataset.get_data_info(place)["img_path"]) for place in places]
+
+
+def pipeline_of(cfg: "Config", first: str = "test_dataloader") -> "Compose":
+    """The config's test pipeline without the steps that load annotations.
+
+    Args:
+        cfg: the config.
+        first: the loader that is looked at first; then those for testing and validation.
+    """
+    for key in (first, "test_dataloader", "val_dataloader"):
+        dataset = (cfg.get(key) or {}).get("dataset") or {}
+        while "pipeline" not in dataset and ("dataset" in dataset or "datasets" in dataset):
+            dataset = dataset["dataset"] if "dataset" in dataset else dataset["datasets"][0]
+        if dataset.get("pipeline"):
+            break
+    else:
+        raise UserError(f"{cfg.filename} has no test_dataloader with a pipeline, needed here")
+    steps = [t for t in dataset["pipeline"] if "Annotations" not in str(t["type"])]
+    from mmengine.dataset import Compose
+
+    with scope_of(cfg):
+        return Compose(steps)
+
+
+def class_names(cfg: "Config") -> list[str] | None:
+    """Names of the classes of a config's test data; None if it does not say."""
+    dataset = (cfg.get("test_dataloader") or cfg.get("val_dataloader") or {}).get("dataset") or {}
+    while "dataset" in dataset:  # wrappers
+        dataset = dataset["dataset"]
+    own = (dataset.get("metainfo") or {}).get("classes")
+    if own is None and dataset.get("type"):
+        from mmengine.registry import DATASETS
+
+        kind = dataset["type"]
+        if isinstance(kind, str):
+            with DATASETS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
+                kind = registry.get(kind)
+        own = (getattr(kind, "METAINFO", None) or {}).get("classes")
+    return None if own is None else [own] if isinstance(own, str) else list(own)
+
+
+def test_size(cfg: "Config") -> Size:
+    """Height and width of a photo of 3:2 as the model gets it from the config's test pipeline.
+
+    Padding of the data preprocessor included; 800 x 1216 where the config has no pipeline, or one
+    that reads more than a photo.
+    """
+    if not (cfg.get("test_dataloader") or cfg.get("val_dataloader")):
+        return BACKBONE_SIZE
+    pipeline = pipeline_of(cfg)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "photo.png")
+        Image.new("RGB", PHOTO[::-1]).save(file)
+        try:
+            image = _packed(pipeline, file)["inputs"]
+        except UserError:
+            return BACKBONE_SIZE
+    return _padded(cfg, image.shape[1:])
+
+
+def some_photos(source: str, count: int) -> list[Path]:
+    """Photos of a folder, evenly spread over it; always the same ones."""
+    files = find_images(source)
+    count = min(count, len(files))
+    return [files[k * len(files) // count] for k in range(count)]
+
+
+def resize_sample(sample: Mapping, size: Size) -> dict:
+    """A packed sample whose image has another size; predictions keep the photo's own size.
+
+    Args:
+        sample: ``inputs`` ``(3, H, W)`` uint8 and ``data_samples``, as test pipelines pack them.
+        size: height and width in pixels.
+    """
+    image, info = sample["inputs"], deepcopy(sample["data_samples"])
+    scaled = resized(image[None].float(), size)[0]
+    if not image.is_floating_point():
+        scaled = scaled.round().clamp(0, 255)
+    height, width = image.shape[1:]
+    w_scale, h_scale = info.metainfo.get("scale_factor", (1.0, 1.0))[:2]
+    factor = (w_scale * size[1] / width, h_scale * size[0] / height)
+    info.set_metainfo(dict(img_shape=tuple(size), scale_factor=factor))
+    return dict(sample, inputs=scaled.to(image.dtype), data_samples=info)
+
+
+def resized(x: Tensor, size: Sequence[int]) -> Tensor:
+    """``(B, C, h, w)`` at another size, bilinearly; itself where it has that size."""
+    if tuple(x.shape[2:]) == tuple(size):
+        return x
+    return torch.nn.functional.interpolate(
+        x, tuple(size), mode="bilinear", align_corners=False, antialias=x.shape[2] > size[0]
+    )
+
+
+def read_photos(
+    cfg: "Config",
+    files: Sequence[Path],
+    size: Sequence[int] | None,
+    device: str,
+    backbone: bool = False,
+    channels: int = 3,
+) -> list[Mapping | Tensor]:
+    """All photos as a config's model takes them, or its backbone.
+
+    Args:
+        cfg: of the model.
+        files: the photos.
+        size: height and width; None: as the config's test pipeline leaves them.
+        device: where tensors go.
+        backbone: as the backbone takes them: normalised tensors.
+        channels: of the backbone's images; others than 3 are read by the config's test pipeline.
+
+    Raises:
+        UserError: if one cannot be read.
+    """
+    pipeline = None
+    whole = "type" in cfg.model
+    if files and ((whole and not (backbone and size)) or channels != 3):
+        pipeline = pipeline_of(cfg)
+    images = []
+    for file in tqdm(files, desc="photos", unit="photo", leave=False):
+        try:
+            with Image.open(file) as photo:
+                photo.load()  # loaders fill up with grey what is missing
+                own = None if pipeline else normalised(cfg, photo, size or BACKBONE_SIZE)
+        except (OSError, SyntaxError, ValueError) as error:
+            if channels == 3 or not isinstance(error, UnidentifiedImageError):
+                raise UserError(f"{file} is damaged or no photo ({error})") from error
+        if pipeline is not None:
+            own = _packed(pipeline, file)
+            own = own if size is None else resize_sample(own, (size[0], size[1]))
+        if pipeline is not None and backbone:
+            own = _inputs(cfg, own)
+        images.append(own.to(device) if isinstance(own, Tensor) else own)
+    return images
+
+
+def _packed(pipeline: "Compose", file: Path) -> dict:
+    # The last two are what mmseg's data sets add and its steps read.
+    named = dict(img_path=str(file), img_id=0, seg_fields=[], reduce_zero_label=False)
+    try:
+        return pipeline(named)
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{file}: the config's test pipeline cannot read it ({error})") from error
+
+
+def _inputs(cfg: "Config", sample: Mapping) -> Tensor:
+    """A packed sample's image ``(1, C, H, W)``, normalised and padded as the config says."""
+    made = _preprocessor(cfg)
+    mean, std = (torch.tensor(made[key]).view(-1, 1, 1) for key in ("mean", "std"))
+    image = sample["inputs"].float()
+    if made.get("bgr_to_rgb") or made.get("to_rgb"):
+        image = image.flip(0)
+    height, width = _padded(cfg, image.shape[1:])
+    padding = (0, width - image.shape[2], 0, height - image.shape[1])
+    return torch.nn.functional.pad((image - mean) / std, padding)[None]
+
+
+def _padded(cfg: "Config", size: Sequence[int]) -> Size:
+    """A size as the data preprocessor pads it."""
+    divisor = int(_preprocessor(cfg).get("pad_size_divisor") or 1)
+    return -(-size[0] // divisor) * divisor, -(-size[1] // divisor) * divisor
+
+
+def _preprocessor(cfg: "Config") -> Mapping:
+    own = cfg.model.get("data_preprocessor") or cfg.get("data_preprocessor") or {}
+    return {"mean": MEAN, "std": STD, **{k: v for k, v in own.items() if v is not None}}
+
+
+def normalised(cfg: "Config", photo: Image.Image, size: Sequence[int]) -> Tensor:
+    """A photo ``(1, 3, H, W)`` of a size, normalised as the config says, else as for ImageNet."""
+    mean, std = (np.float32(_preprocessor(cfg)[key]) for key in ("mean", "std"))
+    scaled = photo.convert("RGB").resize((size[1], size[0]), Image.BICUBIC)
+    pixels = (np.asarray(scaled, np.float32) - mean) / std
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()

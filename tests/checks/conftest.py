@@ -1,0 +1,9 @@
+"""The tiny trainings of the engine's tests."""
+
+from tests.engine.conftest import (  # noqa: F401
+    _default_scope,
+    _one_thread,
+    _quick_start,
+    options,
+    shapes,
+)
