@@ -169,8 +169,8 @@ def _download(url: str) -> Path:
         )
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise ConnectionError(
-            f"could not download {url} ({error}): give a local path as "
-            "the checkpoint, or set init_cfg=None to start from scratch"
+            f"could not download {url} ({error}): give a local file (--checkpoint FILE, or the "
+            "option that names it), or None there to start from scratch"
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)

@@ -43,8 +43,8 @@ def train(
         config: see :func:`.config.load_config`.
         work_dir: for logs and checkpoints; default ``work_dirs/<config's name>``.
         resume: a checkpoint, or 'auto' for the newest readable one in ``work_dir``.
-        checkpoint: weights to start from, of a backbone or of a whole model, plain or
-            merging. Not used where ``resume`` finds something to go on from.
+        checkpoint: weights to start from in place of the config's ``load_from``, of a backbone or
+            of a whole model, plain or merging. Not used where ``resume`` finds a checkpoint.
         trust_checkpoint: read files that may run code, see
             :func:`ltm_mm.checkpoints.read_state_dict`.
         ltm: exchange the backbone, see :func:`.convert.parse_keep`.
@@ -63,8 +63,10 @@ def train(
     cfg = prepare(config, work_dir, ltm, cfg_options, launcher, ib, amp, auto_scale_lr)
     check_training(cfg, checkpoint)
     resumed = use_resume(cfg, resume, trust_checkpoint)
-    runner = build_runner(cfg, pretrained=not (resumed or checkpoint))
-    load_start(runner, resumed, checkpoint, trust_checkpoint)
+    if checkpoint and not resumed:
+        cfg.load_from = checkpoint  # the work dir's config says so
+    runner = build_runner(cfg, pretrained=not cfg.load_from)
+    load_start(runner, resumed, trust_checkpoint)
     with naming_options(cfg):
         build_loaders(runner, "train", "val")
         with first_step(runner):

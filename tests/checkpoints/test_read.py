@@ -149,7 +149,11 @@ def test_checkpoints_without_weights(tmp_path: Path, checkpoint: object, line: s
         (".", ValueError, "is a folder: name the file in it"),
         ("s3://bucket/x.pth", ValueError, "s3://bucket/x.pth: give a local path or an http"),
         ("mmcls://nothing", ValueError, "knows no model of that name"),
-        ("http://127.0.0.1:9/x.pth", ConnectionError, "could not download.*local path.*init_cfg"),
+        (
+            "http://127.0.0.1:9/x.pth",
+            ConnectionError,
+            "could not download.*local file.*--checkpoint",
+        ),
     ],
 )
 def test_bad_addresses(
