@@ -16,6 +16,7 @@ from ..checks.loaders import SKIPPED, build_loaders, naming_options
 from ..checks.reading import skipped
 from ..checks.training import check_testing, check_training
 from .build import drop_pretrained
+from .by_class import kept_by_class
 from .commands import note_command
 from .flexible import build_model
 from .load import load_start, load_weights
@@ -125,9 +126,10 @@ def evaluate(
     with naming_options(cfg):
         build_loaders(runner, "test")
         check_trained_classes(runner, checkpoint, trust_checkpoint)
-        with first_step(runner):
+        with first_step(runner), kept_by_class(runner, checkpoint):
             metrics = runner.test()
-    _report(runner, {"metrics": metrics, "pictures": show_dir, "predictions": out})
+    results = {"metrics": metrics, "pictures": show_dir, "predictions": out}
+    _report(runner, {"checkpoint": checkpoint, **results})
     return metrics
 
 
@@ -144,7 +146,7 @@ def build_runner(cfg: Config, pretrained: bool, testing: bool = False) -> Runner
     if testing:
         cfg.load_from, cfg.resume = None, False
     runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
-    note_command(cfg.work_dir)
+    note_command(cfg.work_dir, cfg.env_variables)
     find_unused = cfg.get("find_unused_parameters", False) and not testing
     build_model(runner, find_unused, testing)
     return runner

@@ -89,7 +89,7 @@ def predict(
     check_folder("--out-dir", folder)
     model = build(cfg, checkpoint, ltm, device, trust_checkpoint)
     with scope_of(cfg):
-        metainfo, reduced = _data_facts(cfg)
+        metainfo, reduced = data_facts(cfg)
         reader = PictureReader(pipeline_of(cfg), reduced)
         batches = _batches(_with_progress(files, reader), batch_size)
         counts = _write(model, batches, cfg, folder, files, metainfo, score_thr, pictures)
@@ -117,12 +117,15 @@ def build(cfg: Config, checkpoint: str, ltm: str | None, device: str, trust: boo
     return model_builder(cfg, checkpoint, trust=trust, device=device)()
 
 
-def _data_facts(cfg: Config) -> tuple[Mapping[str, object], bool]:
+def data_facts(cfg: Config) -> tuple[Mapping[str, object], bool]:
     """Classes and palette of the test data, and whether its label 0 does not count."""
     dataset = deepcopy((cfg.get("test_dataloader") or {}).get("dataset") or {})
     while "dataset" in dataset or "datasets" in dataset:  # wrappers
         dataset = dataset["dataset"] if "dataset" in dataset else dataset["datasets"][0]
-    kind = DATASETS.get(dataset["type"]) if dataset.get("type") else object
+    kind = dataset.get("type", object)
+    if isinstance(kind, str):
+        with DATASETS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
+            kind = registry.get(kind) or object
     default = inspect.signature(kind).parameters.get("reduce_zero_label")
     own = dict(dataset.get("metainfo") or {})
     known = {} if "classes" in own else getattr(kind, "METAINFO", {})  # a palette is of its classes

@@ -18,6 +18,7 @@ from ltm_mm.datasets import draw_image, ensure_shapes
 from ltm_mm.engine import evaluate, load_config
 from ltm_mm.errors import UserError
 from ltm_mm.inference import predict
+from ltm_mm.inference.run import data_facts
 from tests.conftest import ROOT, forget_runs
 from tests.engine.conftest import SHAPES_CONFIG, data_options, line_of
 
@@ -125,6 +126,22 @@ def test_label_maps_are_those_of_a_test(shapes: Path, weights: Weights, tmp_path
         assert len(np.unique(expected)) > 1
         np.testing.assert_array_equal(found, expected)
     assert not (out / "pictures").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "reduced"),
+    [
+        ("ltm_swin_upernet.py", 150, True),
+        ("ltm_swin_upernet_fruits_nuts.py", 4, False),
+        ("ltm_swin_maskrcnn.py", 80, False),
+        ("ltm_swin_maskrcnn_fruits_nuts.py", 3, False),
+    ],
+)
+def test_what_is_known_of_the_data(name: str, count: int, reduced: bool) -> None:
+    """Without its files: those of a user who only predicts are not there."""
+    metainfo, found = data_facts(load_config(ROOT / "configs" / name))
+    assert (len(metainfo["classes"]), found) == (count, reduced)
+    assert len(metainfo.get("palette", metainfo["classes"])) == count
 
 
 @pytest.fixture
