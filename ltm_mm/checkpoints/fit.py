@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..merging import grow_details
 from .detect import detect, unwrap
 from .mm import strip_prefixes
 from .optional import print_log
@@ -27,7 +28,8 @@ def to_backbone(
 
     Args:
         weights: a checkpoint or a state dict; heads in it are left out.
-        backbone: the backbone to fit; not changed.
+        backbone: the backbone to fit; gets the details that the weights hold, see
+            :class:`ltm_mm.merging.Detail`, and is not changed otherwise.
         prefix: of the backbone's keys; None: told by the keys.
         adapt: whether weights for RGB images may serve a backbone of other channels.
 
@@ -53,6 +55,7 @@ def to_backbone(
             raise ValueError(
                 f"the checkpoint has keys of {source.name}, but not its shapes ({error})"
             ) from error
+    grow_details(backbone, state)
     own = backbone.state_dict()
     if adapt:
         _adapt_stem(state, own)

@@ -67,7 +67,7 @@ class SwinView:
             if recording():
                 tell(merge, WindowMerge(x, merged.flatten(1, 2), mask, self.windows))
             updated = self._on_merged(merged, chunk, mask)
-            chunks.put(chunk, unmerge_update(chunk.tokens, mask, merged, updated))
+            chunks.put(chunk, unmerge_update(chunk.tokens, mask, merged, updated, merge.detail))
         return chunks.grid
 
     def _on_merged(self, x: Tensor, chunk: Chunk, mask: Mask) -> Tensor:

@@ -1,7 +1,9 @@
 """Token merging: masks, and a transformer block on merged tokens. No mm* import, no kernel."""
 
-from .blocks import MaskModule, MergeScope, MergingBlock, merges, merging_blocks
-from .groups import Groups, Mask, SoftGroups, unmerge_update
+from .blocks import MaskModule, MergeScope, MergingBlock, grow_details, merges, merging_blocks
+from .detail import Detail
+from .formula import unmerge_update
+from .groups import Groups, Mask, SoftGroups
 from .masks import MASKS, Match, Soft, WeightedMatch, build_mask
 from .matching import match, rounds
 from .record import ChainMerge, Merge, WindowMerge, record_merges, recording, tell
@@ -9,6 +11,7 @@ from .record import ChainMerge, Merge, WindowMerge, record_merges, recording, te
 __all__ = [
     "MASKS",
     "ChainMerge",
+    "Detail",
     "Groups",
     "Mask",
     "MaskModule",
@@ -21,6 +24,7 @@ __all__ = [
     "WeightedMatch",
     "WindowMerge",
     "build_mask",
+    "grow_details",
     "match",
     "merges",
     "merging_blocks",

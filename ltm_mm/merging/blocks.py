@@ -1,8 +1,11 @@
 """How mask modules and merging blocks are told from other modules, whatever their family."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+from .detail import Detail
 
 
 class MaskModule(nn.Module):
@@ -10,9 +13,25 @@ class MaskModule(nn.Module):
 
     Attributes:
         keep: tokens that are kept (P), of a window or of what the family's plans count.
+        detail: what corrects the merged block's update, see :class:`.detail.Detail`; None: nothing.
     """
 
     keep: int
+    detail: Detail | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.detail = None
+
+    def grow_detail(self, state: Mapping[str, Tensor], prefix: str) -> None:
+        """Make a detail of the sizes that a state dict holds under ``prefix``, if it holds one."""
+        weight = state.get(f"{prefix}detail.down.weight")
+        if weight is not None and self.detail is None:
+            self.detail = Detail(weight.shape[1], weight.shape[0]).to(weight).train(self.training)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        self.grow_detail(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""
@@ -35,6 +54,13 @@ class MergeScope(nn.Module):
     It is what a merging plan decides about: a Swin's block, a ViT's sequence of blocks, an
     EfficientViT's stage.
     """
+
+
+def grow_details(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give a model's mask modules the details that a state dict holds for them."""
+    for name, module in model.named_modules():
+        if isinstance(module, MaskModule):
+            module.grow_detail(state, f"{name}.")
 
 
 def merging_blocks(model: nn.Module) -> Iterator[tuple[str, MergingBlock]]:

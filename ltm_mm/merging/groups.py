@@ -29,6 +29,8 @@ class Groups:
         merged: X~ ``(..., P, C)`` of the tokens that the groups were made from, where it is
             known already and no gradient is wanted.
         weights: what each token weighs within its group, > 0 ``(..., N)``; None: its mass.
+        lengths: Euclidean length of each token ``(..., N)``, where it is known already and no
+            gradient is wanted.
     """
 
     owner: Tensor
@@ -37,6 +39,7 @@ class Groups:
     mass: Tensor | None = None
     merged: Tensor | None = None
     weights: Tensor | None = None
+    lengths: Tensor | None = None
 
     @property
     def count(self) -> int:
@@ -99,6 +102,7 @@ class Groups:
         if matched.sums is not None:
             total = groups.masses().clamp(min=1e-6).unsqueeze(-1)
             groups.merged = (matched.sums / total).to(dtype)
+            groups.lengths = matched.lengths
         return groups
 
 
@@ -119,6 +123,7 @@ class SoftGroups:
     merged: Tensor
     roots: Tensor
     mass: Tensor | None = None
+    lengths = None  # of the tokens: not known
 
     @property
     def count(self) -> int:
@@ -164,24 +169,3 @@ class SoftGroups:
 
 
 Mask = Groups | SoftGroups
-
-
-def unmerge_update(tokens: Tensor, mask: Mask, merged: Tensor, updated: Tensor) -> Tensor:
-    """Lead a block's update of merged tokens back: ``Y = Z + U (f(X~) - X~)`` (ours).
-
-    What merging loses never leaves Z; only the update is shared. Where f changes nothing, Y is
-    Z to the bit.
-
-    Args:
-        tokens: Z ``(..., N, C)``.
-        mask: of the tokens.
-        merged: X~ ``(..., P, C)``.
-        updated: f(X~) ``(..., P, C)``.
-
-    Returns:
-        Y ``(..., N, C)``.
-    """
-    update = mask.unmerge(updated - merged)
-    if torch.is_grad_enabled() or update.dtype != tokens.dtype:
-        return tokens + update
-    return update.add_(tokens)

@@ -49,12 +49,14 @@ class Matched:
         roots: the token that each group began with ``(..., P)`` int64.
         sizes: how many tokens each group stands for ``(..., P)``.
         sums: what the group's tokens sum up to, by size ``(..., P, C)``; None if not asked for.
+        lengths: Euclidean length of each token ``(..., N)``.
     """
 
     owner: Tensor
     roots: Tensor
     sizes: Tensor
     sums: Tensor | None
+    lengths: Tensor | None = None
 
 
 @torch.no_grad()
@@ -89,8 +91,14 @@ def match(
     size = size.expand(x.shape[0], count)
     code = None if codes is None else packed(codes.float().expand(*lead, count)).view(-1, count)
     total = x if sizes is None else x * size.unsqueeze(-1)
+    lengths = torch.linalg.vector_norm(x, dim=-1)  # (n, N)
+    length = lengths if sizes is None else lengths * size
     for step, pairs in enumerate(schedule):
-        gains = _gains(total, None if step == 0 and sizes is None else size, code)  # (n, A, B)
+        if step:
+            length = torch.linalg.vector_norm(total, dim=-1)
+        gains = _gains(
+            total, length, None if step == 0 and sizes is None else size, code
+        )  # (n, A, B)
         if torch.compiler.is_compiling():  # of one group there is no B, and no largest of none
             gains = F.pad(gains, (0, 1), value=-torch.inf)
         best, partner = largest(gains)
@@ -109,18 +117,19 @@ def match(
         packed(roots).view(*lead, roots.shape[1]),
         size.reshape(*lead, roots.shape[1]),
         total.reshape(*lead, *total.shape[1:]) if sums else None,
+        lengths.reshape(*lead, count),
     )
 
 
-def _gains(total: Tensor, size: Tensor | None, code: Tensor | None) -> Tensor:
+def _gains(total: Tensor, length: Tensor, size: Tensor | None, code: Tensor | None) -> Tensor:
     """What merging every A with every B gains ``(n, A, B)``, up to a constant in each row.
 
     Args:
         total: sums of the groups ``(n, K, C)``; only their direction counts.
+        length: of the sums, or of what points the same way ``(n, K)``.
         size: of the groups ``(n, K)``; None: all alike.
         code: ``(n, K)`` or None.
     """
-    length = torch.linalg.vector_norm(total, dim=-1)  # (n, K)
     inverse = length.clamp(min=1e-12).reciprocal()
     with full_precision(total):
         cos = torch.bmm(_alternate(total, 0), _alternate(total, 1).transpose(1, 2))

@@ -1,0 +1,92 @@
+"""What merging loses, as a thin block that sees all tokens (ours).
+
+A merged block treats the members of a group alike. The plain block would have treated them a
+little differently; ``phi`` says how, and only its *difference* within a group counts::
+
+    Y = Z + U (f(X~) - X~) + phi(Z) - U phi(X~)        phi(x) = B gelu(A x / rms(x) + a)
+
+a coarse-grid correction by the thick block f and a fine one by the thin phi, as in multigrid. B
+starts at zero. Copies of a token get no correction, and where all tokens are kept there is none.
+
+Relatives: Token Compensator (ECCV 2024) distils low-rank changes of the weights of merged ViT
+classifiers. Here weights may stay as they are, and merged tokens are corrected token by token.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .groups import Mask
+
+SHARE = 12  # channels of a block per hidden channel of its phi
+
+
+class Detail(nn.Module):
+    """phi of one block: a linear layer, a GELU, and a linear layer that starts at zero.
+
+    Args:
+        dim: channels of the tokens (C).
+        hidden: channels in between (r); None: ``C / 12``, rounded up to a multiple of 8.
+
+    Raises:
+        ValueError: if a size is not an int >= 1.
+    """
+
+    def __init__(self, dim: int, hidden: int | None = None) -> None:
+        super().__init__()
+        hidden = -(-dim // (8 * SHARE)) * 8 if hidden is None else hidden
+        for name, size in (("dim", dim), ("hidden", hidden)):
+            if type(size) is not int or size < 1:
+                raise ValueError(f"{name} must be an int >= 1, got {size!r}")
+        self.down = nn.Linear(dim, hidden)
+        self.up = nn.Linear(hidden, dim, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start where phi is zero."""
+        nn.init.normal_(self.down.weight, std=self.down.in_features**-0.5)
+        nn.init.zeros_(self.down.bias)
+        nn.init.zeros_(self.up.weight)
+
+    def hidden(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """``gelu(A x / rms(x) + a)``.
+
+        Args:
+            x: ``(..., C)``.
+            lengths: Euclidean lengths of x ``(...)``, where they are known.
+
+        Returns:
+            ``(..., r)``.
+        """
+        if lengths is None:
+            dtype = torch.promote_types(x.dtype, torch.float32)
+            lengths = torch.linalg.vector_norm(x, dim=-1, dtype=dtype)
+        scale = x.shape[-1] ** 0.5 / lengths.clamp(min=1e-6).unsqueeze(-1)
+        projected = F.linear(x, self.down.weight)
+        return F.gelu(torch.addcmul(self.down.bias, projected, scale.to(projected.dtype)))
+
+    def difference(self, tokens: Tensor, merged: Tensor, mask: Mask) -> Tensor:
+        """Of the hidden layer, between a token and its group ``(..., N, r)``."""
+        of_groups = mask.unmerge(self.hidden(merged))
+        return self.hidden(tokens, mask.lengths) - of_groups
+
+    def forward(self, tokens: Tensor, merged: Tensor, mask: Mask) -> Tensor:
+        """``phi(Z) - U phi(X~)``.
+
+        Args:
+            tokens: Z ``(..., N, C)``.
+            merged: X~ ``(..., P, C)``.
+            mask: what merged them.
+
+        Returns:
+            ``(..., N, C)``.
+        """
+        return self.up(self.difference(tokens, merged, mask))
+
+    def add_to(self, out: Tensor, tokens: Tensor, merged: Tensor, mask: Mask) -> Tensor:
+        """``out + forward(...)``, in place where that can be; without gradients."""
+        difference, weight = self.difference(tokens, merged, mask), self.up.weight
+        if not out.dtype == difference.dtype == weight.dtype:
+            return out + self.up(difference)
+        out.view(-1, out.shape[-1]).addmm_(difference.flatten(0, -2), weight.t())
+        return out
