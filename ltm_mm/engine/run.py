@@ -9,12 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
 from ..checks.loaders import SKIPPED, build_loaders, naming_options
+from ..checks.notes import first
 from ..checks.reading import skipped
 from ..checks.training import check_testing, check_training
+from ..merging import merges
 from .build import drop_pretrained
 from .by_class import kept_by_class
 from .commands import note_command
@@ -70,6 +75,7 @@ def train(
     load_start(runner, resumed, trust_checkpoint)
     with naming_options(cfg):
         build_loaders(runner, "train", "val")
+        _announce(runner)
         with first_step(runner):
             runner.train()
     left_out = skipped(os.path.join(runner.log_dir, SKIPPED))
@@ -150,6 +156,27 @@ def build_runner(cfg: Config, pretrained: bool, testing: bool = False) -> Runner
     find_unused = cfg.get("find_unused_parameters", False) and not testing
     build_model(runner, find_unused, testing)
     return runner
+
+
+def _announce(runner: Runner) -> None:
+    """Say what will be trained, on what, before the first step."""
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    backbone = getattr(model, "backbone", None)
+    lines = {"model": f"{type(model).__name__}, {millions:.1f} million parameters"}
+    if backbone is not None:
+        keep = runner.cfg.model.backbone.get("keep", "-")
+        merging = f", keep={keep!r}" if merges(backbone) else ", no merging"
+        lines["backbone"] = type(backbone).__name__ + merging
+    for name, loader in (
+        ("training", runner._train_dataloader),
+        ("validation", runner._val_dataloader),
+    ):
+        if isinstance(loader, DataLoader):
+            classes = (getattr(loader.dataset, "metainfo", None) or {}).get("classes") or ()
+            lines[name] = f"{len(loader.dataset)} images, {len(classes)} classes: {first(classes)}"
+    lines["log, checkpoints"] = runner.work_dir
+    print_log("\n".join(["training starts:", *(f"  {k:<17}{v}" for k, v in lines.items())]), "current")
 
 
 def _last_metrics(runner: Runner) -> dict[str, float]:
