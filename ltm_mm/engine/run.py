@@ -176,7 +176,9 @@ def _announce(runner: Runner) -> None:
             classes = (getattr(loader.dataset, "metainfo", None) or {}).get("classes") or ()
             lines[name] = f"{len(loader.dataset)} images, {len(classes)} classes: {first(classes)}"
     lines["log, checkpoints"] = runner.work_dir
-    print_log("\n".join(["training starts:", *(f"  {k:<17}{v}" for k, v in lines.items())]), "current")
+    print_log(
+        "\n".join(["training starts:", *(f"  {k:<17}{v}" for k, v in lines.items())]), "current"
+    )
 
 
 def _last_metrics(runner: Runner) -> dict[str, float]:
