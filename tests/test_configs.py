@@ -14,6 +14,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
 import ltm_mm  # noqa: F401  before mmdet and mmseg
+from ltm_mm.compat.__main__ import LINE
 from ltm_mm.engine import load_config
 from ltm_mm.registry import HOOKS, MODELS
 
@@ -111,10 +112,9 @@ for path in sys.argv[1:]:
 
 
 def _alone(code: str, *arguments: object) -> str:
-    """What code prints in an interpreter that starts as one with ltm_mm installed does."""
-    start = (ROOT / "ltm_mm" / "compat" / "ltm_mm.pth").read_text()
+    """What code prints in an interpreter for which `python -m ltm_mm.compat install` was run."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", start + code, *map(str, arguments)],
+        [sys.executable, "-W", "ignore", "-c", LINE + code, *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -53,6 +53,7 @@ def prepare(
         stem += f"_ib-{ib}"
     if work_dir or not cfg.get("work_dir"):
         cfg.work_dir = work_dir or os.path.join("work_dirs", stem)
+    check_folder("--work-dir" if work_dir else "work_dir", cfg.work_dir)
     if amp:
         _use_amp(cfg)
     if auto_scale_lr:

@@ -19,6 +19,7 @@ from ..checks.loaders import SKIPPED, build_loaders, naming_options
 from ..checks.notes import first
 from ..checks.reading import skipped
 from ..checks.training import check_testing, check_training
+from ..checks.weights import check_weights
 from ..merging import merges
 from .build import drop_pretrained
 from .by_class import kept_by_class
@@ -147,7 +148,9 @@ def build_runner(cfg: Config, pretrained: bool, testing: bool = False) -> Runner
         pretrained: keep the config's pretrained weights, which a checkpoint would replace.
         testing: build it for a test alone.
     """
-    if not pretrained:
+    if pretrained:
+        check_weights(cfg)
+    else:
         drop_pretrained(cfg)
     if testing:
         cfg.load_from, cfg.resume = None, False

@@ -91,7 +91,9 @@ def _merging(backbone: Mapping[str, Any]) -> str:
 
 
 def _start(cfg: Mapping[str, Any]) -> str:
-    pretrained = ((cfg["model"].get("backbone") or {}).get("init_cfg") or {}).get("checkpoint")
+    pretrained = (cfg["model"].get("backbone") or {}).get("init_cfg")
+    if isinstance(pretrained, Mapping):
+        pretrained = pretrained.get("checkpoint")
     return str(cfg.get("load_from") or pretrained or "random weights")
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..checks.outputs import check_folder
+from ..checks.weights import named_weights
 from ..engine import load_config, parse_keep, use_ltm
 from ..engine.build import model_builder, plain_model
 from ..engine.merging_blocks import mask_modules
@@ -85,11 +86,12 @@ def visualize(
         for file, place in _places(files, folder):
             try:
                 written += artist.draw(file, place, points, score_thr)
-            except UserError as error:
-                if len(files) == 1:
+            except Exception as error:  # one photo does not end a folder's run
+                if len(files) == 1 or isinstance(error, OSError | MemoryError):
                     raise
-                failed.append(str(error))
-                tqdm.write(f"left out: {error}", file=sys.stderr)
+                why = error if isinstance(error, UserError) else f"{file}: {error!r}"
+                failed.append(str(why))
+                tqdm.write(f"left out: {why}", file=sys.stderr)
     print("\n".join(["Done.", *_places_written(written, folder)]), flush=True)
     if failed:
         raise UserError(f"{len(failed)} of {len(files)} images were left out, see above")
@@ -124,7 +126,7 @@ def build_pair(cfg: Config, checkpoint: str | None, trust: bool, device: str, se
     weights = "untrained weights"
     if checkpoint:
         weights = f"weights {Path(checkpoint).name}"
-    elif "Pretrained" in str(cfg.model):
+    elif named_weights(cfg):
         weights = "pretrained backbone, untrained heads"
     plain = plain_model(merged, cfg).to(device).eval()
     return Pair(merged, plain, class_names(cfg), f"{Path(cfg.filename).stem}, {weights}")

@@ -51,7 +51,7 @@ def test_train_resume_evaluate(
     report = capsys.readouterr().out.rpartition("Done.")[2]
     assert re.search(r"metrics +coco/bbox_mAP 0", report)
     assert f"{work}/epoch_1.pth" in report
-    assert f"left out        1 image that cannot be read: {bad} (all in {work}/" in report
+    assert f"left out        1 image that cannot be used: {bad} (all in {work}/" in report
 
     changes["train_cfg.max_epochs"] = 2
     runner = train(SHAPES_CONFIG, work, resume="auto", cfg_options=changes)

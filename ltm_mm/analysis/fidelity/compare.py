@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ...adapters.copies import Size, by_size, in_our_blocks
+from ...adapters.maps import run_with_maps
 from ...engine.photos import resized
 from ...merging import merges
 from ...models.backbones.base import LTMBackbone
@@ -21,7 +23,6 @@ from ..benchmark.latency import threads as use_threads
 from ..benchmark.report import machine
 from .agreement import Tally, decide, relative_error, tally_of
 from .baselines import pooled, with_tome
-from .models import Size, by_size, in_our_blocks, run_with_maps
 from .report import Fidelity, Row
 
 BASELINES = ("image", "pooling", "tome")

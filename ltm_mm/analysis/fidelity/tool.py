@@ -20,11 +20,11 @@ from ...presets import Keep
 
 if TYPE_CHECKING:
     from mmengine.config import Config
+from ...adapters.copies import Size
 from ..benchmark.latency import clock_of
 from ..benchmark.latency import threads as use_threads
 from .agreement import CONFIDENT
 from .compare import BASELINES, PRESETS, Subject, compare
-from .models import Size
 from .report import Fidelity
 
 

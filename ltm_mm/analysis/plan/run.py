@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ...adapters.copies import in_our_blocks, whole_plan
+from ...adapters.maps import backbone_maps
 from ...checks.options import check_counts
 from ...checks.outputs import check_folder
 from ...engine.build import channels_of, model_builder, named_config
@@ -21,7 +23,6 @@ from ...presets import Plan as Counts
 from ..benchmark.latency import Clock, Spread, clock_of, interleave, ratios
 from ..benchmark.latency import threads as use_threads
 from ..benchmark.report import machine, markdown_line
-from ..fidelity.models import backbone_maps, in_our_blocks, whole_plan
 from .measure import (
     Forms,
     Model,

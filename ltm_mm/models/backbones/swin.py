@@ -74,7 +74,7 @@ class LTMSwin(LTMBackbone):
         convert_weights: as in mmdet; has no effect, because the source of a
             checkpoint (official, timm, mmdet) is told by its keys.
         frozen_stages: -1 nothing, 0 the patch embedding, k the first k stages too.
-        init_cfg: ``dict(type='Pretrained', checkpoint=path or URL)`` or None.
+        init_cfg: ``dict(type='Pretrained', checkpoint=path or URL)``, that path alone, or None.
 
     Raises:
         ValueError: if an argument does not fit; says what is allowed.
@@ -105,7 +105,7 @@ class LTMSwin(LTMBackbone):
         pretrained: str | None = None,
         convert_weights: bool = False,
         frozen_stages: int = -1,
-        init_cfg: dict | None = None,
+        init_cfg: dict | str | None = None,
         arch: str | None = None,
         keep: Keep = "balanced",
         mask: str = "match",

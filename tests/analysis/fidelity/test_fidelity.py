@@ -13,6 +13,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import ltm_mm
+from ltm_mm.adapters.copies import in_our_blocks, shared_copy, whole_plan
 from ltm_mm.analysis.benchmark.equal_time import smaller_sizes
 from ltm_mm.analysis.fidelity import compare as fidelity_run
 from ltm_mm.analysis.fidelity.agreement import (
@@ -33,7 +34,6 @@ from ltm_mm.analysis.fidelity.baselines import (
     tome_groups,
     with_tome,
 )
-from ltm_mm.analysis.fidelity.models import in_our_blocks, shared_copy, whole_plan
 from ltm_mm.analysis.fidelity.tool import run_fidelity
 from ltm_mm.engine import load_config
 from ltm_mm.engine.build import model_builder
@@ -577,7 +577,9 @@ def test_size_changes_what_is_compared(trained, tmp_path):
         (dict(ltm=["1.0"]), "--ltm 1.0 merges nothing"),
         (dict(rounds=-1), "--rounds must be 0"),
         (dict(num_photos=0), "--num-photos must be 1 or more"),
-        (dict(size=(0, 8)), "--size must be 1 or more"),
+        (dict(size=(0, 8)), "--size must be 32 or more"),
+        (dict(size=(1, 1)), "--size must be 32 or more, got 1 1"),
+        (dict(threads=0), "--threads must be 1 or more, got 0"),
         (dict(baselines=["rival"]), "--baselines takes image, pooling, tome, got rival"),
         (dict(cpu_time=True), "it needs --threads 1"),
     ],
