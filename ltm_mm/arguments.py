@@ -74,7 +74,7 @@ SHARED: dict[str, dict] = {
     "--score-thr": dict(type=float, default=0.3, help="draw objects from this score on [0.3]"),
     "--out": dict(metavar="DIR", help="JSON and picture [%(default)s]"),
     "--launcher": dict(choices=["none", "pytorch", "slurm", "mpi"], default="none"),
-    "--debug": dict(action="store_true", help="show the traceback of an error"),
+    "--debug": dict(action="store_true", help="show the traceback of an error, and all of the log"),
 }
 
 

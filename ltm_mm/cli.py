@@ -17,6 +17,7 @@ def run(tool: str) -> None:
 
 train = partial(run, "train")
 test = partial(run, "test")
+predict = partial(run, "predict")
 benchmark = partial(run, "benchmark")
 fidelity = partial(run, "fidelity")
 learn = partial(run, "learn")
