@@ -79,7 +79,7 @@ def test_commands_run_the_tools_of_their_names() -> None:
     from ltm_mm import cli
 
     scripts = re.findall(r'^ltm-(\w+) = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.M)
-    assert len(scripts) == 8
+    assert len(scripts) == 9
     for name, place in scripts:
         assert place == f"ltm_mm.cli:{name}"
         assert getattr(cli, name).args == (name,)

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...families import EFFICIENTVIT
 from ...kernels import fold_convs
-from ...layers.exchange import Exchanged, exchange
+from ...layers.exchange import Exchanged, exchange, refuse_tracing
 from ...merging import MergeScope, MergingBlock, recording, tell
 from ...merging.grid import GridMerge, GridMerger, unmerge_all
 from ...presets import Keep, Plan, check_window, resolve_plan
@@ -57,7 +57,7 @@ class LTMEfficientViT(LTMBackbone):
         norm_eval: keep batch normalisation in eval mode while training (running
             statistics as loaded; for small batches).
         with_cp: recompute activations in the backward pass to save memory.
-        init_cfg: ``dict(type='Pretrained', checkpoint=path or URL)`` or None.
+        init_cfg: ``dict(type='Pretrained', checkpoint=path or URL)``, that path alone, or None.
 
     Raises:
         ValueError: if an argument does not fit; says what is allowed.
@@ -75,7 +75,7 @@ class LTMEfficientViT(LTMBackbone):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
-        init_cfg: dict | None = None,
+        init_cfg: dict | str | None = None,
     ) -> None:
         if arch not in ARCHS:
             raise ValueError(f"unknown arch {arch!r}: choose from {', '.join(ARCHS)}")
@@ -134,6 +134,7 @@ class EfficientVitLTMStage(Exchanged, MergeScope):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C_in, H, W)`` -> ``(B, C, ceil(H/2), ceil(W/2))``."""
+        refuse_tracing(x)
         merge: GridMerge | None = None
         for block in self.blocks:
             x, merge = self._run(block, _fast_layout(x), merge)

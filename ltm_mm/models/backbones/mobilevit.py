@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...families import MOBILEVIT
-from ...layers.exchange import Exchanged, exchange
+from ...layers.exchange import Exchanged, exchange, refuse_tracing
 from ...presets import Keep, Plan, resolve_plan
 from .base import LTMBackbone, copy_weights, norm_option
 from .global_blocks import merge_blocks
@@ -50,7 +50,7 @@ class LTMMobileViT(LTMBackbone):
             statistics as loaded; for small batches).
         with_cp: recompute the transformers' activations in the backward pass to save
             memory.
-        init_cfg: ``dict(type='Pretrained', checkpoint=path or URL)`` or None.
+        init_cfg: ``dict(type='Pretrained', checkpoint=path or URL)``, that path alone, or None.
 
     Raises:
         ValueError: if an argument does not fit; says what is allowed.
@@ -68,7 +68,7 @@ class LTMMobileViT(LTMBackbone):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
-        init_cfg: dict | None = None,
+        init_cfg: dict | str | None = None,
     ) -> None:
         if arch not in ARCHS:
             raise ValueError(f"unknown arch {arch!r}: choose from {', '.join(ARCHS)}")
@@ -133,6 +133,7 @@ class MobileVitLTMBlock(Exchanged):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C_in, H, W)`` -> ``(B, C_out, H, W)``."""
+        refuse_tracing(x)
         shortcut, size = x, x.shape[2:]
         x = self.conv_1x1(self.conv_kxk(x))
         # As the reference: a map that patches do not fit is resized to one that they do.
@@ -156,8 +157,7 @@ class MobileVitLTMBlock(Exchanged):
         rows, cols = height // ph, width // pw
         x = x.reshape(b, c, rows, ph, cols, pw).permute(0, 3, 5, 2, 4, 1)
         x = x.reshape(b * ph * pw, rows * cols, c)  # (B * places, N, C)
-        last = (len(self.transformer) - 1,)
-        (x,) = self.transformer(x, (rows, cols), last, self.with_cp)
+        x = self.transformer(x, (rows, cols), with_cp=self.with_cp)
         x = self.norm(x).reshape(b, ph, pw, rows, cols, c)
         return x.permute(0, 5, 3, 1, 4, 2).reshape(b, c, height, width)
 
