@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ...adapters.apply import exchange_stages, planned
+from ...adapters.apply import exchange_stages, resolve_model_plan
 from ...adapters.families import Swin, adapter_of
 from ...models.backbones.base import LTMBackbone
 from ...presets import Keep, Plan
@@ -50,7 +50,9 @@ def whole_plan(model: nn.Module) -> tuple[str, Plan]:
     own = next((m for m in model.modules() if isinstance(m, LTMBackbone)), None)
     if own is not None:
         return type(own).__name__.removeprefix("LTM").lower(), own.plan
-    family, _, plan = planned(model, None)
+    (family, _, plan), *others = resolve_model_plan(model, None)
+    if any((other.family, other.plan) != (family, plan) for other in others):
+        raise ValueError(f"{type(model).__name__} has backbones of several kinds: measure each")
     return family.name, ((), (), *plan) if family.name == "mobilevit" else plan
 
 
@@ -133,7 +135,7 @@ def _catch_stages(model: nn.Module, caught: list[object]) -> list[RemovableHandl
         out = out[0] if isinstance(out, tuple) else out
         caught.append(adapter_of(block).as_map(block, (*args, *kwargs.values()), out))
 
-    last = [stage[-1] for stage in Swin.stages(model)]
+    last = [stage[-1] for stages in Swin.backbones(model) for stage in stages]
     return [block.register_forward_hook(catch, with_kwargs=True) for block in last]
 
 
