@@ -18,6 +18,10 @@ def __getattr__(name: str) -> object:
         from ltm_mm import adapters as module
 
         return getattr(module, name)
+    if name in ("learn", "Learned"):
+        from ltm_mm import learning
+
+        return getattr(learning, name)
     if name == "fidelity":
         from ltm_mm.analysis.fidelity.compare import fidelity
 

@@ -7,7 +7,9 @@ rule knows is a defect and keeps its traceback.
 """
 
 import difflib
+import errno
 import inspect
+import io
 import json
 import os
 import re
@@ -17,6 +19,8 @@ import urllib.error
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from .log import quiet_log
 
 NO_INTERNET = (
     "without internet give a local file, --cfg-options model.backbone.init_cfg.checkpoint=FILE, "
@@ -33,7 +37,8 @@ def clean_errors(debug: bool = False) -> Iterator[None]:
     """End the program with one line and a non-zero exit status if the input is wrong.
 
     Args:
-        debug: keep the traceback; also switched on by the variable ``LTM_DEBUG``.
+        debug: keep the traceback, and print all of the log (see :mod:`.log`); also switched on by
+            the variable ``LTM_DEBUG``.
 
     Raises:
         SystemExit: for a known mistake (1) and for Ctrl-C (130).
@@ -41,7 +46,8 @@ def clean_errors(debug: bool = False) -> Iterator[None]:
     debug = debug or bool(os.environ.get("LTM_DEBUG"))
     rank = int(os.environ.get("RANK", 0))
     try:
-        yield
+        with quiet_log(debug):
+            yield
     except (KeyboardInterrupt, Exception) as error:
         line = explain(error)
         # PyTorch's writer ends in an error of its own where a save is interrupted.
@@ -116,7 +122,54 @@ def _os_error(error: BaseException) -> str | None:
     """Disk full and the like; OSErrors without a number are left to other rules."""
     reason = getattr(error, "strerror", None)
     name = getattr(error, "filename", None)
+    if name is None and getattr(error, "errno", None) in UNWRITABLE:
+        name = _being_written(error)
     return (f"{name}: {reason}" if name else reason) if reason else None
+
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+PATHS = ("filepath", "filename", "file", "path", "fname", "fp", "f", "out", "out_file", "self")
+
+
+def _being_written(error: BaseException) -> str | None:
+    """The file that was written when an error was raised, which writers leave out."""
+    for frame in reversed(frames(error)):
+        for value in frame.f_locals.values():
+            name = getattr(value, "name", None) if isinstance(value, io.IOBase) else None
+            if isinstance(name, str) and not name.startswith("<"):
+                return name
+        for key in PATHS:
+            value = frame.f_locals.get(key)
+            if isinstance(value, str | os.PathLike):
+                return os.fspath(value)
+    return None
+
+
+def _torch_writer(error: BaseException) -> str | None:
+    """PyTorch's writer of files, which does not say that the disk is full."""
+    if not re.search(r"PytorchStreamWriter|unexpected pos \d+ vs", message(error)):
+        return None
+    return f"{_being_written(error) or 'a checkpoint'} cannot be written: is the disk full?"
+
+
+CHECKPOINTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".pkl", ".onnx", ".xml", ".pt2")
+CONFIGS = (".py", ".json", ".yaml", ".yml")
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+
+
+def taken_for(file: str | os.PathLike, wanted: str) -> str | None:
+    """What a file is by its name, in words, where another kind is wanted: swapped arguments.
+
+    Args:
+        file: as given.
+        wanted: 'config', 'checkpoint' or 'photo'.
+    """
+    kinds = {"config": CONFIGS, "checkpoint": CHECKPOINTS, "photo": PICTURES}
+    suffix = os.path.splitext(file)[1].lower()
+    found = next((kind for kind, suffixes in kinds.items() if suffix in suffixes), wanted)
+    if found == wanted:
+        return None
+    return f"{file} is a {found} by its name, where a {wanted} is wanted: are arguments swapped?"
 
 
 def _connection(error: BaseException) -> str | None:
@@ -265,6 +318,7 @@ RULES: tuple[tuple[tuple[type[BaseException], ...], Rule], ...] = (
     ((urllib.error.URLError, ConnectionError), _connection),
     ((FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError), _missing_file),
     ((OSError,), _os_error),
+    ((RuntimeError,), _torch_writer),
     ((json.JSONDecodeError,), _json),
     ((ModuleNotFoundError,), _not_installed),
     ((ImportError,), message),

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import taken_for
 from .detect import unwrap
 from .optional import HistoryBuffer, barrier, get_external_models, get_mmcls_models
 
@@ -30,26 +31,39 @@ ZOOS: dict[str, Callable[[], dict[str, str]]] = {
 def read_state_dict(path: str | os.PathLike, trust: bool = False) -> dict[str, Tensor]:
     """Tensors of a checkpoint, on the CPU, taken out of ``state_dict``, ``model``, ...
 
+    Args and errors as :func:`read_file`; also a ValueError if there are no weights in it.
+
+    Returns:
+        The state dict, with its ``_metadata`` if it had any.
+    """
+    content = read_file(path, trust)
+    try:
+        return unwrap(content)
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)}: {error}") from error
+
+
+def read_file(path: str | os.PathLike, trust: bool = False) -> object:
+    """What a checkpoint's file holds, on the CPU.
+
     Args:
         path: a local PyTorch or ``.safetensors`` file, an http(s) URL (kept in torch
             hub's cache), or ``open-mmlab://name``, ``mmcls://name``.
         trust: unpickle the file even if that may run code from it.
 
-    Returns:
-        The state dict, with its ``_metadata`` if it had any.
-
     Raises:
         FileNotFoundError: no such file.
         ConnectionError: the download failed.
-        ValueError: not a checkpoint, truncated, no weights in it, or it needs ``trust``.
+        ValueError: not a checkpoint, truncated, or it needs ``trust``.
     """
     name = os.fspath(path)
+    if swapped := taken_for(name, "checkpoint"):
+        raise ValueError(swapped)
     scheme = name.partition("://")[0] if "://" in name else None
     if scheme in ZOOS:
-        name = _look_up(name, ZOOS[scheme]())
-        scheme = "https"
-    if scheme in ("http", "https"):
-        file = _fetch(name)
+        file = _fetch(_look_up(name, ZOOS[scheme]()), name)
+    elif scheme in ("http", "https"):
+        file = _fetch(name, name)
     elif scheme is None:
         file = Path(name).expanduser()
     else:
@@ -58,13 +72,10 @@ def read_state_dict(path: str | os.PathLike, trust: bool = False) -> dict[str, T
         raise ValueError(f"checkpoint {name} is a folder: name the file in it")
     if not file.is_file():
         raise FileNotFoundError(
-            f"checkpoint {name} does not exist: give a local file or an https URL, or set "
-            "init_cfg=None to start from scratch"
+            f"checkpoint {name} does not exist: give a local file or an https URL"
         )
     try:
-        return unwrap(
-            _read_safetensors(file) if file.suffix == ".safetensors" else _unpickle(file, trust)
-        )
+        return _read_safetensors(file) if file.suffix == ".safetensors" else _unpickle(file, trust)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 
@@ -142,13 +153,21 @@ def _look_up(name: str, zoo: dict[str, str]) -> str:
     return zoo[key]
 
 
-def _fetch(url: str) -> Path:
-    """Download into torch hub's cache, once per machine; rank 0 goes first."""
+def _fetch(url: str, name: str) -> Path:
+    """Download into torch hub's cache, once per machine; rank 0 goes first.
+
+    Args:
+        url: where it is.
+        name: as the user gave it, for messages.
+    """
     first = int(os.environ.get("LOCAL_RANK", 0)) == 0
     if not first:
         barrier()
     try:
         return _download(url)
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        where = name if name == url else f"{name}, {url}"
+        raise ConnectionError(f"could not download {where} ({error}): give a local file") from error
     finally:
         if first:
             barrier()
@@ -167,11 +186,6 @@ def _download(url: str) -> Path:
         torch.hub.download_url_to_file(
             url, str(file), checksum and checksum[1], progress=sys.stderr.isatty()
         )
-    except (urllib.error.URLError, OSError, RuntimeError) as error:
-        raise ConnectionError(
-            f"could not download {url} ({error}): give a local path as "
-            "the checkpoint, or set init_cfg=None to start from scratch"
-        ) from error
     finally:
         socket.setdefaulttimeout(timeout)
     return file

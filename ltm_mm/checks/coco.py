@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from tqdm import tqdm
 
 from ..errors import UserError
-from .masks import mask_fault
+from .masks import RUN_LENGTH, mask_fault
 
 OVERHANG = 2  # pixels that a box may reach beyond its image: annotation tools round
 
@@ -33,6 +33,7 @@ class Look:
         categories: names in the file's order.
         ids: category's id -> name.
         instances: category's id -> instances that train.
+        objects: ids of image and category -> instances that train.
         crowds: category's id -> instances that are a crowd, which neither train nor count.
         annotations: how many there are.
         faults: fault -> how many annotations have it, and the first of them.
@@ -44,6 +45,7 @@ class Look:
     categories: list[str] = field(default_factory=list)
     ids: dict[object, str] = field(default_factory=dict)
     instances: Counter = field(default_factory=Counter)
+    objects: Counter = field(default_factory=Counter)
     crowds: Counter = field(default_factory=Counter)
     annotations: int = 0
     faults: dict[str, tuple[int, Mapping]] = field(default_factory=dict)
@@ -193,7 +195,13 @@ def _look_at_annotation(look: Look, a: Mapping, images: Mapping) -> None:
         look.note(wrong + UNTRAINED * small, a)
     if small:
         return look.note(SMALL, a)
-    (look.crowds if a.get("iscrowd") else look.instances)[category] += 1
+    if isinstance(a.get("segmentation"), dict) and not a.get("iscrowd"):
+        look.note(RUN_LENGTH, a)
+    if a.get("iscrowd"):
+        look.crowds[category] += 1
+    else:
+        look.instances[category] += 1
+        look.objects[image["id"], category] += 1
     return None
 
 

@@ -6,23 +6,34 @@ mmdet numbers labels in the order in which the *file* lists the categories, what
 
 import difflib
 import os
+import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from torch import nn
 from torch.utils.data import Dataset
 
 from ..errors import UserError
+from .annotations import keeps_run_lengths
 from .coco import BEYOND, NO_CATEGORY, NO_CROWD_FLAG, NO_IMAGE, SMALL, UNTRAINED, Look
-from .masks import MASK_FAULTS
+from .masks import BAD_MASK, MASK_FAULTS, NO_MASK, RUN_LENGTH
 from .notes import first, say
-from .sizes import size_of, spread
+from .options import flatten
+from .sizes import HEADERS, image_step, loaded_size, spread, turning
 
 HALF = "more than half of its annotations cannot be meant so"
 
 
 def check_instances(
-    dataset: Dataset, path: str, look: Look, classes: Sequence[str], training: bool, masks: bool
+    dataset: Dataset,
+    path: str,
+    look: Look,
+    classes: Sequence[str],
+    training: bool,
+    masks: bool,
+    boxes_only: str,
 ) -> None:
     """Compare a COCO data set with what its file holds.
 
@@ -33,6 +44,7 @@ def check_instances(
         classes: of the data set.
         training: whether it is trained on.
         masks: whether its pipeline loads masks.
+        boxes_only: how to do without masks, for a message.
 
     Raises:
         UserError: names file, entry and option.
@@ -44,8 +56,12 @@ def check_instances(
             raise UserError(f"{line}; {HALF}")
         if line and training:
             say(line)
-    if training and masks:
-        _refuse(look, MASK_FAULTS, "take them out, or train a detector without masks")
+    if masks:
+        faults = MASK_FAULTS if training else (NO_MASK, BAD_MASK)
+        _refuse(look, faults, f"{path}.pipeline loads masks: take them out, or {boxes_only}")
+    if training and masks and not keeps_run_lengths(dataset):
+        why = f"{path}.pipeline has poly2mask=False, which leaves them out: set it to True"
+        _refuse(look, (RUN_LENGTH,), why)
     if not training:
         return
     if not look.total(look.instances, classes):
@@ -104,12 +120,43 @@ def check_order(found: Sequence[str], classes: Sequence[str], look: Look, option
         )
 
 
+def check_object_counts(look: Look, classes: Sequence[str], cfg: Config) -> None:
+    """Report an image with more objects than the model gives at most.
+
+    Args:
+        look: at the annotation file.
+        classes: of the data set.
+        cfg: the whole config.
+    """
+    limits = [
+        (value, key)
+        for key, value in flatten(cfg.get("model") or {}, "model")
+        if re.search(r"(\btest_cfg\..*\bmax_per_im(g|age)|\bnum_queries)$", key)
+        and type(value) is int
+        and value > 0
+    ]
+    totals: Counter = Counter()
+    for (image, category), count in look.objects.items():
+        if look.ids.get(category) in classes:
+            totals[image] += count
+    (image, most), *_ = totals.most_common(1) or [(None, 0)]
+    if limits and most > min(limits)[0]:
+        limit, option = min(limits)
+        count = sum(total > limit for total in totals.values())
+        say(
+            f"{look.file}: {count} images have more objects than the model finds at most, {limit} "
+            f"({option}), the fullest one {most} ({look.images[image]}): raise it. COCO's mAP "
+            "counts the best 100 of an image in any case"
+        )
+
+
 def check_metric(
     metric: BaseMetric,
     option: str,
     data: Look | None,
     classes: Sequence[str],
     model: nn.Module,
+    boxes_only: str,
 ) -> None:
     """Refuse a COCO metric that would end in a traceback, in -1, or in another set's figures.
 
@@ -119,6 +166,7 @@ def check_metric(
         data: what was seen in the data set's own file; None: nothing.
         classes: of the data set.
         model: of the runner.
+        boxes_only: how to do without masks, for a message.
 
     Raises:
         UserError: names file, entry and option.
@@ -129,7 +177,7 @@ def check_metric(
     if "segm" in metrics and getattr(model, "with_roi_head", False) and not model.with_mask:
         raise UserError(
             f"{option.removesuffix('.ann_file')}.metric has 'segm', but the model predicts no "
-            "masks: give 'bbox' alone"
+            f"masks: {boxes_only}"
         )
     if look is None or getattr(metric, "format_only", False):
         return
@@ -140,7 +188,7 @@ def check_metric(
     _refuse(look, (NO_CROWD_FLAG,), "add it")
     if "segm" in metrics:
         faults = (*MASK_FAULTS, *(fault + UNTRAINED for fault in MASK_FAULTS))
-        _refuse(look, faults, "add or correct it, or measure metric='bbox' alone")
+        _refuse(look, faults, f"add or correct it, or {boxes_only}")
     if not look.total(look.instances, classes):
         why = look.describe(NO_IMAGE) or look.describe(NO_CATEGORY) or look.describe(SMALL)
         if crowds := look.total(look.crowds, classes):
@@ -170,32 +218,25 @@ def _same_images(metric: Look, data: Look, option: str) -> None:
     )
 
 
-def check_sizes(look: Look, folder: str) -> None:
-    """Compare the sizes that the file gives with those of some images.
+def check_sizes(dataset: Dataset, path: str, look: Look) -> None:
+    """Compare the sizes that the file gives with those of images as the pipeline loads them.
 
     Args:
-        look: at the annotation file.
-        folder: of the images.
+        dataset: as built by mmdet.
+        path: its dotted key in the config.
+        look: at its annotation file.
 
     Raises:
         UserError: names the first image of another size.
     """
-    for key in spread(list(look.images)):
+    folder, (_, step) = dataset.data_prefix.get("img") or "", image_step(dataset)
+    for key in spread(list(look.images), HEADERS):
         image, size = os.path.join(folder, look.images[key]), look.sizes[key]
-        found = size_of(image)
-        # Programs disagree on whether a photo that its EXIF tag turns is turned.
-        if found and sorted(found) != sorted(size):
+        found = loaded_size(image, step)
+        if found and found != tuple(size):
+            why = turning(image, dataset, path)
             raise UserError(
                 f"{look.file}: image {key!r} is of {size[0]} x {size[1]} pixels (height x width) "
-                f"there, {image} of {found[0]} x {found[1]}: were images resized without their "
-                "annotations?"
+                f"there, {image} of {found[0]} x {found[1]} as it is loaded"
+                + (why or ": were images resized without their annotations?")
             )
-
-
-def check_masks(model: nn.Module, masks: bool, path: str) -> None:
-    """Refuse a mask head whose data set's pipeline loads no masks."""
-    if getattr(model, "with_roi_head", False) and model.with_mask and not masks:
-        raise UserError(
-            f"the model has a mask head, but no LoadAnnotations step of {path}.pipeline has "
-            "with_mask=True"
-        )

@@ -12,7 +12,7 @@ from ..errors import UserError
 from .notes import first, say
 from .randomness import randomness_kept
 from .reading import ReadGuard
-from .sizes import SAMPLED, size_of, spread
+from .sizes import SAMPLED, image_step, loaded_size, spread, stored_size, turning
 
 
 @dataclass(frozen=True)
@@ -87,16 +87,19 @@ def check_labels(dataset: Dataset, path: str) -> None:
             f"'other' and does not count, else {path}.pipeline.{index}.reduce_zero_label=False"
         )
     infos = [dataset.get_data_info(i) for i in range(len(dataset))]
-    _check_sizes(infos, path)
+    _check_sizes(infos, dataset, path)
     _check_sample(infos, load, check, dataset, path)
 
 
-def _check_sizes(infos: Sequence[Mapping], path: str) -> None:
-    """Compare the sizes in the headers of every image and its label map."""
+def _check_sizes(infos: Sequence[Mapping], dataset: Dataset, path: str) -> None:
+    """Compare the sizes of every image and its label map, as they are loaded."""
+    _, step = image_step(dataset)
     for info in tqdm(infos, desc=f"looking at {path}", unit="image", delay=1, leave=False):
-        image, labels = size_of(info["img_path"]), size_of(info.get("seg_map_path"))
+        file, labels = info["img_path"], stored_size(info.get("seg_map_path"))
+        image = loaded_size(file, step) if labels else None
         if image and labels and image != labels:
-            raise UserError(f"{info['seg_map_path']} {_other_size(labels, image)}")
+            why = turning(file, dataset, path)
+            raise UserError(f"{info['seg_map_path']} {_other_size(labels, image)}{why}")
 
 
 def _check_sample(

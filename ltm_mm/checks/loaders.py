@@ -13,13 +13,15 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError, chain, explain, frames, message
+from .annotations import boxes_only, check_loaded, loads
 from .coco import Look, looking
 from .heads import check_channels, check_detector, check_head, unwrapped
-from .instances import check_instances, check_masks, check_metric, check_sizes
+from .instances import check_instances, check_metric, check_object_counts, check_sizes
 from .labels import check_labels, label_check
 from .notes import first, say
 from .options import flatten
 from .reading import check_files, guard, try_pipeline
+from .weights import naming_weights
 
 SKIPPED = "unreadable_images.txt"  # in the folder of a run's log
 
@@ -199,9 +201,10 @@ def _nodes(cfg: object) -> Iterator[Mapping]:
 
 @contextmanager
 def naming_options(cfg: Config) -> Iterator[None]:
-    """Name the config's option beside a file that is missing."""
+    """Name the config's option beside a file that is missing, and beside weights that fail."""
     try:
-        yield
+        with naming_weights(cfg):
+            yield
     except FileNotFoundError as error:
         raise UserError(missing(cfg, error)) from error
 
@@ -272,12 +275,14 @@ def check_dataset(
     model = unwrapped(runner.model)
     check_head(model, classes, path, getattr(dataset, "ignore_index", None))
     if look is not None:
-        masks = _loads_masks(dataset)
-        check_instances(dataset, path, look, classes, training, masks)
+        masks, split = "with_mask" in loads(dataset), path.partition("_")[0]
+        advice = boxes_only(runner.cfg, split)
+        check_instances(dataset, path, look, classes, training, masks, advice)
+        check_object_counts(look, classes, runner.cfg)
         if not getattr(dataset, "return_classes", False):
             check_detector(model, classes, path)
         if training:
-            check_masks(model, masks, path)
+            check_loaded(model, dataset, path, runner.cfg)
     elif training and not any(_has_instance(dataset, index) for index in range(len(dataset))):
         file = getattr(dataset, "ann_file", "") or "the annotation file"
         raise UserError(f"{path} has no instance of its classes ({first(classes)}) in {file}")
@@ -285,11 +290,11 @@ def check_dataset(
     if line := check_files(images, "images", path, skip=training):
         say(line)
     if look is not None and images:
-        check_sizes(look, dataset.data_prefix.get("img") or "")
+        check_sizes(dataset, path, look)
     check_files(labels, "label maps", path, skip=False)
     check_labels(dataset, path)
     record = str(Path(runner.log_dir, SKIPPED)) if training else None
-    guard(dataset, training, record, label_check(dataset))
+    guard(dataset, training, record, label_check(dataset), path)
 
 
 def check_folders(dataset: Dataset, path: str) -> None:
@@ -329,11 +334,6 @@ def check_names(dataset: Dataset, path: str) -> None:
     twice = [name for name in dict.fromkeys(classes) if list(classes).count(name) > 1]
     if twice:
         raise UserError(f"{path}.metainfo.classes has {twice[0]!r} more than once")
-
-
-def _loads_masks(dataset: Dataset) -> bool:
-    steps = getattr(getattr(dataset, "pipeline", None), "transforms", [])
-    return any(getattr(step, "with_mask", False) for step in steps)
 
 
 def _files(dataset: Dataset, look: Look | None) -> tuple[list[str], list[str]]:
@@ -385,5 +385,6 @@ def _check_evaluator(
     for index, metric in enumerate(evaluator.metrics):
         place = f".{index}" if isinstance(cfg, (list, tuple)) else ""
         option = f"{split}_evaluator{place}.ann_file"
-        check_metric(metric, option, data, _classes(own[0]), unwrapped(runner.model))
+        advice = boxes_only(runner.cfg, split)
+        check_metric(metric, option, data, _classes(own[0]), unwrapped(runner.model), advice)
     setattr(runner, f"_{split}_evaluator", evaluator)

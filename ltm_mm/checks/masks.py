@@ -14,6 +14,7 @@ BAD_MASK = (
     "three points or more, nor a run-length code of the image's height and width"
 )
 EMPTY_MASK = "have a run-length code without a pixel as 'segmentation'"
+RUN_LENGTH = "have a run-length code as 'segmentation'"  # no fault of its own
 MASK_FAULTS = (NO_MASK, BAD_MASK, EMPTY_MASK)
 
 

@@ -117,9 +117,16 @@ def _runner_arguments() -> set[str]:
     return set(inspect.signature(Runner.__init__).parameters)
 
 
+SMALLEST_SIDE = 32  # pixels of one token of a last stage; below there is nothing to measure
+
+
 def check_counts(options: Mapping[str, int | Sequence[int] | None]) -> None:
-    """Raise a UserError for an option of the command line that has a number below 1."""
+    """Raise a UserError for an option of the command line that has a number below what it takes.
+
+    That is 1, of ``--size`` ``SMALLEST_SIDE``.
+    """
     for option, value in options.items():
-        numbers = [1] if value is None else value if isinstance(value, Sequence) else [value]
-        if any(number < 1 for number in numbers):
-            raise UserError(f"{option} must be 1 or more, got {' '.join(map(str, numbers))}")
+        least = SMALLEST_SIDE if option == "--size" else 1
+        numbers = [least] if value is None else value if isinstance(value, Sequence) else [value]
+        if any(number < least for number in numbers):
+            raise UserError(f"{option} must be {least} or more, got {' '.join(map(str, numbers))}")

@@ -23,25 +23,77 @@ TRIED = 5  # images that a pipeline is tried with
 
 
 def guard(
-    dataset: Dataset, skip: bool, record: str | None = None, check: Check | None = None
+    dataset: Dataset,
+    skip: bool,
+    record: str | None = None,
+    check: Check | None = None,
+    path: str = "the data set",
 ) -> None:
-    """Put a :class:`ReadGuard` before each step of a pipeline that reads a file.
+    """Put a :class:`ReadGuard` before each step that reads a file; see :class:`Guarded`.
 
     Args:
         dataset: as built.
         skip: pass over images that cannot be read.
         record: file that the names of such images are written to.
         check: of label maps, see :class:`ReadGuard`.
+        path: dotted key of the data set in the config.
     """
     steps = getattr(getattr(dataset, "pipeline", None), "transforms", [])
     for index, step in enumerate(steps):
-        name = type(step).__name__
+        name, place = type(step).__name__, f"{path}.pipeline.{index}"
         if name.startswith("LoadImage"):
-            steps[index] = ReadGuard(step, "img_path", skip, record=record)
+            steps[index] = ReadGuard(step, "img_path", skip, _other_size, record, place)
         elif name.startswith("LoadAnnotations") and getattr(step, "with_seg", False):
-            steps[index] = ReadGuard(step, "seg_map_path", False, check)
+            steps[index] = ReadGuard(step, "seg_map_path", False, check, place=place)
         elif name.startswith("LoadAnnotations"):  # masks that cannot be decoded, for example
-            steps[index] = ReadGuard(step, "img_path", False)
+            steps[index] = ReadGuard(step, "img_path", False, place=place)
+    if steps:
+        dataset.pipeline = Guarded(steps, skip, path)
+
+
+class Guarded(Compose):
+    """A pipeline that names step and file where it fails; while training it passes over them.
+
+    A photo of 3000 x 4 pixels, say, of which resizing leaves nothing. As long as no image went
+    through, it is about the step, and that is an error.
+
+    Args:
+        steps: of the pipeline, the reading ones with their :class:`ReadGuard`.
+        skip: pass over images that a step cannot take.
+        path: dotted key of the data set in the config.
+    """
+
+    def __init__(self, steps: list[Callable[[dict], dict | None]], skip: bool, path: str) -> None:
+        self.transforms = steps
+        self.skip = skip
+        self.path = path
+        self.worked = False
+        self.in_a_row = 0
+
+    def __call__(self, data: dict) -> dict | None:
+        """The last step's results, or None for an image to be skipped."""
+        file = str(data.get("img_path") or "")
+        loader = next((s for s in self.transforms if getattr(s, "key", None) == "img_path"), None)
+        for t in self.transforms:
+            try:
+                data = t(data)
+            except (MemoryError, UserError):
+                raise
+            except Exception as error:
+                why = f"{type(getattr(t, 'step', t)).__name__}: {_words(error)}"
+                if self.skip and not self.worked:
+                    raise
+                self.in_a_row += 1
+                if not self.skip or loader is None or self.in_a_row >= MAX_UNREADABLE:
+                    raise UserError(
+                        f"{self.path}.pipeline: {why}, of {file} (--debug shows where)"
+                    ) from error
+                loader.leave_out(file, f"cannot be used ({why})")
+                return None
+            if data is None:
+                return None
+        self.worked, self.in_a_row = True, 0
+        return data
 
 
 class ReadGuard:
@@ -52,8 +104,9 @@ class ReadGuard:
         key: of the path in the results.
         skip: return None (the data set then takes another image) and log the file, or
             raise a UserError that names it.
-        check: what is wrong with the step's results, if anything; always an error.
+        check: what is wrong with the step's results, if anything.
         record: file that the names of skipped images are appended to, of all processes.
+        place: of the step in the config.
     """
 
     def __init__(
@@ -63,7 +116,9 @@ class ReadGuard:
         skip: bool,
         check: Check | None = None,
         record: str | None = None,
+        place: str = "the pipeline",
     ) -> None:
+        self.place = place
         self.step = step
         self.key = key
         self.skip = skip
@@ -83,26 +138,31 @@ class ReadGuard:
             if not file:
                 raise
             if not _unreadable(file, error):
-                name = type(self.step).__name__
+                name = f"{self.place} ({type(self.step).__name__})"
                 raise UserError(f"{name} cannot load {file}: {_words(error)}") from error
-            return self._skip(file, error)
-        self.in_a_row = 0
+            if not self.skip:
+                raise UserError(
+                    f"{file} {_why(file, error)}: replace it, or take it out of the data set "
+                    "(without it the result would not be that of the data set)"
+                ) from error
+            return self._skip(file, _why(file, error), error)
         if self.check and loaded and (why := self.check(loaded)):
-            raise UserError(f"{results[self.key]} {why}")
+            if not self.skip:
+                raise UserError(f"{results[self.key]} {why}")
+            return self._skip(str(results[self.key]), why)
+        self.in_a_row = 0
         return loaded
 
-    def _skip(self, file: str, error: Exception) -> None:
-        why = _why(file, error)
-        if not self.skip:
-            raise UserError(
-                f"{file} {why}: replace it, or take it out of the data set (without it the "
-                "result would not be that of the data set)"
-            ) from error
+    def _skip(self, file: str, why: str, error: Exception | None = None) -> None:
         self.in_a_row += 1
         if self.in_a_row >= MAX_UNREADABLE:
             raise UserError(
-                f"{self.in_a_row} images in a row cannot be read, the last one is {file} ({why})"
+                f"{self.in_a_row} images in a row cannot be used, the last one is {file} ({why})"
             ) from error
+        self.leave_out(file, why)
+
+    def leave_out(self, file: str, why: str) -> None:
+        """Log an image that is skipped, and keep its name."""
         if file not in self.files:
             self.files.add(file)
             if self.record:
@@ -125,6 +185,17 @@ class ReadGuard:
         return repr(self.step)
 
 
+def _other_size(results: dict) -> str | None:
+    """What is wrong with an image of another size than its annotation file says: its boxes."""
+    size, said = tuple(results["img"].shape[:2]), (results.get("height"), results.get("width"))
+    if None in said or size == said:
+        return None
+    return (
+        f"is of {size[0]} x {size[1]} pixels (height x width) as it is loaded, its annotation file "
+        f"says {said[0]} x {said[1]}, so its boxes would not fit"
+    )
+
+
 def _unreadable(file: str, error: Exception) -> bool:
     """Whether an error is about the file, and not about what a step makes of it."""
     if isinstance(error, OSError) or not os.path.isfile(file) or not os.path.getsize(file):
@@ -138,7 +209,9 @@ def _unreadable(file: str, error: Exception) -> bool:
 
 
 def _words(error: Exception) -> str:
-    return message(error) or type(error).__name__
+    if isinstance(error, KeyError):  # of what the data set or a step before gives
+        return f"there is no {message(error)!r} in what it is given"
+    return " ".join(message(error).split()) or type(error).__name__
 
 
 def _why(file: str, error: Exception) -> str:
@@ -163,7 +236,7 @@ def skipped(record: str) -> str | None:
         return None
     files = list(dict.fromkeys(Path(record).read_text().splitlines()))
     what = "image" if len(files) == 1 else "images"
-    return f"{len(files)} {what} that cannot be read: {first(files, 3)} (all in {record})"
+    return f"{len(files)} {what} that cannot be used: {first(files, 3)} (all in {record})"
 
 
 def absent(files: Iterable[str]) -> list[str]:
@@ -211,20 +284,27 @@ def try_pipeline(dataset: Dataset, path: str) -> None:
     Raises:
         UserError: names the step and what it said.
     """
-    try:
-        with randomness_kept():
-            for index in range(min(TRIED, len(dataset))):
+    failed: Exception | None = None
+    with randomness_kept():
+        for index in range(min(TRIED, len(dataset))):
+            try:
                 if dataset[index] is not None:
-                    break
-    except (MemoryError, UserError):
-        raise
-    except Exception as error:
-        step = _step(error)
-        if step is None:
-            raise
+                    return
+            except (MemoryError, UserError):
+                raise
+            except Exception as error:
+                failed = failed or error
+    if failed is None:
+        return
+    step, line = _step(failed), _words(failed)
+    if step is None and line.startswith("Cannot find valid image"):  # mmengine's own words
         raise UserError(
-            f"{path}.pipeline: {step}: {_words(error)} (--debug shows where)"
-        ) from error
+            f"{path}.pipeline: no image is left by its steps, tried 1000 times: does one ask for "
+            "objects or crops that are not there?"
+        ) from failed
+    if step is None:
+        raise failed
+    raise UserError(f"{path}.pipeline: {step}: {line} (--debug shows where)") from failed
 
 
 def _step(error: Exception) -> str | None:

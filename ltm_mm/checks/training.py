@@ -7,7 +7,7 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.registry import OPTIMIZERS
 
-from ..errors import UserError, no_such_type
+from ..errors import UserError, no_such_type, taken_for
 
 # What mmengine's DefaultOptimWrapperConstructor reads.
 PARAMWISE = (
@@ -55,6 +55,8 @@ def require(cfg: Config, *keys: str) -> None:
 
 def require_file(checkpoint: str) -> None:
     """Raise a UserError if a checkpoint is no file; an address passes."""
+    if swapped := taken_for(checkpoint, "checkpoint"):
+        raise UserError(swapped)
     path = Path(checkpoint).expanduser()
     if path.is_dir():
         raise UserError(f"checkpoint {checkpoint} is a folder: name the file in it")

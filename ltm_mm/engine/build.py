@@ -13,6 +13,7 @@ from torch import nn
 from ..adapters import merges as is_applied
 from ..adapters import remove
 from ..checkpoints import load_into, read_state_dict
+from ..checks.weights import check_weights, is_pretrained, naming_weights
 from ..errors import UserError, naming
 from ..families import FAMILIES, NAMED, SWIN, of_type
 from ..merging import merges
@@ -104,11 +105,14 @@ def model_builder(
             drop_pretrained(own)
         # Would pad the batches of a training step to another size.
         (own.model.get("data_preprocessor") or {}).pop("batch_augments", None)
+        if start_as_training:
+            check_weights(own)
         torch.manual_seed(seed)
         with scope_of(own), quiet():
             model = construct(own.model if whole else own.model.backbone)
             if start_as_training:
-                model.init_weights()
+                with naming_weights(own):
+                    model.init_weights()
             if weights is not None:
                 with naming(checkpoint):
                     load_into(model, weights, strict=strict)
@@ -204,8 +208,10 @@ def _drop(node: object) -> None:
     for key, value in node.items():
         if key == "pretrained" and value:
             node[key] = None if isinstance(value, str) else False
-        elif key == "init_cfg" and isinstance(value, dict) and value.get("type") == "Pretrained":
+        elif key == "init_cfg" and is_pretrained(value):
             node[key] = None
+        elif key == "init_cfg" and isinstance(value, (list, tuple)):
+            node[key] = [one for one in value if not is_pretrained(one)]
         else:
             _drop(value)
 

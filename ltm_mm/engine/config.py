@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checks.options import check_option, did_you_mean
-from ..errors import UserError
+from ..errors import UserError, taken_for
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -31,6 +31,8 @@ def load_config(
     Raises:
         UserError: no such config, it cannot be parsed, or an option names nothing in it.
     """
+    if swapped := taken_for(source, "config"):
+        raise UserError(swapped)
     path = find_config(os.fspath(source))
     from mmengine.config import Config
 

@@ -1,5 +1,6 @@
 """Photos as a config's model takes them: files, test pipeline, size, names of classes."""
 
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -12,7 +13,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import UserError
+from ..checks.sizes import stored_size
+from ..errors import PICTURES, UserError, taken_for
 from .build import scope_of
 
 if TYPE_CHECKING:
@@ -24,19 +26,20 @@ Size = tuple[int, int]
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, RGB
 BACKBONE_SIZE = (800, 1216)  # of a backbone without a test pipeline
 PHOTO = (640, 960)  # height and width of the photo whose size after the pipeline is asked for
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
 
 def find_images(source: str) -> list[Path]:
     """The image, or the images of a folder, in order of their names."""
     path = Path(source).expanduser()
     if not path.is_dir():
+        if swapped := taken_for(path, "photo"):
+            raise UserError(swapped)
         if not path.is_file():
             raise UserError(f"{source}: there is no such image or folder")
         return [path]
-    files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES and f.is_file())
+    files = sorted(f for f in path.iterdir() if f.suffix.lower() in PICTURES and f.is_file())
     if not files:
-        raise UserError(f"{source} holds no image: a name must end in {', '.join(SUFFIXES)}")
+        raise UserError(f"{source} holds no image: a name must end in {', '.join(PICTURES)}")
     return files
 
 
@@ -45,6 +48,30 @@ def some_images(dataset: "Dataset", count: int) -> list[Path]:
     count = min(count, len(dataset))
     places = [k * len(dataset) // count for k in range(count)]
     return [Path(dataset.get_data_info(place)["img_path"]) for place in places]
+
+
+def train_images(cfg: "Config") -> list[Path]:
+    """All image files of a config's train set.
+
+    Raises:
+        UserError: there is none, or its files cannot be read.
+    """
+    own = (cfg.get("train_dataloader") or {}).get("dataset")
+    if not own:
+        raise UserError(f"{cfg.filename} has no train set: name a folder of photos")
+    from mmengine.registry import DATASETS
+
+    from ..checks.loaders import datasets
+
+    try:
+        with scope_of(cfg):
+            dataset, _ = next(datasets(DATASETS.build(own), "dataset"))
+        return some_images(dataset, len(dataset))
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"the config's train set cannot be read ({reason}): name a folder of photos"
+        ) from error
 
 
 def pipeline_of(cfg: "Config", first: str = "test_dataloader") -> "Compose":
@@ -158,7 +185,7 @@ def read_photos(
         channels: of the backbone's images; others than 3 are read by the config's test pipeline.
 
     Raises:
-        UserError: if one cannot be read.
+        UserError: if none can be read; one of several is left out with a line.
     """
     pipeline = None
     whole = "type" in cfg.model
@@ -167,19 +194,37 @@ def read_photos(
     images = []
     for file in tqdm(files, desc="photos", unit="photo", leave=False):
         try:
-            with Image.open(file) as photo:
-                photo.load()  # loaders fill up with grey what is missing
-                own = None if pipeline else normalised(cfg, photo, size or BACKBONE_SIZE)
-        except (OSError, SyntaxError, ValueError) as error:
-            if channels == 3 or not isinstance(error, UnidentifiedImageError):
-                raise UserError(f"{file} is damaged or no photo ({error})") from error
-        if pipeline is not None:
-            own = _packed(pipeline, file)
-            own = own if size is None else resize_sample(own, (size[0], size[1]))
+            own = _read_photo(cfg, file, size, pipeline, channels)
+        except UserError as error:
+            if file is files[-1] and not images:  # there is no other one
+                raise
+            tqdm.write(f"left out: {error}", file=sys.stderr)
+            continue
         if pipeline is not None and backbone:
             own = _inputs(cfg, own)
         images.append(own.to(device) if isinstance(own, Tensor) else own)
     return images
+
+
+def _read_photo(
+    cfg: "Config",
+    file: Path,
+    size: Sequence[int] | None,
+    pipeline: "Compose | None",
+    channels: int,
+) -> Mapping | Tensor:
+    """One photo; see :func:`read_photos`."""
+    try:
+        with Image.open(file) as photo:
+            photo.load()  # loaders fill up with grey what is missing
+            if pipeline is None:
+                return normalised(cfg, photo, size or BACKBONE_SIZE)
+    except (OSError, SyntaxError, ValueError) as error:
+        if channels == 3 or not isinstance(error, UnidentifiedImageError):
+            raise UserError(f"{file} is damaged or no photo ({error})") from error
+    assert pipeline is not None
+    sample = _packed(pipeline, file)
+    return sample if size is None else resize_sample(sample, (size[0], size[1]))
 
 
 def _packed(pipeline: "Compose", file: Path) -> dict:
@@ -187,8 +232,16 @@ def _packed(pipeline: "Compose", file: Path) -> dict:
     named = dict(img_path=str(file), img_id=0, seg_fields=[], reduce_zero_label=False)
     try:
         return pipeline(named)
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{file}: the config's test pipeline cannot read it ({error})") from error
+    except Exception as error:  # an unknown format; a shape of which resizing leaves nothing
+        raise UserError(unusable(file, error)) from error
+
+
+def unusable(file: str | Path, error: Exception) -> str:
+    """The line for a photo that a pipeline's step cannot take, an extreme shape perhaps."""
+    size = stored_size(str(file))
+    shape = f", {size[0]} x {size[1]} pixels (height x width)," if size else ""
+    why = " ".join(str(error).split()) or type(error).__name__
+    return f"{file}{shape} cannot be used by the config's test pipeline: {why}"
 
 
 def _inputs(cfg: "Config", sample: Mapping) -> Tensor:

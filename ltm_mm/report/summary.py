@@ -20,7 +20,7 @@ def summary(run: Run) -> dict[str, str]:
         "model": _model(model),
         "backbone": _backbone(model.get("backbone") or {}),
         "merging": _merging(model.get("backbone") or {}),
-        "starts from": _start(cfg),
+        "starts from": _start(run.start or cfg),
         "data": _data(cfg),
         "image size": _size(cfg),
         "batch": _batch(cfg),
@@ -91,7 +91,9 @@ def _merging(backbone: Mapping[str, Any]) -> str:
 
 
 def _start(cfg: Mapping[str, Any]) -> str:
-    pretrained = ((cfg["model"].get("backbone") or {}).get("init_cfg") or {}).get("checkpoint")
+    pretrained = (cfg["model"].get("backbone") or {}).get("init_cfg")
+    if isinstance(pretrained, Mapping):
+        pretrained = pretrained.get("checkpoint")
     return str(cfg.get("load_from") or pretrained or "random weights")
 
 

@@ -11,6 +11,7 @@ from mmengine.dataset import Compose
 from PIL import Image
 from torch import nn
 
+from ..engine.photos import unusable
 from ..engine.predictions import Instances, Prediction, predict
 from ..errors import UserError
 from .comparison import comparison_figure
@@ -142,7 +143,10 @@ class Artist:
         image = np.asarray(loaded["img"])
         image = image if image.ndim == 3 else image[..., None].repeat(3, -1)
         rgb = np.ascontiguousarray(image[..., 2::-1].clip(0, 255).astype(np.uint8))
-        return rgb, self.prepare(loaded)
+        try:
+            return rgb, self.prepare(loaded)
+        except Exception as error:
+            raise UserError(unusable(file, error)) from error
 
     def scene(self, image: Pixels, data: Mapping[str, Any]) -> Scene:
         """The groups of an image, of one pass of the backbone over all of it."""

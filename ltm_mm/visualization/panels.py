@@ -143,7 +143,8 @@ def detailed_points(image: Pixels, count: int = 4) -> list[tuple[int, int]]:
     """Points (x, y) that lie on detail, one in each of ``count`` upright strips of the image."""
     height, width = image.shape[:2]
     grey = image.astype(np.float64).mean(-1)
-    detail: NDArray = np.abs(np.gradient(grey)[0]) + np.abs(np.gradient(grey)[1])
+    wide = np.pad(grey, [(0, int(side == 1)) for side in grey.shape], "edge")
+    detail: NDArray = (np.abs(np.gradient(wide)[0]) + np.abs(np.gradient(wide)[1]))[:height, :width]
     margin = height // 6
     points = []
     for k in range(count):

@@ -12,8 +12,10 @@ from torch import nn
 from tqdm import tqdm
 
 from ..checks.outputs import check_folder
+from ..checks.weights import named_weights
 from ..engine import load_config, parse_keep, use_ltm
 from ..engine.build import model_builder, plain_model
+from ..engine.convert import set_detail
 from ..engine.merging_blocks import mask_modules
 from ..engine.photos import class_names, find_images, pipeline_of
 from ..errors import UserError
@@ -37,6 +39,7 @@ def visualize(
     device: str = "cpu",
     seed: int = 0,
     dpi: int = DPI,
+    detail: str | None = None,
 ) -> list[Path]:
     """Draw merge maps, which pixels share a token, and predictions.
 
@@ -57,6 +60,7 @@ def visualize(
         device: that the model runs on.
         seed: of the weights that start fresh.
         dpi: pixels per inch of the figures, which are 12 inches wide.
+        detail: a file of ``tools/learn.py``.
 
     Returns:
         The files written.
@@ -71,6 +75,7 @@ def visualize(
     cfg = load_config(config, cfg_options)
     if not cfg.get("model"):
         raise UserError(f"{cfg.filename} has no model, which is needed here")
+    set_detail(cfg, detail, merges=ltm is not None)
     folder = Path(out_dir or Path("work_dirs", Path(cfg.filename).stem, "visualize"))
     check_folder("--out-dir", folder)
     if ltm is not None:
@@ -85,11 +90,12 @@ def visualize(
         for file, place in _places(files, folder):
             try:
                 written += artist.draw(file, place, points, score_thr)
-            except UserError as error:
-                if len(files) == 1:
+            except Exception as error:  # one photo does not end a folder's run
+                if len(files) == 1 or isinstance(error, OSError | MemoryError):
                     raise
-                failed.append(str(error))
-                tqdm.write(f"left out: {error}", file=sys.stderr)
+                why = error if isinstance(error, UserError) else f"{file}: {error!r}"
+                failed.append(str(why))
+                tqdm.write(f"left out: {why}", file=sys.stderr)
     print("\n".join(["Done.", *_places_written(written, folder)]), flush=True)
     if failed:
         raise UserError(f"{len(failed)} of {len(files)} images were left out, see above")
@@ -124,7 +130,7 @@ def build_pair(cfg: Config, checkpoint: str | None, trust: bool, device: str, se
     weights = "untrained weights"
     if checkpoint:
         weights = f"weights {Path(checkpoint).name}"
-    elif "Pretrained" in str(cfg.model):
+    elif named_weights(cfg):
         weights = "pretrained backbone, untrained heads"
     plain = plain_model(merged, cfg).to(device).eval()
     return Pair(merged, plain, class_names(cfg), f"{Path(cfg.filename).stem}, {weights}")

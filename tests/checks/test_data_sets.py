@@ -3,6 +3,7 @@
 Every row damages one file or option and goes through the door of the tools.
 """
 
+import argparse
 import json
 import logging
 import resource
@@ -13,11 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from PIL import Image
 from pycocotools.mask import encode
 
+from ltm_mm.arguments import ConfigOptions
 from ltm_mm.checks.coco import look_at
+from ltm_mm.checks.instances import check_object_counts
 from ltm_mm.checks.loaders import check_names
 from ltm_mm.checks.masks import BAD_MASK, _decoded, mask_fault
 from ltm_mm.datasets import SHAPES
@@ -148,7 +152,7 @@ def a_list(root: Path) -> None:
         (
             "val",
             first(segmentation=[]),
-            "(000000.png); add or correct it, or measure metric='bbox'",
+            "val_dataloader.dataset.pipeline loads masks: take them out, or measure boxes a",
         ),
         ("train", flat_polygon, "neither a list of polygons [[x, y, x, y, x, y, ...], ...]"),
         ("train", first(segmentation=[[1, 2, 3, 4]]), "neither a list of polygons [[x, y, x, y,"),
@@ -294,7 +298,7 @@ VAL_OF_TRAIN = {"val_evaluator.ann_file": "{root}/annotations/instances_train.js
         (
             None,
             {"model.roi_head.mask_head": None, "model.roi_head.mask_roi_extractor": None},
-            "val_evaluator.metric has 'segm', but the model predicts no masks: give 'bbox' alone",
+            "val_evaluator.metric has 'segm', but the model predicts no masks: use a d",
         ),
         (
             None,
@@ -316,7 +320,28 @@ VAL_OF_TRAIN = {"val_evaluator.ann_file": "{root}/annotations/instances_train.js
         (
             None,
             {"train_dataloader.dataset.pipeline.1.with_mask": False},
-            "no LoadAnnotations step of train_dataloader.dataset.pipeline has with_mask=True",
+            "the model has heads for masks, but no LoadAnnotations step of train_dataloader.dataset"
+            ".pipeline has with_mask=True: set train_dataloader.dataset.pipeline.1.with_mask=True,",
+        ),
+        (
+            None,
+            {"train_dataloader.dataset.pipeline.1.with_bbox": False},
+            "the model has heads for boxes, but no LoadAnnotations step of train_dataloader.da",
+        ),
+        (
+            None,
+            {
+                f"train_dataloader.dataset.pipeline.1.with_{what}": False
+                for what in ("bbox", "label", "mask")
+            },
+            "has with_bbox=True and with_label=True and with_mask=True: set train_dataloader.datase"
+            "t.pipeline.1.with_bbox=True train_dataloader.dataset.pipeline.1.with_label=True",
+        ),
+        (
+            None,
+            {"train_dataloader.dataset.pipeline.1.poly2mask": False},
+            "have a run-length code as 'segmentation', first annotation 1 of image 1 (000000.png); "
+            "train_dataloader.dataset.pipeline has poly2mask=False, which leaves them out: set it",
         ),
     ],
 )
@@ -377,6 +402,12 @@ def one_outside(content: Content) -> None:
     content["annotations"][0]["bbox"] = [300, 300, 5, 5]
 
 
+def many(content: Content) -> None:
+    """150 more objects of the first class on the second image."""
+    one = next(a for a in content["annotations"] if a["image_id"] == 2)
+    content["annotations"] += [one | {"id": 1000 + i, "category_id": 1} for i in range(150)]
+
+
 def one_unknown_image(content: Content) -> None:
     content["annotations"][0]["image_id"] = 77
 
@@ -387,6 +418,7 @@ def one_unknown_image(content: Content) -> None:
     [
         (one_outside, "annotations are left out by mmdet (box smaller than a pixel or outside"),
         (one_unknown_image, "1 of {n} annotations are of an image that the file does not list"),
+        (many, "1 images have more objects than the model finds at most, 100 (model.test_cfg.rcn"),
     ],
 )
 def test_what_is_left_out_is_said(
@@ -404,6 +436,41 @@ def test_what_is_left_out_is_said(
         train(SHAPES_CONFIG, str(tmp_path / "w"), cfg_options=coco_options(options, own))
     log = next(tmp_path.glob("w/*/*.log")).read_text()
     assert expected.format(n=count) in log
+
+
+@pytest.mark.parametrize(
+    ("model", "classes", "expected"),
+    [
+        (
+            {"test_cfg": {"rpn": {"max_per_img": 900}, "rcnn": {"max_per_img": 30}}},
+            CLASSES,
+            "1 images have more objects than the model finds at most, 30 (model.test_cfg.rcnn.max_"
+            "per_img), the fullest one {n} (000001.png): raise it",
+        ),
+        ({"test_cfg": {"max_per_img": 30}}, CLASSES[1:], None),
+        ({"test_cfg": {"max_per_img": 170}}, CLASSES, None),
+        ({"test_cfg": {"max_per_img": -1}}, CLASSES, None),
+        ({"train_cfg": {"max_per_img": 30}}, CLASSES, None),
+        ({"panoptic_head": {"num_queries": 40}}, CLASSES, "40 (model.panoptic_head.num_queries)"),
+        ({"num_queries": 40, "test_cfg": {"max_per_img": 9}}, CLASSES, "(model.test_cfg.max_per"),
+    ],
+)
+def test_more_objects_than_a_model_finds(
+    monkeypatch: pytest.MonkeyPatch,
+    own: Path,
+    model: dict,
+    classes: tuple[str, ...],
+    expected: str | None,
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("ltm_mm.checks.instances.say", said.append)
+    edit(own, "train", many)
+    file = own / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    check_object_counts(look_at(content, str(file)), classes, Config(dict(model=model)))
+    most = sum(a["image_id"] == 2 for a in content["annotations"])
+    assert len(said) == (expected is not None)
+    assert expected is None or expected.format(n=most) in said[0]
 
 
 @pytest.mark.usefixtures("_no_steps")
@@ -434,6 +501,52 @@ def test_categories_that_are_not_trained_are_named(
     assert (
         "not among train_dataloader.dataset.metainfo.classes are left out: star, ring, cross" in log
     )
+
+
+# Edits of the journey from masks to boxes that a user knows; a message names all that are left.
+HEAD = {"model.roi_head.mask_head": None}
+TRAIN, VAL, TEST = (
+    {f"{split}_dataloader.dataset.pipeline.{step}.with_mask": False}
+    for split, step in (("train", 1), ("val", 2), ("test", 2))
+)
+METRIC = {"val_evaluator.metric": "bbox"}
+
+
+@pytest.mark.usefixtures("_no_steps")
+@pytest.mark.parametrize("done", [{}, HEAD, TRAIN, HEAD | TRAIN, HEAD | TRAIN | METRIC, HEAD | VAL])
+def test_a_file_of_boxes_names_all_options_at_once(
+    capsys: pytest.CaptureFixture, tmp_path: Path, options: Options, own: Path, done: dict
+) -> None:
+    for split in ("train", "val"):
+        edit(own, split, without("segmentation"))
+    changes = coco_options(options, own) | done
+    changes["default_hooks.checkpoint.save_best"] = "coco/segm_mAP"
+    work = str(tmp_path / "w")
+    line = line_of(capsys, lambda: train(SHAPES_CONFIG, work, cfg_options=changes))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cfg-options", nargs="+", action=ConfigOptions)
+    advice = line.partition("--cfg-options ")[2].split()
+    named = parser.parse_args(["--cfg-options", *advice]).cfg_options
+    everything = HEAD | TRAIN | VAL | TEST | METRIC | {"test_evaluator.metric": "bbox"}
+    everything["default_hooks.checkpoint.save_best"] = "coco/bbox_mAP"
+    assert named == {key: value for key, value in everything.items() if key not in done}
+    with pytest.raises(Stop):
+        train(SHAPES_CONFIG, work, cfg_options=changes | named)
+
+
+@pytest.mark.usefixtures("_no_steps")
+def test_masks_that_the_validation_alone_lacks(
+    capsys: pytest.CaptureFixture, tmp_path: Path, options: Options, own: Path
+) -> None:
+    edit(own, "val", without("segmentation", 1))
+    changes, work = coco_options(options, own), str(tmp_path / "w")
+    line = line_of(capsys, lambda: train(SHAPES_CONFIG, work, cfg_options=changes))
+    assert line.endswith(
+        "val_dataloader.dataset.pipeline loads masks: take them out, or measure boxes alone, "
+        "--cfg-options val_dataloader.dataset.pipeline.2.with_mask=False val_evaluator.metric=bbox"
+    )
+    with pytest.raises(Stop):
+        train(SHAPES_CONFIG, work, cfg_options=changes | VAL | METRIC)
 
 
 @pytest.mark.parametrize(

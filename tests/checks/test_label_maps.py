@@ -11,7 +11,6 @@ from torch import nn
 from ltm_mm.checks.heads import check_head
 from ltm_mm.checks.labels import LabelCheck
 from ltm_mm.checks.reading import ReadGuard
-from ltm_mm.checks.sizes import size_of
 from ltm_mm.datasets import SHAPES, ensure_shapes
 from ltm_mm.engine import train
 from ltm_mm.errors import UserError
@@ -178,15 +177,6 @@ def test_another_size_on_the_way(tmp_path: Path) -> None:
     assert "is of 4 x 6 pixels (height x width), its image of 6 x 4" in found
 
 
-def test_a_turned_photo_fits_its_turned_labels(tmp_path: Path) -> None:
-    """A photo of 8 x 4 pixels whose EXIF tag turns it is one of 4 x 8, as mmcv loads it."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (4, 8)).save(tmp_path / "photo.jpg", exif=exif)
-    assert size_of(str(tmp_path / "photo.jpg")) == (4, 8)
-    assert size_of(str(tmp_path / "none.jpg")) is None
-
-
 def test_a_loading_step_keeps_its_own_words(tmp_path: Path) -> None:
     """A file that can be decoded is not called damaged."""
     Image.new("RGB", (4, 4)).save(tmp_path / "photo.png")
@@ -195,5 +185,5 @@ def test_a_loading_step_keeps_its_own_words(tmp_path: Path) -> None:
         raise AssertionError("the true cause")
 
     guard = ReadGuard(step, "img_path", skip=True)
-    with pytest.raises(UserError, match=r"function cannot load .*photo.png: the true cause"):
+    with pytest.raises(UserError, match=r"\(function\) cannot load .*photo.png: the true cause"):
         guard({"img_path": str(tmp_path / "photo.png")})

@@ -12,9 +12,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from ltm_mm.analysis.fidelity.tool import run_fidelity
 from ltm_mm.engine import evaluate, train
 from ltm_mm.errors import UserError, clean_errors, explain
+from ltm_mm.export.run import export
+from ltm_mm.visualization import visualize
 from tests.engine.conftest import SHAPES_CONFIG, line_of
 
 Options = Callable[..., dict[str, object]]
@@ -120,6 +124,7 @@ def test_missing_annotation_file_of_the_metric(
             "model.backbone.init_cfg.type": "Pretrained",
         },
         {"model.backbone.pretrained": NOT_THERE},
+        {"model.backbone.init_cfg": NOT_THERE},
     ],
 )
 def test_no_internet(
@@ -127,8 +132,10 @@ def test_no_internet(
 ) -> None:
     changes = {**options(), **address}
     line = line_of(capsys, lambda: train(SHAPES_CONFIG, str(tmp_path), cfg_options=changes))
-    assert NOT_THERE in line
-    assert "model.backbone.init_cfg=None" in line
+    option = next(key for key, value in address.items() if value == NOT_THERE)
+    assert f"could not download {NOT_THERE} (" in line
+    off = option.removesuffix(".checkpoint")
+    assert f"{option} names it: set --cfg-options {option}=FILE, or {off}=None to start" in line
 
 
 def test_no_internet_with_a_backbone_of_mmdet(
@@ -204,7 +211,7 @@ def damage_validation_image(root: Path) -> None:
         (empty_annotations, "train_dataloader has no image left"),
         (remove_instances, "train_dataloader.dataset has no instance of its classes (circle"),
         (remove_images, "which train_dataloader.dataset.data_prefix.img names, does not exist"),
-        (damage_all_images, "20 images in a row cannot be read, the last one is"),
+        (damage_all_images, "20 images in a row cannot be used, the last one is"),
     ],
 )
 def test_data_set(
@@ -374,6 +381,106 @@ def test_full_disk() -> None:
     assert explain(OSError(28, "No space left on device", "epoch_1.pth")) == (
         "epoch_1.pth: No space left on device"
     )
+
+
+def save_with_mmengine(file: str) -> None:
+    from mmengine.runner.checkpoint import save_checkpoint
+
+    save_checkpoint({"state_dict": {"w": torch.zeros(100_000)}}, file)
+
+
+def write_lines(file: str) -> None:
+    with open(file, "w") as out:
+        out.write("x" * 100_000)
+
+
+def figure(file: str) -> None:
+    from matplotlib.figure import Figure
+
+    Figure().savefig(file, format="png")
+
+
+NOISE = np.random.default_rng(0).integers(0, 255, (300, 300, 3), np.uint8)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda file: torch.save(torch.zeros(100_000), file),
+        lambda file: torch.save(torch.zeros(9), file, _use_new_zipfile_serialization=False),
+        save_with_mmengine,
+        write_lines,
+        figure,
+        lambda file: json.dump(list(range(9999)), open(file, "w")),  # noqa: SIM115
+        lambda file: Path(file).write_text("x"),
+        lambda file: Image.fromarray(NOISE).save(file, format="PNG"),
+        lambda file: np.save(open(file, "wb"), NOISE),  # noqa: SIM115
+    ],
+)
+def test_full_disk_names_the_file(
+    capsys: pytest.CaptureFixture, write: Callable[[str], object]
+) -> None:
+    line = line_of(capsys, lambda: write("/dev/full"))
+    assert line in (
+        "error: /dev/full: No space left on device",
+        "error: /dev/full cannot be written: is the disk full?",
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (
+            lambda p: evaluate(p["pth"], p["py"]),
+            "{pth} is a checkpoint by its name, where a config",
+        ),
+        (lambda p: train(p["pth"]), "{pth} is a checkpoint by its name, where a config is wanted"),
+        (lambda p: train(p["jpg"]), "{jpg} is a photo by its name, where a config is wanted"),
+        (
+            lambda p: train(SHAPES_CONFIG, p["work"], checkpoint=p["py"]),
+            "{py} is a config by its name, where a checkpoint is wanted: are arguments swapped?",
+        ),
+        (
+            lambda p: train(SHAPES_CONFIG, p["work"], resume=p["py"]),
+            "{py} is a config by its name, where a checkpoint is wanted",
+        ),
+        (
+            lambda p: evaluate(SHAPES_CONFIG, p["jpg"], p["work"]),
+            "{jpg} is a photo by its name, where a checkpoint is wanted",
+        ),
+        (
+            lambda p: visualize(SHAPES_CONFIG, p["pth"], p["jpg"]),
+            "{pth} is a checkpoint by its name, where a photo is wanted",
+        ),
+        (
+            lambda p: run_fidelity(SHAPES_CONFIG, p["jpg"], p["pth"], out=p["work"]),
+            "{pth} is a checkpoint by its name, where a photo is wanted",
+        ),
+        (
+            lambda p: run_fidelity("ltm-swin-t", p["py"], p["jpg"], out=p["work"]),
+            "{py} is a config by its name, where a checkpoint is wanted",
+        ),
+        (lambda p: export(p["pth"], p["py"]), "{pth} is a checkpoint by its name, where a config"),
+        (lambda p: train(SHAPES_CONFIG, p["pth"]), "--work-dir {pth} is a file: name a folder"),
+        (
+            lambda p: evaluate(SHAPES_CONFIG, p["pth"], f"{p['jpg']}/a"),
+            "--work-dir {jpg}/a cannot be made: {jpg} is a file; name a folder",
+        ),
+        (
+            lambda p: train(SHAPES_CONFIG, cfg_options={"work_dir": p["pth"]}),
+            "work_dir {pth} is a file: name a folder",
+        ),
+    ],
+)
+def test_arguments_that_are_swapped(
+    capsys: pytest.CaptureFixture, tmp_path: Path, call: Callable[[dict], object], expected: str
+) -> None:
+    places = {suffix: str(tmp_path / f"a.{suffix}") for suffix in ("py", "pth", "jpg")}
+    for file in places.values():
+        Path(file).touch()
+    places["work"] = str(tmp_path / "work")
+    assert expected.format(**places) in line_of(capsys, lambda: call(places))
 
 
 def test_batch_normalisation_of_one_image(capsys: pytest.CaptureFixture) -> None:

@@ -397,7 +397,7 @@ class BackboneContract:
             (dict(arch="huge"), "unknown arch 'huge': choose from"),
             (dict(out_indices=(9,)), "out_indices must name stages from 0 to {last}, got"),
             (dict(frozen_stages=9), "frozen_stages must lie in -1..{stages}, got 9"),
-            (dict(init_cfg=dict(type="Xavier")), "init_cfg must be None or dict"),
+            (dict(init_cfg=dict(type="Xavier")), "init_cfg must be None, a file or an address, or"),
         ],
     )
     def test_bad_arguments_get_one_clear_line(self, kwargs, message):

@@ -13,6 +13,8 @@ from torch import nn
 
 from ltm_mm.analysis.benchmark.run import run_benchmark
 from ltm_mm.analysis.plan.run import make_plan
+from ltm_mm.engine.build import named_config
+from ltm_mm.engine.photos import read_photos
 from ltm_mm.export.run import export
 from ltm_mm.report import write_report
 from ltm_mm.visualization import visualize
@@ -78,8 +80,13 @@ def test_checkpoints(
     assert file in line
 
 
-def test_a_photo_to_plan_with(capsys: pytest.CaptureFixture, tmp_path: Path, photos: Path) -> None:
+def test_photos_to_plan_with(capsys: pytest.CaptureFixture, tmp_path: Path, photos: Path) -> None:
+    """A bad one of several is left out; one that is alone is an error."""
     (photos / "b.jpg").write_bytes(b"no photo")
+    (image,) = read_photos(named_config(MODEL), sorted(photos.iterdir()), (64, 64), "cpu")
+    assert image.shape == (1, 3, 64, 64)
+    assert f"left out: {photos / 'b.jpg'} is damaged or no photo" in capsys.readouterr().err
+    (photos / "a.png").unlink()
     weights = tmp_path / "weights.pth"
     from ltm_mm.models.backbones.efficientvit import LTMEfficientViT
 

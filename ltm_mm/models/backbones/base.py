@@ -1,8 +1,8 @@
 """What all backbones here share: the contract of an OpenMMLab backbone (ours)."""
 
+import os
 import re
-from collections.abc import Sequence
-from copy import deepcopy
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -30,12 +30,11 @@ class LTMBackbone(nn.Module):
         num_stages: how many stages there are.
         frozen_stages: the stem and the stages before this one get no gradient and
             stay in eval mode; -1 freezes nothing.
-        init_cfg: ``dict(type='Pretrained', checkpoint=path or URL)``, with ``prefix`` and
-            ``trust`` of :func:`ltm_mm.checkpoints.load_backbone` where needed; None: from
-            scratch.
+        init_cfg: see :func:`checked_init_cfg`.
 
     Raises:
-        ValueError: if ``out_indices`` or ``frozen_stages`` is out of range.
+        ValueError: if ``out_indices`` or ``frozen_stages`` is out of range, or ``init_cfg`` names
+            no weights.
     """
 
     out_channels: tuple[int, ...]
@@ -48,7 +47,7 @@ class LTMBackbone(nn.Module):
         out_indices: Sequence[int] | int,
         num_stages: int,
         frozen_stages: int,
-        init_cfg: dict | None,
+        init_cfg: Mapping | str | os.PathLike | None,
     ) -> None:
         super().__init__()
         named = range(-out_indices, 0) if isinstance(out_indices, int) else tuple(out_indices)
@@ -58,12 +57,7 @@ class LTMBackbone(nn.Module):
             )
         if not -1 <= frozen_stages <= num_stages:
             raise ValueError(f"frozen_stages must lie in -1..{num_stages}, got {frozen_stages!r}")
-        if init_cfg and init_cfg.get("type") != "Pretrained":
-            raise ValueError(
-                "init_cfg must be None or dict(type='Pretrained', checkpoint=...), "
-                f"got {init_cfg!r}"
-            )
-        self.init_cfg = deepcopy(init_cfg)
+        self.init_cfg = checked_init_cfg(init_cfg)
         self.is_init = False  # mmengine's models initialise a part once
         self.out_indices = tuple(sorted({i % num_stages for i in named}))
         self.num_stages = num_stages
@@ -138,6 +132,35 @@ class LTMBackbone(nn.Module):
     def modules_outside_masks(self) -> list[nn.Module]:
         """All modules but the mask modules and their parts."""
         return [m for m in self.modules() if not isinstance(m, MaskModule)]
+
+
+def checked_init_cfg(init_cfg: object) -> dict | None:
+    """The weights that a backbone starts from, in the one form that is read later.
+
+    Args:
+        init_cfg: ``dict(type='Pretrained', checkpoint=path or URL)``, with ``prefix`` and ``trust``
+            of :func:`ltm_mm.checkpoints.load_backbone` where needed; the path or URL alone; None:
+            from scratch.
+
+    Raises:
+        ValueError: if it is neither of these.
+    """
+    if init_cfg is None:
+        return None
+    if isinstance(init_cfg, str | os.PathLike):
+        init_cfg = dict(type="Pretrained", checkpoint=init_cfg)
+    given = dict(init_cfg) if isinstance(init_cfg, Mapping) else {}
+    # A lazily imported config holds mmengine's class, PretrainedInit.
+    kind = str(getattr(given.get("type"), "__name__", given.get("type")))
+    checkpoint = given.get("checkpoint")
+    known = {"type", "checkpoint", "prefix", "trust", "map_location"}  # always to the CPU
+    named = isinstance(checkpoint, str | os.PathLike) and os.fspath(checkpoint)
+    if kind.removesuffix("Init") != "Pretrained" or not named or given.keys() - known:
+        raise ValueError(
+            "init_cfg must be None, a file or an address, or dict(type='Pretrained', "
+            f"checkpoint=FILE) with prefix and trust where needed, got {init_cfg!r}"
+        )
+    return {**given, "type": "Pretrained", "checkpoint": os.fspath(checkpoint)}
 
 
 def copy_weights(source: nn.Module, target: nn.Module) -> None:

@@ -57,7 +57,7 @@ class LTMEfficientViT(LTMBackbone):
         norm_eval: keep batch normalisation in eval mode while training (running
             statistics as loaded; for small batches).
         with_cp: recompute activations in the backward pass to save memory.
-        init_cfg: ``dict(type='Pretrained', checkpoint=path or URL)`` or None.
+        init_cfg: ``dict(type='Pretrained', checkpoint=path or URL)``, that path alone, or None.
 
     Raises:
         ValueError: if an argument does not fit; says what is allowed.
@@ -75,7 +75,7 @@ class LTMEfficientViT(LTMBackbone):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
-        init_cfg: dict | None = None,
+        init_cfg: dict | str | None = None,
     ) -> None:
         if arch not in ARCHS:
             raise ValueError(f"unknown arch {arch!r}: choose from {', '.join(ARCHS)}")

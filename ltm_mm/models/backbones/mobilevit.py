@@ -50,7 +50,7 @@ class LTMMobileViT(LTMBackbone):
             statistics as loaded; for small batches).
         with_cp: recompute the transformers' activations in the backward pass to save
             memory.
-        init_cfg: ``dict(type='Pretrained', checkpoint=path or URL)`` or None.
+        init_cfg: ``dict(type='Pretrained', checkpoint=path or URL)``, that path alone, or None.
 
     Raises:
         ValueError: if an argument does not fit; says what is allowed.
@@ -68,7 +68,7 @@ class LTMMobileViT(LTMBackbone):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
-        init_cfg: dict | None = None,
+        init_cfg: dict | str | None = None,
     ) -> None:
         if arch not in ARCHS:
             raise ValueError(f"unknown arch {arch!r}: choose from {', '.join(ARCHS)}")

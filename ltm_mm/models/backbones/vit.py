@@ -55,7 +55,7 @@ class LTMViT(LTMBackbone):
         frozen_stages: -1 nothing, 0 patch and position embedding, k the first k blocks
             too.
         with_cp: recompute activations in the backward pass to save memory.
-        init_cfg: ``dict(type='Pretrained', checkpoint=path or URL)`` or None.
+        init_cfg: ``dict(type='Pretrained', checkpoint=path or URL)``, that path alone, or None.
 
     Raises:
         ValueError: if an argument does not fit; says what is allowed.
@@ -79,7 +79,7 @@ class LTMViT(LTMBackbone):
         norm_layer: str | None = None,
         frozen_stages: int = -1,
         with_cp: bool = False,
-        init_cfg: dict | None = None,
+        init_cfg: dict | str | None = None,
     ) -> None:
         options = dict(
             img_size=img_size,

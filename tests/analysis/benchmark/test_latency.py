@@ -237,7 +237,7 @@ def test_tool_measures_and_writes(tool, tmp_path, capsys):
         (["no/such/config.py"], "does not exist"),
         (["ltm-swin-t", "--size", 64], "--size takes pairs of height and width"),
         (["ltm-swin-t", "--ltm", "fast", "--shrunk", "--size", 32, 32], "add --ltm none"),
-        (["ltm-swin-t", "--size", 0, 64], "--size must be 1 or more, got 0 64"),
+        (["ltm-swin-t", "--size", 0, 64], "--size must be 32 or more, got 0 64"),
         (["ltm-swin-t", "--batch", 1, 0], "--batch must be 1 or more"),
         (["ltm-swin-t", "--rounds", 0], "--rounds must be 1 or more"),
         (["ltm-swin-t", "--threads", 0], "--threads must be 1 or more"),

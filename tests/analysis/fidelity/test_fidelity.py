@@ -13,6 +13,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import ltm_mm
+from ltm_mm.adapters.copies import in_our_blocks, shared_copy, whole_plan
 from ltm_mm.analysis.benchmark.equal_time import smaller_sizes
 from ltm_mm.analysis.fidelity import compare as fidelity_run
 from ltm_mm.analysis.fidelity.agreement import (
@@ -33,7 +34,6 @@ from ltm_mm.analysis.fidelity.baselines import (
     tome_groups,
     with_tome,
 )
-from ltm_mm.analysis.fidelity.models import in_our_blocks, shared_copy, whole_plan
 from ltm_mm.analysis.fidelity.tool import run_fidelity
 from ltm_mm.engine import load_config
 from ltm_mm.engine.build import model_builder
@@ -343,6 +343,26 @@ def test_a_whole_run_on_a_classifier():
     assert "| 2.00x (2.00 - 2.00) |" in lines[4]
 
 
+def test_plans_that_save_no_time_are_one_sentence():
+    """In place of a smaller image of the plain one's size behind each of them."""
+    clock = Clock()
+
+    def slow(model, image):
+        out = clock.predict(model, image)
+        merging = any(getattr(m, "merge", None) is not None for m in model.modules())
+        clock.now += 2.0 * image[0, 0].numel() * merging
+        return out
+
+    found = ltm_mm.fidelity(
+        classifier(), [torch.randn(1, 3, 64, 64)], ["light", "balanced"], slow, rounds=1,
+        baselines=["image"], progress=False, clock=clock,
+    )  # fmt: skip
+    assert [row.name for row in found.rows] == ["plain", "plain, our blocks", "light", "balanced"]
+    assert found.no_faster == ["light", "balanced"]
+    last = found.table().splitlines()[-1]
+    assert last == "Merging saves no time at this image size: light, balanced."
+
+
 def test_times_of_a_stand_in():
     """Times and the smaller image's share are of another model, errors of the one given."""
     model, clock = mmdet_swin(), Clock()
@@ -557,7 +577,9 @@ def test_size_changes_what_is_compared(trained, tmp_path):
         (dict(ltm=["1.0"]), "--ltm 1.0 merges nothing"),
         (dict(rounds=-1), "--rounds must be 0"),
         (dict(num_photos=0), "--num-photos must be 1 or more"),
-        (dict(size=(0, 8)), "--size must be 1 or more"),
+        (dict(size=(0, 8)), "--size must be 32 or more"),
+        (dict(size=(1, 1)), "--size must be 32 or more, got 1 1"),
+        (dict(threads=0), "--threads must be 1 or more, got 0"),
         (dict(baselines=["rival"]), "--baselines takes image, pooling, tome, got rival"),
         (dict(cpu_time=True), "it needs --threads 1"),
     ],

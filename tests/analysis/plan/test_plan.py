@@ -322,7 +322,7 @@ def test_without_photos_the_tool_says_what_errors_are(tmp_path, capsys):
         (dict(checkpoint="a.pth"), "give both or none"),
         (dict(photos="photos"), "give both or none"),
         (dict(rounds=0), "--rounds must be 1 or more"),
-        (dict(size=(0, 64)), "--size must be 1 or more"),
+        (dict(size=(0, 64)), "--size must be 32 or more"),
         (dict(config="resnet"), "neither a config file nor one of"),
         (dict(out=__file__), "is a file: name a folder"),
         (dict(cpu_time=True), "it needs --threads 1"),
