@@ -13,7 +13,7 @@ install_fallback()
 
 
 def __getattr__(name: str) -> object:
-    """``apply``, ``remove``, ``learn``, ``Learned`` and ``fidelity``, imported when asked for."""
+    """The package's functions, imported (with torch) when first asked for."""
     if name in ("apply", "remove"):
         from ltm_mm import adapters as module
 
@@ -26,4 +26,8 @@ def __getattr__(name: str) -> object:
         from ltm_mm.analysis.fidelity.compare import fidelity
 
         return fidelity
+    if name == "export":
+        from importlib import import_module
+
+        return import_module("ltm_mm.export")  # can be called, too
     raise AttributeError(f"module 'ltm_mm' has no attribute {name!r}")

@@ -7,6 +7,7 @@ same names for every backbone and are defined here, once.
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 Number = int | float  # tokens, or a share of them
 Entry = Number | Sequence[Number | None] | None
@@ -74,8 +75,8 @@ def resolve_plan(
     """Tokens that every block keeps, from any form a user may give.
 
     Args:
-        keep: None (all: no merging), a preset's name, a number for all blocks, or one entry
-            per stage: None, a number, or None or a number per block. A number is an int
+        keep: None or 'none' (all: no merging), a preset's name, a number for all blocks, or one
+            entry per stage: None, a number, or None or a number per block. A number is an int
             ``1 .. tokens`` or a share, a float above 0 and up to 1.
         depths: blocks per stage that can merge; 0 for a stage without attention.
         tokens: what the numbers are of (N).
@@ -90,6 +91,7 @@ def resolve_plan(
     Raises:
         ValueError: if the plan does not fit; says what is allowed.
     """
+    keep = None if isinstance(keep, str) and keep == "none" else _plain(keep)
     if isinstance(keep, str):
         keep = _preset(keep, tuple(depths), model)
     if keep is None or (isinstance(keep, int | float) and not isinstance(keep, bool)):
@@ -109,6 +111,13 @@ def resolve_plan(
             )
         plan.append(counts)
     return tuple(plan)
+
+
+def _plain(keep: Any) -> Any:
+    """A plan with numpy's numbers and arrays as Python's."""
+    if isinstance(keep, list | tuple):
+        return type(keep)(map(_plain, keep))
+    return keep.tolist() if type(keep).__module__ == "numpy" else keep
 
 
 def _preset(name: str, depths: tuple[int, ...], model: tuple[str, int]) -> Keep:

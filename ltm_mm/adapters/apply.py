@@ -6,6 +6,7 @@ runs on merged tokens, and reads the block's own layers in every pass.
 
 import os
 from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +34,8 @@ def apply(
     are wrapped or replaced, ``load_state_dict`` and ``to`` work as without merging.
 
     Args:
-        model: a detector, segmentor, classifier or backbone with blocks of one family; see
-            ``docs/any-swin.md`` for the libraries.
+        model: a detector, segmentor, classifier or backbone, or one with several backbones, each
+            of which gets the plan; see ``docs/any-swin.md`` for the libraries.
         keep: the merging plan, as ``LTMSwin``, ``LTMEfficientViT``, ``LTMMobileViT`` and
             ``LTMViT`` take it.
         mask: 'match'; for a Swin also 'weighted' or 'soft', as ``LTMSwin`` takes it.
@@ -48,7 +49,7 @@ def apply(
 
     Raises:
         ValueError: if it is no model, has no such blocks, merges already, or the plan
-            or the detail does not fit; the model is as before then.
+            or the detail does not fit; the model is as before.
         OSError: if the detail's file cannot be read.
     """
     learned = Learned.load(detail) if isinstance(detail, str | os.PathLike) else detail
@@ -56,7 +57,7 @@ def apply(
     try:
         if learned is not None:
             attach(model, learned)
-    except ValueError:
+    except BaseException:
         remove(model)
         raise
     return model
@@ -102,18 +103,32 @@ def exchange_stages(
         everywhere: whether stages that merge nothing run on our code, too, so that times
             differ by merging alone.
     """
-    family, stages, plan = planned(model, keep, mask, window_size)
-    family.check(model, stages)
-    whole = family.whole(stages, window_size)
-    for stage, counts in zip(stages, plan, strict=True):
-        if counts and (everywhere or min(counts) < whole):
-            family.put_on(stage, counts, mask, window_size)
+    backbones = resolve_model_plan(model, keep, mask, window_size)
+    for backbone in backbones:
+        backbone.family.check(backbone.stages)
+    try:
+        for family, stages, plan in backbones:
+            whole = family.whole(stages, window_size)
+            for stage, counts in zip(stages, plan, strict=True):
+                if counts and (everywhere or min(counts) < whole):
+                    family.put_on(stage, counts, mask, window_size)
+    except BaseException:
+        remove(model)
+        raise
 
 
-def planned(
+class BackbonePlan(NamedTuple):
+    """A backbone in a model, and the tokens that each of its blocks keeps."""
+
+    family: type[Family]
+    stages: list[Any]
+    plan: Plan
+
+
+def resolve_model_plan(
     model: nn.Module, keep: Keep, mask: str = "match", window_size: int | None = None
-) -> tuple[type[Family], list, Plan]:
-    """A plain model's family, its stages, and the tokens that each of their blocks keeps.
+) -> list[BackbonePlan]:
+    """What a plan is for each of a plain model's backbones, one at least.
 
     Raises:
         ValueError: as :func:`apply`.
@@ -125,16 +140,16 @@ def planned(
             "the model merges tokens already: call ltm_mm.remove(model) first, or change its "
             "backbone's `keep`"
         )
-    found = ((family, family.stages(model)) for family in FAMILIES)
-    family, stages = next(((f, s) for f, s in found if s), (None, []))
-    if family is None:
+    found = [(family, stages) for family in FAMILIES for stages in family.backbones(model)]
+    if not found:
         raise ValueError(f"{type(model).__name__} has no stages to merge in: use {SERVED}")
     check_mask(mask)
-    if mask != "match" and not family.masks:
-        raise ValueError(f"mask={mask!r} is for a Swin; this is a {family.name}")
-    if window_size is not None and not family.takes_window:
-        raise ValueError(f"window_size is for an EfficientViT; this is a {family.name}")
-    return family, stages, family.plan(keep, stages, window_size)
+    for family, _ in found:
+        if mask != "match" and not family.masks:
+            raise ValueError(f"mask={mask!r} is for a Swin; this is a {family.name}")
+        if window_size is not None and not family.takes_window:
+            raise ValueError(f"window_size is for an EfficientViT; this is a {family.name}")
+    return [BackbonePlan(f, stages, f.plan(keep, stages, window_size)) for f, stages in found]
 
 
 def remove(model: nn.Module) -> nn.Module:

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..models.backbones.base import LTMBackbone
 from ..presets import Keep, Plan
-from .apply import exchange_stages, planned
+from .apply import exchange_stages, resolve_model_plan
 
 Size = tuple[int, int]
 
@@ -47,7 +47,9 @@ def whole_plan(model: nn.Module) -> tuple[str, Plan]:
     own = next((m for m in model.modules() if isinstance(m, LTMBackbone)), None)
     if own is not None:
         return type(own).__name__.removeprefix("LTM").lower(), own.plan
-    family, _, plan = planned(model, None)
+    (family, _, plan), *others = resolve_model_plan(model, None)
+    if any((other.family, other.plan) != (family, plan) for other in others):
+        raise ValueError(f"{type(model).__name__} has backbones of several kinds: measure each")
     return family.name, ((), (), *plan) if family.name == "mobilevit" else plan
 
 

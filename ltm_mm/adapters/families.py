@@ -1,5 +1,6 @@
 """Where a model has what can merge, family by family (ours)."""
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -50,13 +51,13 @@ class Family:
     takes_window = False
 
     @staticmethod
-    def stages(model: nn.Module) -> list[Any]:
-        """All stages, in order."""
+    def backbones(model: nn.Module) -> list[list[Any]]:
+        """The stages of every backbone in a model, in order."""
         raise NotImplementedError
 
     @staticmethod
-    def check(model: nn.Module, stages: Sequence[Any]) -> None:
-        """Raise a ValueError if something stands against merging here."""
+    def check(stages: Sequence[Any]) -> None:
+        """Raise a ValueError if something stands against merging in a backbone."""
 
     @staticmethod
     def whole(stages: Sequence[Any], window: int | None) -> int:
@@ -81,18 +82,18 @@ class Swin(Family):
     masks = True
 
     @staticmethod
-    def stages(model: nn.Module) -> list[list[nn.Module]]:
-        """All stages, in order."""
-        found = [[c for c in m.children() if adapter(c)] for m in model.modules()]
-        return [blocks for blocks in found if blocks]
+    def backbones(model: nn.Module) -> list[list[list[nn.Module]]]:
+        """The stages of every backbone in a model, in order."""
+        found = [(n, [c for c in m.children() if adapter(c)]) for n, m in model.named_modules()]
+        return by_backbone([(name, blocks) for name, blocks in found if blocks])
 
     @staticmethod
-    def check(model: nn.Module, stages: Sequence[list[nn.Module]]) -> None:
+    def check(stages: Sequence[list[nn.Module]]) -> None:
         """Raise a ValueError unless all windows are alike."""
         sizes = {adapter_of(block).cut(block).size for stage in stages for block in stage}
         if len(sizes) > 1:
             raise ValueError(
-                f"all windows of the model must have one size to be merged, found "
+                f"all windows of a backbone must have one size to be merged, found "
                 f"{' and '.join(map(str, sorted(sizes)))}: build it for larger images, or a timm "
                 "model with always_partition=True"
             )
@@ -118,6 +119,23 @@ class Swin(Family):
         """Exchange the classes of a stage's blocks."""
         for block, count in zip(stage, counts, strict=True):
             put_on(block, adapter_of(block), mask, count)
+
+
+def by_backbone(stages: Sequence[tuple[str, Any]], number: int = -1) -> list[list[Any]]:
+    """Group stages whose paths differ in one number alone: ``student.stages.0``, ``.1``, ...
+
+    Args:
+        stages: path and stage, in order.
+        number: which of the numbers in a path counts stages.
+    """
+    found: dict[str, list[Any]] = {}
+    for path, stage in stages:
+        numbers = list(re.finditer(r"\d+", path))
+        key = ""
+        if len(numbers) >= -number:
+            key = path[: numbers[number].start()] + "*" + path[numbers[number].end() :]
+        found.setdefault(key, []).append(stage)
+    return list(found.values())
 
 
 def swin_stages(model: nn.Module) -> Stages:
@@ -165,12 +183,12 @@ class ViT(Family):
     name = "vit"
 
     @staticmethod
-    def stages(model: nn.Module) -> list[nn.Module]:
-        """The model in a model."""
-        return [m for m in model.modules() if comes_from(m, "timm", "VisionTransformer")]
+    def backbones(model: nn.Module) -> list[list[nn.Module]]:
+        """Every ViT in a model, which is one stage."""
+        return [[m] for m in model.modules() if comes_from(m, "timm", "VisionTransformer")]
 
     @staticmethod
-    def check(model: nn.Module, stages: Sequence[nn.Module]) -> None:
+    def check(stages: Sequence[nn.Module]) -> None:
         """Raise a ValueError if a ViT's blocks cannot merge."""
         for own in stages:
             check_vit(own)
@@ -199,9 +217,12 @@ class MobileViT(Family):
     name = "mobilevit"
 
     @staticmethod
-    def stages(model: nn.Module) -> list[nn.Module]:
-        """All stages with a transformer, in order."""
-        return [m for m in model.modules() if comes_from(m, "timm", "MobileVitBlock")]
+    def backbones(model: nn.Module) -> list[list[nn.Module]]:
+        """The stages with a transformer of every backbone in a model, in order."""
+        found = [
+            (n, m) for n, m in model.named_modules() if comes_from(m, "timm", "MobileVitBlock")
+        ]
+        return by_backbone(found, -2)  # stages.2.1
 
     @staticmethod
     def whole(stages: Sequence[nn.Module], window: int | None) -> int:
@@ -229,14 +250,16 @@ class EfficientViT(Family):
     takes_window = True
 
     @staticmethod
-    def stages(model: nn.Module) -> list[nn.Module]:
-        """All stages, in order; MSRA's network of the same name has others."""
+    def backbones(model: nn.Module) -> list[list[nn.Module]]:
+        """The stages of every backbone in a model; MSRA's network of the same name has others."""
         names = ("EfficientVitStage", "EfficientVitLargeStage")
-        return [
-            m
-            for m in model.modules()
-            if comes_from(m, "timm", *names) and not type(m).__module__.endswith("_msra")
-        ]
+        return by_backbone(
+            [
+                (name, m)
+                for name, m in model.named_modules()
+                if comes_from(m, "timm", *names) and not type(m).__module__.endswith("_msra")
+            ]
+        )
 
     @staticmethod
     def whole(stages: Sequence[nn.Module], window: int | None) -> int:

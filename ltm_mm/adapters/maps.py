@@ -66,7 +66,7 @@ def _catch_stages(model: nn.Module, caught: list[object]) -> list[RemovableHandl
         out = out[0] if isinstance(out, tuple) else out
         caught.append(adapter_of(block).as_map(block, (*args, *kwargs.values()), out))
 
-    last = [stage[-1] for stage in Swin.stages(model)]
+    last = [stage[-1] for stages in Swin.backbones(model) for stage in stages]
     return [block.register_forward_hook(catch, with_kwargs=True) for block in last]
 
 

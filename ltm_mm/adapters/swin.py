@@ -1,7 +1,6 @@
 """What the Swin blocks of all libraries have in common on merged tokens (ours)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -9,33 +8,16 @@ from torch import Tensor, nn
 from ..kernels import hooked, linear, run_linear, untouched
 from ..layers import SwinView, WindowContext, attend, scaled_cosine
 from ..layers.exchange import Exchanged, exchange, refuse_tracing
-from ..merging import MaskModule, MergeScope, MergingBlock, build_mask
-from ..merging.masks import REGIONS
+from ..merging import MergeScope, MergingBlock, WindowMask, build_mask
+from ..merging.masks import kept_tokens
 from ..ops import ShiftedWindows
-
-
-@dataclass(frozen=True)
-class Fit:
-    """What a block's mask module was made for.
-
-    Attributes:
-        mask: see :func:`ltm_mm.merging.build_mask`.
-        keep: tokens kept per window.
-        window, shift: in tokens.
-    """
-
-    mask: str
-    keep: int
-    window: int
-    shift: int
 
 
 class MergedSwin(Exchanged, MergingBlock, MergeScope):
     """A Swin block on merged tokens; a subclass for each library says how to read its blocks."""
 
-    EXTRAS = ("merge", "fit")
-    merge: MaskModule | None
-    fit: Fit | None
+    EXTRAS = ("merge",)
+    merge: WindowMask | None
 
     @staticmethod
     def matches(module: nn.Module) -> bool:
@@ -70,50 +52,38 @@ class MergedSwin(Exchanged, MergingBlock, MergeScope):
     def run(self, x: Tensor, windows: ShiftedWindows) -> Tensor:
         """The block on a grid ``(B, H, W, C)``."""
         refuse_tracing(x)
-        if self.merge is not None:
-            self.refit(windows)
         return self.view(windows).run(x)
-
-    def refit(self, windows: ShiftedWindows) -> None:
-        """Make the mask module anew where windows have changed; the kept share stays."""
-        fit, merge = self.fit, self.merge
-        assert fit is not None
-        assert merge is not None
-        same_shift = windows.shift in (0, fit.shift)
-        if windows.size == fit.window and same_shift:
-            return
-        if fit.mask == "soft":
-            raise ValueError(
-                f"a soft mask of {fit.window} x {fit.window} tokens does not fit windows of "
-                f"{windows.size} x {windows.size}: call ltm_mm.remove before you change the size, "
-                "and ltm_mm.apply after it"
-            )
-        learned = dict(merge.named_parameters())
-        keep = round(fit.keep / fit.window**2 * windows.size**2)
-        put_mask(self, fit.mask, keep, windows)
-        for name, parameter in learned.items():
-            setattr(self.merge, name, parameter)
 
 
 def put_on(block: nn.Module, adapter: type[MergedSwin], mask: str, keep: int) -> None:
     """Exchange a block's class, so that it keeps ``keep`` tokens of each window."""
     windows = adapter.cut(block)
     parts = adapter.parts(block)
-    exchange(block, adapter, merge=None, fit=None)
+    weight = adapter.norms(block)[0].weight
+    merge = None
     if keep < windows.size**2:
-        put_mask(block, mask, keep, windows)
+        merge = planned_mask(mask, weight.numel(), windows, keep)
+        merge.to(weight.device, weight.dtype).train(block.training)
+    exchange(block, adapter, merge=merge)
     for module, mixin in parts.items():
         exchange(module, mixin)
 
 
-def put_mask(block: nn.Module, mask: str, keep: int, windows: ShiftedWindows) -> None:
-    """Give an exchanged block a new mask module."""
-    weight = type(block).norms(block)[0].weight
-    tokens = windows.size**2
-    keep = min(max(keep, min(REGIONS, tokens) if windows.shift else 1), tokens - 1)
-    made = build_mask(mask, weight.numel(), windows.size, keep, windows.shift)
-    block.merge = made.to(weight.device, weight.dtype).train(block.training)
-    block.fit = Fit(mask, keep, windows.size, windows.shift)
+def planned_mask(kind: str, dim: int, windows: ShiftedWindows, keep: int) -> WindowMask:
+    """A mask module of what a plan keeps of these windows, for others as well.
+
+    Args:
+        kind, dim: as :func:`ltm_mm.merging.build_mask`.
+        windows: the block's at present; perhaps so small that nothing merges in them.
+        keep: tokens that the plan keeps of them.
+    """
+    size, shift = windows.size, windows.shift
+    kept = kept_tokens(keep, size, size, shift)
+    if kept >= size**2:  # none of its parts could be left out
+        kept, shift = keep, 0
+    made = build_mask(kind, dim, size, kept, shift)
+    made.planned = (keep, size)
+    return made
 
 
 def as_grid(x: Tensor, size: tuple[int, int]) -> Tensor:

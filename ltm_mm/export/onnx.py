@@ -42,7 +42,7 @@ def save_onnx(
             dynamo=True,
             input_names=["image"],
             output_names=list(outputs),
-            dynamic_shapes=(dynamic_shapes(),),
+            dynamic_shapes=(dynamic_shapes(dynamic_size=_is_open(program)),),
             custom_translation_table={torch.ops.ltm_mm.kept_boxes.default: onnx_kept_boxes},
             optimize=False,
             verbose=False,
@@ -106,6 +106,13 @@ def _tidy(model: "ir.Model") -> None:
         step(model)
     for node in model.graph:  # folding makes new ones
         node.name = node.outputs[0].name
+
+
+def _is_open(program: ExportedProgram) -> bool:
+    """Whether a program of images takes any height and width."""
+    name = program.graph_signature.user_inputs[0]
+    image = next(node for node in program.graph.nodes if node.name == name)
+    return not isinstance(image.meta["val"].shape[2], int)
 
 
 @contextmanager

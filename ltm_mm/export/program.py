@@ -28,7 +28,11 @@ SMALLEST = 33  # pixels: below, EfficientViT's last grid is one token, which tim
 
 
 def export_program(
-    model: nn.Module, size: tuple[int, int], channels: int = 3, smallest: int = SMALLEST
+    model: nn.Module,
+    size: tuple[int, int],
+    channels: int = 3,
+    smallest: int = SMALLEST,
+    dynamic_size: bool = True,
 ) -> ExportedProgram:
     """Export a network of one tensor of images.
 
@@ -38,6 +42,7 @@ def export_program(
         size: height and width that it is traced with; any other will do.
         channels: of the images.
         smallest: height and width.
+        dynamic_size: whether height and width are left open, or fixed.
 
     Returns:
         The program, for any B >= 1 and any H and W from the smallest on.
@@ -54,7 +59,7 @@ def export_program(
         program = torch.export.export(
             model,
             (torch.zeros(2, channels, *size),),
-            dynamic_shapes=(dynamic_shapes(smallest),),
+            dynamic_shapes=(dynamic_shapes(smallest, dynamic_size),),
             strict=False,
             prefer_deferred_runtime_asserts_over_guards=True,
         )
@@ -105,8 +110,10 @@ def _drop_assertions(program: ExportedProgram) -> None:
         program._guards_code = [g for g in guards if ".size()[0] " not in g]
 
 
-def dynamic_shapes(smallest: int = SMALLEST) -> dict[int, Dim]:
+def dynamic_shapes(smallest: int = SMALLEST, dynamic_size: bool = True) -> dict[int, Dim]:
     """The dimensions of the images that may change, by name."""
+    if not dynamic_size:
+        return {0: Dim("batch")}
     height, width = (Dim(name, min=smallest) for name in ("height", "width"))
     return {0: Dim("batch"), 2: height, 3: width}
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..kernels import WindowChunks, add_by_rows, calm
 from ..kernels.windows import Chunk
-from ..merging import Mask, MaskModule, WindowMerge, recording, tell, unmerge_update
+from ..merging import Mask, WindowMask, WindowMerge, recording, tell, unmerge_update
 from ..ops import ShiftedWindows
 from .window_attention import WindowContext
 
@@ -47,22 +47,22 @@ class SwinView:
     mlp: OnTokens
     drop_path2: OnTokens
     hidden: int
-    merge: MaskModule | None
+    merge: WindowMask | None
     post_norm: bool = False
 
     def run(self, x: Tensor) -> Tensor:
         """The block on a grid ``(B, H, W, C)`` -> ``(B, H, W, C)``."""
-        if self.merge is None:
-            return self._plain(x)
-        return self._merged(x, self.merge)
+        merge, windows = self.merge, self.windows
+        group = None if merge is None else merge.at(windows.size, windows.shift)
+        return self._plain(x) if merge is None or group is None else self._merged(x, merge, group)
 
-    def _merged(self, x: Tensor, merge: MaskModule) -> Tensor:
+    def _merged(self, x: Tensor, merge: WindowMask, group: WindowMask) -> Tensor:
         """Every window: merge, run the block on merged tokens, lead its update back."""
         at_once = recording() or not calm(self.block)
-        values = MERGED_CHUNK * self.windows.size**2 // merge.keep
+        values = MERGED_CHUNK * self.windows.size**2 // group.keep
         chunks = WindowChunks(self.windows, x, values=values, at_once=at_once)
         for chunk in chunks:
-            mask = merge(chunk.tokens, chunk.mass, chunk.shift_index)
+            mask = group(chunk.tokens, chunk.mass, chunk.shift_index)
             merged = mask.merge_own(chunk.tokens)  # (B, n, P, C)
             if recording():
                 tell(merge, WindowMerge(x, merged.flatten(1, 2), mask, self.windows))

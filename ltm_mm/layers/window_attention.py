@@ -16,13 +16,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ..kernels import run_linear, window_attention
 from ..merging import Mask
 from ..ops import (
     BLOCKED,
     ShiftedWindows,
+    cached_by_size,
     pair_places,
     relative_position_index,
     shift_masks,
@@ -68,9 +68,7 @@ class WindowTables:
     region_codes: Tensor | None
 
 
-_tables: dict[tuple, WindowTables] = {}
-
-
+@cached_by_size
 def window_tables(window: int, shift: int, device: torch.device) -> WindowTables:
     """The tables of a window's size and shift, made once for each device.
 
@@ -79,16 +77,6 @@ def window_tables(window: int, shift: int, device: torch.device) -> WindowTables
         shift: tokens that windows are shifted by.
         device: where the tables live.
     """
-    if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
-        return _window_tables(window, shift, device)  # traced or fake: must not be kept
-    key = (window, shift, device)
-    if key not in _tables:
-        with torch.inference_mode(False):
-            _tables[key] = _window_tables(window, shift, device)
-    return _tables[key]
-
-
-def _window_tables(window: int, shift: int, device: torch.device) -> WindowTables:
     codes = pair_places(window)
     masks = regions = None
     if shift:

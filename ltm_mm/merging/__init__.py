@@ -4,7 +4,7 @@ from .blocks import MaskModule, MergeScope, MergingBlock, grow_details, merges, 
 from .detail import Detail
 from .formula import unmerge_update
 from .groups import Groups, Mask, SoftGroups
-from .masks import MASKS, Match, Soft, WeightedMatch, build_mask
+from .masks import MASKS, Match, Soft, WeightedMatch, WindowMask, build_mask
 from .matching import match, rounds
 from .record import ChainMerge, Merge, WindowMerge, record_merges, recording, tell
 
@@ -22,6 +22,7 @@ __all__ = [
     "Soft",
     "SoftGroups",
     "WeightedMatch",
+    "WindowMask",
     "WindowMerge",
     "build_mask",
     "grow_details",

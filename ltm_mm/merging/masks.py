@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import window_regions
+from ..ops import cached_by_size, window_regions
 from .blocks import MaskModule
 from .groups import Groups, SoftGroups
 from .matching import Matched, match, rounds
@@ -20,7 +20,7 @@ REGIONS = 4  # a shifted window's parts that may not see each other
 FAR, PADDED = 100.0, 10.0  # codes whose squares outweigh any cost: region before padding
 
 
-def build_mask(kind: str, dim: int, window: int, keep: int, shift: int = 0) -> MaskModule:
+def build_mask(kind: str, dim: int, window: int, keep: int, shift: int = 0) -> "WindowMask":
     """A mask module for windows of ``window x window`` tokens, ``keep`` of which are left.
 
     Args:
@@ -51,7 +51,53 @@ def check_mask(kind: str) -> None:
         raise ValueError(f"mask must be one of {', '.join(MASKS)}, got {kind!r}")
 
 
-class Match(MaskModule):
+class WindowMask(MaskModule):
+    """A mask module for windows of one size and shift; :meth:`at` gives it for others.
+
+    Args:
+        window, keep, shift: as :func:`build_mask`.
+    """
+
+    def __init__(self, window: int, keep: int, shift: int = 0) -> None:
+        super().__init__()
+        self.window, self.keep, self.shift = window, keep, shift
+        self.planned = (keep, window)  # tokens that the plan keeps of a window, and its side
+        self._others: dict[tuple[int, int], WindowMask] = {}
+
+    def at(self, window: int, shift: int) -> "WindowMask | None":
+        """The mask for other windows, with all that is learned.
+
+        It keeps the plan's share of their tokens, whatever windows came before.
+
+        Args:
+            window, shift: of the windows.
+
+        Returns:
+            None where nothing can be merged: no number below all tokens fits.
+        """
+        keep = kept_tokens(*self.planned, window, shift)
+        if keep >= window * window:
+            return None
+        if (window, keep, shift) == (self.window, self.keep, self.shift):
+            return self
+        if (window, shift) not in self._others:
+            self._others[window, shift] = self._like(window, keep, shift)
+        return self._others[window, shift]
+
+    def _like(self, window: int, keep: int, shift: int) -> "WindowMask":
+        raise NotImplementedError
+
+
+def kept_tokens(keep: int, of: int, window: int, shift: int) -> int:
+    """Tokens that are kept of a window by a plan that keeps ``keep`` of ``of x of``.
+
+    A shifted window keeps one token of each of its parts at least.
+    """
+    tokens = window * window
+    return max(round(keep / of**2 * tokens), min(REGIONS, tokens) if shift else 1)
+
+
+class Match(WindowMask):
     """Groups of tokens that are alike, by matching; nothing in it is learned.
 
     Padding merges with padding first; tokens that the shift keeps apart never share a group.
@@ -60,17 +106,9 @@ class Match(MaskModule):
         window, keep, shift: as :func:`build_mask`.
     """
 
-    order: Tensor | None
-    codes: Tensor | None
-
     def __init__(self, window: int, keep: int, shift: int = 0) -> None:
-        super().__init__()
-        self.window, self.keep, self.shift = window, keep, shift
+        super().__init__(window, keep, shift)
         self.schedule = rounds(window * window, keep, REGIONS if shift else 1)
-        # Part by part, so that every round splits every part of a shifted window evenly.
-        self.register_buffer("order", window_order(window, shift) if shift else None, False)
-        codes = FAR * window_regions(window, shift) if shift else None
-        self.register_buffer("codes", codes, False)
 
     def forward(self, tokens: Tensor, mass: Tensor | None, shift_index: Tensor | None) -> Groups:
         """Group the tokens of every window.
@@ -87,13 +125,18 @@ class Match(MaskModule):
     def _match(
         self, tokens: Tensor, mass: Tensor | None, shift_index: Tensor | None, sums: bool
     ) -> Matched:
-        codes = None
-        if self.codes is not None and shift_index is not None:
-            codes = self.codes[shift_index].unsqueeze(0)  # (1, n, N)
+        order, codes = None, None
+        if self.shift:
+            order, region_codes = shift_tables(self.window, self.shift, tokens.device)
+            if shift_index is not None:
+                codes = region_codes[shift_index].unsqueeze(0)  # (1, n, N)
         if mass is not None:
             padded = PADDED * (1 - mass.float())
             codes = padded if codes is None else codes + padded
-        return match(tokens, self.schedule, None, codes, self.order, sums)
+        return match(tokens, self.schedule, None, codes, order, sums)
+
+    def _like(self, window: int, keep: int, shift: int) -> "Match":
+        return Match(window, keep, shift)
 
 
 class WeightedMatch(Match):
@@ -119,8 +162,18 @@ class WeightedMatch(Match):
         groups.weights = logits.clamp(-4, 4).exp()
         return groups
 
+    def at(self, window: int, shift: int) -> "WindowMask | None":
+        """As :meth:`WindowMask.at`; the weights are this module's."""
+        found = super().at(window, shift)
+        if found is not None and found.weight is not self.weight:
+            found.weight = self.weight
+        return found
 
-class Soft(MaskModule):
+    def _like(self, window: int, keep: int, shift: int) -> "WeightedMatch":
+        return WeightedMatch(len(self.weight), window, keep, shift)
+
+
+class Soft(WindowMask):
     """Softmax masks from a learned spatial prior and what the tokens are (the paper's kind).
 
     The logits ``L = prior + scale * cos(z, x~ - mean of x~)`` compare each token with the merged
@@ -138,8 +191,7 @@ class Soft(MaskModule):
     apart: Tensor | None
 
     def __init__(self, window: int, keep: int, shift: int = 0, scale: float = 64.0) -> None:
-        super().__init__()
-        self.keep = keep
+        super().__init__(window, keep, shift)
         places = prior_places(window, keep, shift)
         self.register_buffer("start", triangular_prior(window, places), False)
         self.register_buffer("roots", (places.floor() @ torch.tensor([window, 1.0])).long(), False)
@@ -153,6 +205,20 @@ class Soft(MaskModule):
         self.prior_offset = nn.Parameter(torch.zeros_like(self.start))
         self.start_scale = scale
         self.log_scale = nn.Parameter(torch.zeros(()))
+
+    def at(self, window: int, shift: int) -> "Soft | None":
+        """As :meth:`WindowMask.at`; it is learned for one size of windows.
+
+        Raises:
+            ValueError: for windows of another size, or shifted where they were not.
+        """
+        if window == self.window and shift in (0, self.shift):
+            return self
+        raise ValueError(
+            f"a soft mask of {self.window} x {self.window} tokens does not fit windows of "
+            f"{window} x {window}: call ltm_mm.remove before you change the size, and "
+            "ltm_mm.apply after it"
+        )
 
     @property
     def prior(self) -> Tensor:
@@ -197,6 +263,18 @@ def _log_mass(mass: Tensor) -> Tensor:
     """What a token weighs, as a logit; padding next to nothing."""
     # More than what keeps regions apart: a region of padding alone has nobody else's tokens.
     return torch.where(mass > 0, mass.clamp(min=1e-6).log(), -5e3)
+
+
+@cached_by_size
+def shift_tables(window: int, shift: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What matching in shifted windows looks up.
+
+    Returns:
+        The tokens' order ``(N,)``: part by part, so that every round splits every part of a window
+        evenly; and the codes of regions by shift mask ``(4, N)``.
+    """
+    codes = FAR * window_regions(window, shift)
+    return window_order(window, shift).to(device), codes.to(device)
 
 
 def window_order(window: int, shift: int) -> Tensor:

@@ -6,6 +6,7 @@ from .groups import by_index, flat_index, full_precision, sum_groups, take_group
 from .relative_position import pair_places, relative_position_index
 from .shift import BLOCKED, shift_indices, shift_masks, window_regions
 from .shifted import ShiftedWindows
+from .tables import cached_by_size
 from .windows import (
     crop,
     from_windows,
@@ -19,6 +20,7 @@ __all__ = [
     "BLOCKED",
     "ShiftedWindows",
     "by_index",
+    "cached_by_size",
     "crop",
     "exporting",
     "first_largest",

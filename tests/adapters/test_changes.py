@@ -161,7 +161,8 @@ def test_another_input_size_and_with_it_another_window():
         one.eval().set_input_size((256, 256))
     assert outputs(model, (256, 256))[0].shape == (2, 5)
     merge = model.layers[2].blocks[1].merge
-    assert (model.layers[2].blocks[1].window_size, merge.keep) == ((8, 8), round(64 * 25 / 49))
+    assert model.layers[2].blocks[1].window_size == (8, 8)
+    assert merge.at(8, 4).keep == round(64 * 25 / 49)
     ltm_mm.apply(ltm_mm.remove(model), keep=(None, None, 33, None))
     expected = outputs(model, (256, 256))
     ltm_mm.apply(twin, keep=(None, None, 33, None))
@@ -180,8 +181,11 @@ def test_learned_masks_where_the_window_changes(mask):
         with pytest.raises(ValueError, match="a soft mask of 7 x 7 tokens does not fit"):
             outputs(model, (256, 256))
     else:
-        outputs(model, (256, 256))
-        assert model.layers[0].blocks[0].merge.weight is learned.weight
+        learned.weight.requires_grad_(False).normal_()
+        seen = outputs(model, (256, 256))
+        assert model.layers[0].blocks[0].merge is learned
+        learned.weight.zero_()  # for all windows at once
+        assert (outputs(model, (256, 256))[0] - seen[0]).abs().max() > 1e-6
 
 
 def test_windows_that_begin_to_shift():
@@ -189,10 +193,12 @@ def test_windows_that_begin_to_shift():
     model = build("timm")
     model.set_input_size((224, 224), always_partition=False)
     ltm_mm.apply(model, keep=9)
-    assert model.layers[3].blocks[1].merge.codes is None
+    assert model.layers[3].blocks[1].merge.shift == 0
     model.set_input_size((448, 448), window_size=7)
-    outputs(model, (448, 448))
-    assert model.layers[3].blocks[1].merge.codes is not None
+    found = outputs(model, (448, 448))
+    ltm_mm.apply(ltm_mm.remove(model), keep=9)
+    assert model.layers[3].blocks[1].merge.shift == 3
+    assert_close(outputs(model, (448, 448)), found, rtol=0, atol=0)
 
 
 def test_a_pruned_vit():
@@ -319,7 +325,7 @@ def test_merged_as_ltm_swin_with_the_same_weights(name):
     def catch(block, args, out):
         maps.append(adapter_of(block).as_map(block, args, out))
 
-    for stage in Swin.stages(model):
+    for stage in Swin.backbones(model)[0]:
         stage[-1].register_forward_hook(catch)
     outputs(model, (448, 448))
     mine.eval()
