@@ -19,7 +19,7 @@ help:  ## list the targets
 
 setup: $(READY)  ## set up .venv (done by every other target where needed)
 
-$(READY): pyproject.toml setup.py $(wildcard requirements/*.txt)
+$(READY): pyproject.toml $(wildcard requirements/*.txt)
 	@echo "== Setting up $(VENV): a few minutes, most of it torch's download =="
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("make: CPython >= 3.10 is needed, $(PYTHON) is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.11")'
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || { echo "make: $(PYTHON) has no venv module; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }

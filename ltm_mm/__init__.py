@@ -13,11 +13,15 @@ install_fallback()
 
 
 def __getattr__(name: str) -> object:
-    """``apply``, ``remove`` and ``fidelity``, imported (with torch) when first asked for."""
+    """``apply``, ``remove``, ``learn``, ``Learned`` and ``fidelity``, imported when asked for."""
     if name in ("apply", "remove"):
         from ltm_mm import adapters as module
 
         return getattr(module, name)
+    if name in ("learn", "Learned"):
+        from ltm_mm import learning
+
+        return getattr(learning, name)
     if name == "fidelity":
         from ltm_mm.analysis.fidelity.compare import fidelity
 

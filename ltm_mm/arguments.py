@@ -51,6 +51,7 @@ SHARED: dict[str, dict] = {
         metavar="KEEP",
         help=f"exchange the backbone for the token-merging one, and what it keeps: {KEEP}",
     ),
+    "--detail": dict(metavar="FILE", help="details that tools/learn.py learned for these weights"),
     "--cfg-options": dict(
         nargs="+",
         action=ConfigOptions,
@@ -73,7 +74,7 @@ SHARED: dict[str, dict] = {
     "--score-thr": dict(type=float, default=0.3, help="draw objects from this score on [0.3]"),
     "--out": dict(metavar="DIR", help="JSON and picture [%(default)s]"),
     "--launcher": dict(choices=["none", "pytorch", "slurm", "mpi"], default="none"),
-    "--debug": dict(action="store_true", help="show the traceback of an error"),
+    "--debug": dict(action="store_true", help="show the traceback of an error, and all of the log"),
 }
 
 

@@ -17,8 +17,10 @@ def run(tool: str) -> None:
 
 train = partial(run, "train")
 test = partial(run, "test")
+predict = partial(run, "predict")
 benchmark = partial(run, "benchmark")
 fidelity = partial(run, "fidelity")
+learn = partial(run, "learn")
 plan = partial(run, "plan")
 visualize = partial(run, "visualize")
 report = partial(run, "report")

@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from .log import quiet_log
+
 NO_INTERNET = (
     "without internet give a local file, --cfg-options model.backbone.init_cfg.checkpoint=FILE, "
     "or start untrained with --cfg-options model.backbone.init_cfg=None"
@@ -35,7 +37,8 @@ def clean_errors(debug: bool = False) -> Iterator[None]:
     """End the program with one line and a non-zero exit status if the input is wrong.
 
     Args:
-        debug: keep the traceback; also switched on by the variable ``LTM_DEBUG``.
+        debug: keep the traceback, and print all of the log (see :mod:`.log`); also switched on by
+            the variable ``LTM_DEBUG``.
 
     Raises:
         SystemExit: for a known mistake (1) and for Ctrl-C (130).
@@ -43,7 +46,8 @@ def clean_errors(debug: bool = False) -> Iterator[None]:
     debug = debug or bool(os.environ.get("LTM_DEBUG"))
     rank = int(os.environ.get("RANK", 0))
     try:
-        yield
+        with quiet_log(debug):
+            yield
     except (KeyboardInterrupt, Exception) as error:
         line = explain(error)
         # PyTorch's writer ends in an error of its own where a save is interrupted.

@@ -4,6 +4,7 @@ import inspect
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
 import ltm_mm  # noqa: F401  before mmdet and mmseg
+from ltm_mm.compat.__main__ import LINE
 from ltm_mm.engine import load_config
 from ltm_mm.registry import HOOKS, MODELS
 
@@ -110,10 +112,9 @@ for path in sys.argv[1:]:
 
 
 def _alone(code: str, *arguments: object) -> str:
-    """What code prints in an interpreter that starts as one with ltm_mm installed does."""
-    start = (ROOT / "ltm_mm" / "compat" / "ltm_mm.pth").read_text()
+    """What code prints in an interpreter for which `python -m ltm_mm.compat install` was run."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", start + code, *map(str, arguments)],
+        [sys.executable, "-W", "ignore", "-c", LINE + code, *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -155,7 +156,7 @@ def _expected(name: str) -> str:
     family = name.split("_")[1]
     kind = {c.removeprefix("LTM").lower(): c for c in BACKBONES}[family]
     boxes = ["bboxes", "labels", "scores"]
-    masks = [] if "ssdlite" in name else ["masks"]
+    masks = [] if "ssdlite" in name or "fasterrcnn" in name else ["masks"]
     return f"{name} {kind} {(64, 96) if 'upernet' in name else sorted(boxes + masks)}"
 
 
@@ -200,10 +201,104 @@ def test_ib_configs_add_the_loss_and_nothing_else(name: str) -> None:
     assert cfg.to_dict() == plain.to_dict()
 
 
-def test_data_root_of_own_data(monkeypatch: pytest.MonkeyPatch) -> None:
+OWN_DATA = [name for name in ENTRIES if "fruits_nuts" in name or "finetune" in name]
+
+
+@pytest.mark.parametrize("name", OWN_DATA)
+def test_own_data(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first block has all that is a user's own, and every epoch is validated."""
     monkeypatch.setenv("DATA_ROOT", "somewhere/else/")
-    cfg = load_config(CONFIGS / "ltm_swin_maskrcnn_fruits_nuts.py")
-    assert cfg.train_dataloader.dataset.dataset.data_root == "somewhere/else/"
-    assert cfg.test_dataloader.dataset.data_root == "somewhere/else/"
-    assert cfg.val_evaluator.ann_file == "somewhere/else/annotations/instances_val.json"
-    assert cfg.model.roi_head.bbox_head.num_classes == 3
+    text = (CONFIGS / name).read_text()
+    first = text.partition("_base_")[2].split("\n\n")[1]
+    for key in ("data_root", "classes", "image_size", "batch_size", "epochs"):
+        assert f"\n{key} = " in f"\n{first}", key
+    cfg = load_config(CONFIGS / name)
+    train, val = cfg.train_dataloader.dataset.dataset, cfg.val_dataloader.dataset
+    assert train.data_root == val.data_root == "somewhere/else/"
+    assert cfg.test_dataloader.dataset == val
+    assert (train.data_prefix, train.get("ann_file")) != (val.data_prefix, val.get("ann_file"))
+    assert cfg.train_cfg.type == "EpochBasedTrainLoop"
+    assert cfg.train_cfg.val_interval == 1
+    last = cfg.param_scheduler[-1]
+    assert last.T_max == last.end == cfg.train_cfg.max_epochs
+    hook = cfg.default_hooks.checkpoint
+    assert (hook.interval, hook.get("by_epoch", True)) == (1, True)
+    heads = [node for node in _dicts(cfg.model) if "num_classes" in node]
+    assert {head["num_classes"] for head in heads} == {len(val.metainfo.classes)}
+    steps = [*_dicts(train.pipeline), *_dicts(val.pipeline)]
+    sizes = {node["scale"] for node in steps if node["type"] == "Resize"}
+    assert sizes == {cfg.image_size}
+    if "upernet" in name:
+        assert hook.save_best == "mIoU"
+    else:
+        metrics = cfg.val_evaluator.metric
+        best = "coco/segm_mAP" if "segm" in metrics else "coco/bbox_mAP"
+        assert hook.save_best == best
+        assert cfg.val_evaluator.ann_file == "somewhere/else/annotations/instances_val.json"
+        with_mask = [n.get("with_mask", False) for n in _dicts(train.pipeline) if "with_bbox" in n]
+        assert with_mask == ["segm" in metrics]
+
+
+def _dicts(node: object) -> Iterator[dict]:
+    if isinstance(node, dict):
+        yield node
+        for child in node.values():
+            yield from _dicts(child)
+    elif isinstance(node, (list, tuple)):
+        for child in node:
+            yield from _dicts(child)
+
+
+@pytest.mark.parametrize("switch", [False, True])
+def test_one_switch_for_label_zero(switch: bool, tmp_path: Path) -> None:
+    for name in OWN_DATA:
+        if "upernet" not in name:
+            continue
+        text = (CONFIGS / name).read_text().replace('_base_ = "', f'_base_ = "{CONFIGS}/')
+        text = text.replace("reduce_zero_label = False", f"reduce_zero_label = {switch}")
+        (tmp_path / name).write_text(text)
+        cfg = load_config(tmp_path / name)
+        found = [n["reduce_zero_label"] for n in _dicts(cfg.to_dict()) if "reduce_zero_label" in n]
+        assert set(found) == {switch}
+        assert len(found) >= 6, "data sets and loading steps of three splits"
+
+
+@pytest.mark.parametrize("name", [name for name in OWN_DATA if "finetune" in name])
+def test_fine_tuning_starts_from_weights_of_the_same_model(name: str) -> None:
+    """Only the last layers, whose shapes hang on the classes, differ from the source's model."""
+    source = (
+        "mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py"
+        if "upernet" in name
+        else "mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_ms-crop-3x_coco.py"
+    )
+    cfg, parent = load_config(CONFIGS / name), load_config(source)
+    assert cfg.load_from.startswith("https://")
+    assert cfg.model.backbone.init_cfg is None
+    states = []
+    for each in (cfg, parent):
+        each.model.backbone.init_cfg = None
+        with DefaultScope.overwrite_default_scope(each.default_scope):
+            states.append({k: v.shape for k, v in MODELS.build(each.model).state_dict().items()})
+    mine, theirs = states
+    assert set(mine) <= set(theirs)
+    differ = {key.rpartition(".")[0] for key in mine if mine[key] != theirs[key]}
+    expected = {
+        "decode_head.conv_seg",
+        "auxiliary_head.conv_seg",
+        "roi_head.bbox_head.fc_cls",
+        "roi_head.bbox_head.fc_reg",
+        "roi_head.mask_head.conv_logits",
+    }
+    assert differ == {key for key in expected if f"{key}.weight" in mine}
+
+
+def test_boxes_only_is_mask_rcnn_without_masks() -> None:
+    faster, mask = (load_config(CONFIGS / f"ltm_swin_{n}rcnn.py") for n in ("faster", "mask"))
+    states = []
+    for cfg in (faster, mask):
+        cfg.model.backbone.init_cfg = None
+        with DefaultScope.overwrite_default_scope("mmdet"):
+            states.append({k: v.shape for k, v in MODELS.build(cfg.model).state_dict().items()})
+    assert states[0] == {k: v for k, v in states[1].items() if "mask_head" not in k}
+    for key in ("optimizer", "paramwise_cfg"):
+        assert faster.optim_wrapper[key] == mask.optim_wrapper[key]

@@ -79,7 +79,7 @@ def test_commands_run_the_tools_of_their_names() -> None:
     from ltm_mm import cli
 
     scripts = re.findall(r'^ltm-(\w+) = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.M)
-    assert len(scripts) == 8
+    assert len(scripts) == 9
     for name, place in scripts:
         assert place == f"ltm_mm.cli:{name}"
         assert getattr(cli, name).args == (name,)
@@ -170,7 +170,7 @@ def test_archives_hold_all_that_is_in_the_repository(archives: dict[str, Path]) 
     package = {name for name in tracked if name.startswith("ltm_mm/") and ".mim/" not in name}
     brought = {f"ltm_mm/.mim/{n}" for n in tracked if re.match("configs/|tools/|model-index", n)}
     about = {name for name in packed if ".dist-info/" in name}
-    assert packed - about == package | brought | {"ltm_mm.pth"}
+    assert packed - about == package | brought
 
 
 def make_venv(folder: Path, with_mm: bool) -> Path:
@@ -243,15 +243,19 @@ def test_wheel_serves_timm_in_an_environment_without_openmmlab(
 
 
 @pytest.mark.slow
-def test_uninstalling_leaves_nothing_at_the_start_of_python(
+def test_the_start_of_python_is_changed_only_when_asked_for(
     archives: dict[str, Path], tmp_path: Path
 ) -> None:
     python = make_venv(tmp_path, with_mm=False)
     install(python, [archives["wheel"]])
     hooks = "import sys; print([f for f in sys.meta_path if 'LTM' in getattr(f, '__name__', '')])"
+    assert run(python, "-c", hooks) == "[]\n"
+    run(python, "-m", "ltm_mm.compat", "install")
     assert "LTMFallback" in run(python, "-c", hooks)
     run(sys.executable, "-m", "pip", "--python", python, "uninstall", "-y", "ltm_mm")
-    assert run(python, "-c", hooks) == "[]\n"
+    package = "import sys; sys.modules['mmcv'] = sys; sys.__path__ = []"
+    search = "from importlib.util import find_spec; print(find_spec('mmcv._ext'))"
+    assert run(python, "-c", f"{package}; {search}") == "None\n"
 
 
 @pytest.mark.slow
@@ -266,5 +270,8 @@ def test_documentation_builds_without_a_warning(tmp_path: Path) -> None:
 
 def test_github_runs_what_the_repository_runs() -> None:
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
-    steps = workflow["jobs"]["test"]["steps"]
-    assert [step["run"] for step in steps if "run" in step] == [".ci/run", "make docs"]
+    jobs = {name: job["steps"] for name, job in workflow["jobs"].items()}
+    runs = {name: [s["run"] for s in steps if "run" in s] for name, steps in jobs.items()}
+    assert runs == {"test": [".ci/run", "make docs"], "slow": ["make test-slow"]}
+    (rev,) = re.findall(r"rev: v(.*)", (ROOT / ".pre-commit-config.yaml").read_text())
+    assert f"\nruff=={rev} " in (ROOT / "requirements" / "tests.txt").read_text()

@@ -31,6 +31,7 @@ def parse_args() -> argparse.Namespace:
         "against the first",
     )
     add("--ltm", nargs="+", default=[], help=f"measure these plans: {KEEP} [as the config has it]")
+    add("--detail")
     add("--whole-model", action="store_true", help="with neck and heads, not the backbone alone")
     add(
         "--size",

@@ -47,6 +47,7 @@ def parse_args() -> argparse.Namespace:
         metavar=("H", "W"),
         help="what it is traced with; any other size works, too [512 512]",
     )
+    add("--detail")
     add("--ltm", help=f"merge so: {KEEP} [as the config has it]")
     add(
         "--out",

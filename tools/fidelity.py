@@ -43,6 +43,7 @@ def parse_args() -> argparse.Namespace:
     add("--threads")
     add("--metric", action="store_true", help="also the config's own metric on its test set")
     add("--cpu-time")
+    add("--detail")
     add("--out", default="work_dirs/fidelity")
     add("--device")
     add("--trust-checkpoint")

@@ -37,6 +37,7 @@ def parse_args() -> argparse.Namespace:
     add("--threads")
     add("--device")
     add("--cpu-time")
+    add("--detail")
     add("--out", default="work_dirs/plan")
     add("--trust-checkpoint")
     add("--cfg-options")

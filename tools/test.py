@@ -32,6 +32,7 @@ def parse_args() -> argparse.Namespace:
     add("--tta", action="store_true", help="test-time augmentation as the config sets it up")
     add("--trust-checkpoint")
     add("--ltm")
+    add("--detail")
     add("--cfg-options")
     add("--launcher")
     # torchrun says it through the environment.

@@ -28,6 +28,7 @@ def parse_args() -> argparse.Namespace:
     add("--checkpoint", metavar="FILE", help="weights to start from: of a backbone or whole model")
     add("--trust-checkpoint")
     add("--ltm")
+    add("--detail")
     add(
         "--ib",
         metavar="BOUND",

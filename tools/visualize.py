@@ -48,6 +48,7 @@ def parse_args() -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the weights that start fresh [0]")
     add("--trust-checkpoint")
     add("--ltm")
+    add("--detail")
     add("--cfg-options")
     # Options may stand between the positional arguments, of which one may be left out.
     return parser.parse_intermixed_args()

@@ -4,19 +4,26 @@ Nothing in the model is replaced: blocks of stages that merge exchange their cla
 runs on merged tokens, and reads the block's own layers in every pass.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from ..checkpoints.learned import Learned
 from ..layers.exchange import Exchanged, give_back
 from ..merging.masks import check_mask
 from ..models.backbones.base import LTMBackbone
 from ..presets import Keep, Plan
-from .families import FAMILIES, SERVED, Family
+from .families import FAMILIES, SERVED, Family, swin_stages
 
 
 def apply(
-    model: nn.Module, keep: Keep = "balanced", mask: str = "match", window_size: int | None = None
+    model: nn.Module,
+    keep: Keep = "balanced",
+    mask: str = "match",
+    window_size: int | None = None,
+    detail: Learned | str | os.PathLike | None = None,
 ) -> nn.Module:
     """Merge tokens in a model that is already built, in place.
 
@@ -33,16 +40,52 @@ def apply(
         mask: 'match'; for a Swin also 'weighted' or 'soft', as ``LTMSwin`` takes it.
         window_size: tokens per merging window side of an EfficientViT (8 by default); a
             Swin's windows are its own, a ViT has none.
+        detail: what :func:`ltm_mm.learn` or ``tools/learn.py`` learned, or its file. Weights that
+            learned with it replace the model's until :func:`remove`.
 
     Returns:
         The model itself.
 
     Raises:
         ValueError: if it is no model, has no such blocks, merges already, or the plan
-            does not fit.
+            or the detail does not fit; the model is as before then.
+        OSError: if the detail's file cannot be read.
     """
+    learned = Learned.load(detail) if isinstance(detail, str | os.PathLike) else detail
     exchange_stages(model, keep, mask, window_size)
+    try:
+        if learned is not None:
+            attach(model, learned)
+    except ValueError:
+        remove(model)
+        raise
     return model
+
+
+def attach(model: nn.Module, learned: Learned) -> None:
+    """Give a merging model what was learned for it.
+
+    Raises:
+        ValueError: if it does not fit.
+    """
+    if learned.weights:
+        own = dict(model.named_parameters())
+        for name, value in learned.weights.items():
+            if name not in own or own[name].shape != value.shape:
+                raise ValueError(f"the learned weights are of another model: {name} does not fit")
+        model._ltm_weights_before = {n: own[n].detach().clone() for n in learned.weights}
+        _copy_in(model, learned.weights)
+    if learned.details:
+        stages = swin_stages(model)
+        learned.attach(stages)
+        learned.check_weights(stages)
+
+
+def _copy_in(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in weights.items():
+            own[name].copy_(value)
 
 
 def exchange_stages(
@@ -106,6 +149,9 @@ def remove(model: nn.Module) -> nn.Module:
     """
     for module in list(_applied(model)):
         give_back(module)
+    before = vars(model).pop("_ltm_weights_before", None)
+    if before:
+        _copy_in(model, before)
     return model
 
 

@@ -1,12 +1,14 @@
 """Where a model has what can merge, family by family (ours)."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
 
+from ..checkpoints.learned import Stages
 from ..models.backbones import efficientvit, mobilevit, vit
-from ..models.backbones.swin import swin_plan
+from ..models.backbones.swin import SwinBlock, swin_plan
 from ..models.timm_vit import check_vit, merge_vit
 from ..presets import Keep, Plan, resolve_plan
 from .mm import MMSwinBlock
@@ -116,6 +118,33 @@ class Swin(Family):
         """Exchange the classes of a stage's blocks."""
         for block, count in zip(stage, counts, strict=True):
             put_on(block, adapter_of(block), mask, count)
+
+
+def swin_stages(model: nn.Module) -> Stages:
+    """A model's Swin blocks with their norms, stage by stage, whether they merge or not.
+
+    Raises:
+        ValueError: if it has none, or several backbones.
+    """
+    found = []
+    for parent in model.modules():
+        blocks = [
+            (c, _norms(c)) for c in parent.children() if isinstance(c, SwinBlock) or adapter(c)
+        ]
+        if blocks:
+            found.append(blocks)
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no Swin blocks, which details are for")
+    widths = [blocks[0][1][0].weight.numel() for blocks in found]
+    if any(later <= earlier for earlier, later in pairwise(widths)):
+        raise ValueError(f"details are for models with one Swin, this one has more: {widths}")
+    return found
+
+
+def _norms(block: nn.Module) -> tuple[nn.Module, nn.Module]:
+    if isinstance(block, SwinBlock):
+        return block.norm1, block.norm2
+    return adapter_of(block).norms(block)
 
 
 def adapter(module: nn.Module) -> type[MergedSwin] | None:

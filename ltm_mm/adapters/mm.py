@@ -8,7 +8,7 @@ from ..layers import SwinView, WindowContext
 from ..layers.exchange import Exchanged
 from ..layers.fast_block import children, idle
 from ..ops import ShiftedWindows
-from .swin import MergedSwin, QkvAttention, comes_from
+from .swin import MergedSwin, QkvAttention, as_grid, comes_from
 
 PACKAGES = ("mmdet", "mmseg", "mmpretrain")
 
@@ -38,7 +38,7 @@ class MMSwinBlock(MergedSwin):
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """``(B, H * W, C)``, (H, W) -> ``(B, H * W, C)``."""
         windows = self._windows(*hw_shape)
-        grid = x.unflatten(1, hw_shape)
+        grid = as_grid(x, hw_shape)
         if self.with_cp and x.requires_grad:
             grid = checkpoint(self.run, grid, windows, use_reentrant=False)
         else:

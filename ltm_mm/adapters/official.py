@@ -13,7 +13,7 @@ from ..layers import SwinView
 from ..layers.exchange import Exchanged
 from ..layers.fast_block import FastMlp, children
 from ..ops import ShiftedWindows
-from .swin import CosineAttention, MergedSwin, QkvAttention, hidden, square
+from .swin import CosineAttention, MergedSwin, QkvAttention, as_grid, hidden, square
 
 BLOCK = {"norm1", "attn", "drop_path", "norm2", "mlp"}
 ATTENTION = {"qkv", "attn_drop", "proj", "proj_drop", "softmax"}
@@ -48,7 +48,7 @@ class OfficialSwinBlock(MergedSwin):
         size = size_of(self)
         if size[0] * size[1] != x.shape[1]:
             raise ValueError(f"{x.shape[1]} tokens are no grid of {size[0]} x {size[1]}")
-        grid = x.unflatten(1, size)
+        grid = as_grid(x, size)
         return self.run(grid, type(self).cut(self)).flatten(1, 2)
 
     @staticmethod

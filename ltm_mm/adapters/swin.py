@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..kernels import hooked, linear, run_linear, untouched
 from ..layers import SwinView, WindowContext, attend, scaled_cosine
-from ..layers.exchange import Exchanged, exchange
+from ..layers.exchange import Exchanged, exchange, refuse_tracing
 from ..merging import MaskModule, MergeScope, MergingBlock, build_mask
 from ..merging.masks import REGIONS
 from ..ops import ShiftedWindows
@@ -69,6 +69,7 @@ class MergedSwin(Exchanged, MergingBlock, MergeScope):
 
     def run(self, x: Tensor, windows: ShiftedWindows) -> Tensor:
         """The block on a grid ``(B, H, W, C)``."""
+        refuse_tracing(x)
         if self.merge is not None:
             self.refit(windows)
         return self.view(windows).run(x)
@@ -113,6 +114,14 @@ def put_mask(block: nn.Module, mask: str, keep: int, windows: ShiftedWindows) ->
     made = build_mask(mask, weight.numel(), windows.size, keep, windows.shift)
     block.merge = made.to(weight.device, weight.dtype).train(block.training)
     block.fit = Fit(mask, keep, windows.size, windows.shift)
+
+
+def as_grid(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Tokens ``(B, H * W, C)`` as a grid ``(B, H, W, C)``.
+
+    Not by ``unflatten``: the tracing ONNX exporter takes its result's batch for a constant.
+    """
+    return x.view(x.shape[0], size[0], size[1], x.shape[2])
 
 
 def square(window: object) -> int:

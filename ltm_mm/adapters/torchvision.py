@@ -39,7 +39,7 @@ class TorchvisionSwinBlock(MergedSwin):
         """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
         windows = TorchvisionSwinBlock.cut(self)
         down, right = windows.axes  # one window is not shifted along its side
-        axes = (down and x.shape[1] > windows.size, right and x.shape[2] > windows.size)
+        axes = (down and bool(x.shape[1] > windows.size), right and bool(x.shape[2] > windows.size))
         return self.run(x, replace(windows, axes=axes))
 
     def view(self, windows: ShiftedWindows) -> SwinView:

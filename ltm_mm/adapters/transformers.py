@@ -17,7 +17,7 @@ from ..layers import SwinView, WindowContext, attend, concat_linears, scaled_cos
 from ..layers.exchange import Exchanged
 from ..layers.fast_block import FastMlp, children, idle
 from ..ops import ShiftedWindows
-from .swin import MergedSwin, continuous_bias, hidden, square
+from .swin import MergedSwin, as_grid, continuous_bias, hidden, square
 
 NEW = {"attention", "layernorm_before", "layernorm_after", "mlp", "dropout", "drop_path"}
 OLD = {"attention", "layernorm_before", "layernorm_after", "intermediate", "output", "drop_path"}
@@ -69,7 +69,7 @@ class HFSwinLayer(MergedSwin):
 
     def on_grid(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """``(B, H * W, C)``, (H, W) -> ``(B, H * W, C)``."""
-        return self.run(x.unflatten(1, tuple(size)), HFSwinLayer.cut(self)).flatten(1, 2)
+        return self.run(as_grid(x, size), HFSwinLayer.cut(self)).flatten(1, 2)
 
     def attend_and_drop(self, x: Tensor, context: WindowContext) -> Tensor:
         """Attention and the dropout after it, on windows ``(B * n, N, C)``."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .detect import StateDict, unwrap
 from .fit import DERIVED, MERGE, some, to_backbone
+from .learned import Learned
 from .optional import is_model_wrapper, print_log
 from .read import read_state_dict
 
@@ -167,4 +168,7 @@ def _load(
     if unused:
         parts.append(f"{len(unused)} of the checkpoint are not used ({some(unused)})")
     print_log("; ".join(parts), "current", logging.WARNING if heads else logging.INFO)
+    for module in model.modules():
+        if isinstance(learned := getattr(module, "learned", None), Learned):
+            learned.check_weights(module.swin_stages())
     return report

@@ -31,18 +31,30 @@ ZOOS: dict[str, Callable[[], dict[str, str]]] = {
 def read_state_dict(path: str | os.PathLike, trust: bool = False) -> dict[str, Tensor]:
     """Tensors of a checkpoint, on the CPU, taken out of ``state_dict``, ``model``, ...
 
+    Args and errors as :func:`read_file`; also a ValueError if there are no weights in it.
+
+    Returns:
+        The state dict, with its ``_metadata`` if it had any.
+    """
+    content = read_file(path, trust)
+    try:
+        return unwrap(content)
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)}: {error}") from error
+
+
+def read_file(path: str | os.PathLike, trust: bool = False) -> object:
+    """What a checkpoint's file holds, on the CPU.
+
     Args:
         path: a local PyTorch or ``.safetensors`` file, an http(s) URL (kept in torch
             hub's cache), or ``open-mmlab://name``, ``mmcls://name``.
         trust: unpickle the file even if that may run code from it.
 
-    Returns:
-        The state dict, with its ``_metadata`` if it had any.
-
     Raises:
         FileNotFoundError: no such file.
         ConnectionError: the download failed.
-        ValueError: not a checkpoint, truncated, no weights in it, or it needs ``trust``.
+        ValueError: not a checkpoint, truncated, or it needs ``trust``.
     """
     name = os.fspath(path)
     if swapped := taken_for(name, "checkpoint"):
@@ -63,9 +75,7 @@ def read_state_dict(path: str | os.PathLike, trust: bool = False) -> dict[str, T
             f"checkpoint {name} does not exist: give a local file or an https URL"
         )
     try:
-        return unwrap(
-            _read_safetensors(file) if file.suffix == ".safetensors" else _unpickle(file, trust)
-        )
+        return _read_safetensors(file) if file.suffix == ".safetensors" else _unpickle(file, trust)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 

@@ -5,8 +5,8 @@ imported. A finder at the *end* of ``sys.meta_path`` is asked for ``mmcv._ext`` 
 real one was not found, so compiled ops always win, and nothing is imported until mmcv asks.
 
 mmdet and mmseg look for mmcv's ops once, while they are imported, so the finder has to be there
-before. An installed ltm_mm puts it there when Python starts (``ltm_mm.pth``, one line that
-imports nothing); ``import ltm_mm`` does it in a checkout that is only on the path.
+before: ``import ltm_mm`` puts it there, and so do our tools. ``python -m ltm_mm.compat install``
+does it for every program of an environment.
 """
 
 import sys
@@ -22,7 +22,7 @@ _REMEMBER = ("mmdet.structures.mask.structures", "mmseg.models.losses.focal_loss
 
 
 def find_fallback() -> ModuleSpec | None:
-    """Where ``mmcv._ext`` is loaded from if it was not compiled; ``ltm_mm.pth`` calls this."""
+    """Where ``mmcv._ext`` is loaded from if it was not compiled; the installed file calls this."""
     return spec_from_file_location("mmcv._ext", Path(__file__).with_name("ext.py"))
 
 
@@ -48,6 +48,6 @@ def install_fallback() -> None:
         warnings.warn(
             f"{too_early[0].split('.')[0]} was imported before ltm_mm and found mmcv without its "
             "ops, so it will fail where it needs them: put `import ltm_mm` first "
-            "(or install ltm_mm with pip, or build the ops with `make ops`)",
+            "(or run `python -m ltm_mm.compat install` once, or build the ops with `make ops`)",
             stacklevel=3,
         )

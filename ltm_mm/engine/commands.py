@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,10 +28,14 @@ class Command(NamedTuple):
     version: str
 
 
-def note_command(work_dir: str | Path) -> None:
+def note_command(work_dir: str | Path, variables: Mapping[str, str] | None = None) -> None:
     """Append this process's command line to the work dir, if it is one of our tools.
 
     Of several ranks the first one writes. A tool called from Python leaves no line.
+
+    Args:
+        work_dir: is made where it is missing.
+        variables: of the environment that the config has read: name -> value.
     """
     tool = Path(sys.argv[0])
     if int(os.environ.get("RANK", 0)) or tool.parent.name != "tools":
@@ -46,7 +51,8 @@ def note_command(work_dir: str | Path) -> None:
     time = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
     Path(work_dir).mkdir(parents=True, exist_ok=True)
     with open(Path(work_dir, FILE), "a") as file:
-        entry = Command(shlex.join(words), time, __version__)
+        own = [f"{name}={shlex.quote(value)} " for name, value in (variables or {}).items()]
+        entry = Command("".join(own) + shlex.join(words), time, __version__)
         file.write(json.dumps(entry._asdict()) + "\n")
 
 

@@ -1,10 +1,12 @@
 """Exchange the backbone of any MM config for its learnable-token-merging counterpart."""
 
 import ast
+import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from ..errors import UserError
+from ..checkpoints.learned import Learned
+from ..errors import UserError, naming
 from ..families import EFFICIENTVIT, MOBILEVIT, SWIN, VIT, of_type
 from ..presets import NAMES, Keep
 
@@ -77,6 +79,39 @@ def use_ltm(cfg: "Config", keep: Keep) -> list[str]:
             "efficientvit_b0 ... b3, l1 ... l3, with mobilevit_xxs, xs, s, and with vit_*"
         )
     return lines
+
+
+def set_detail(cfg: "Config", detail: str | None, merges: bool = True) -> None:
+    """Have the Swin of a config take a file of learned details, in place.
+
+    Args:
+        cfg: of a model, or of a backbone alone.
+        detail: a file of ``tools/learn.py``; None: nothing is changed.
+        merges: whether the backbone will be exchanged where it is not ours.
+
+    Raises:
+        UserError: if the file cannot be read, holds weights, too, or there is no Swin to take it.
+    """
+    if detail is None:
+        return
+    with naming(detail):
+        learned = Learned.load(detail)
+    if learned.weights is not None:
+        raise UserError(
+            f"--detail {detail}: the file holds weights, too, which its detail was learned with: "
+            "give it in place of the checkpoint, without --detail"
+        )
+    found = False
+    for _, backbone in _backbones(cfg.get("model") or {}, "model"):
+        ours = of_type(_name(backbone["type"]).rpartition(".")[2]) is SWIN
+        short = _name(backbone["type"]).rpartition(".")[2]
+        if ours or (merges and short == "SwinTransformer"):
+            backbone["detail"] = os.path.abspath(os.path.expanduser(detail))
+            found = True
+    if not found:
+        raise UserError(
+            f"--detail {detail}: details are for a merging Swin; give --ltm with a Swin's config"
+        )
 
 
 def _backbones(node: object, path: str) -> Iterator[tuple[str, dict]]:

@@ -37,13 +37,14 @@ def load_weights(runner: Runner, checkpoint: str, trust: bool, strict: bool = Fa
         load_into(model, checkpoint, trust=trust, strict=strict)
 
 
-def load_start(runner: Runner, resumed: str | None, checkpoint: str | None, trust: bool) -> None:
-    """Have a training start from a checkpoint, or check the one that it goes on from.
+def load_start(runner: Runner, resumed: str | None, trust: bool) -> None:
+    """Have a training start from its config's ``load_from``, or check the one that it goes on from.
+
+    mmengine's own loading would leave out what does not fit with a warning among others.
 
     Args:
         runner: with its model built.
         resumed: what mmengine will resume from, weights and all.
-        checkpoint: weights to start from, unless it resumes.
         trust: see :func:`ltm_mm.checkpoints.read_state_dict`.
 
     Raises:
@@ -51,7 +52,9 @@ def load_start(runner: Runner, resumed: str | None, checkpoint: str | None, trus
     """
     if resumed:
         check_same_model(runner.model, resumed, trust)
-    elif checkpoint and is_flexible(runner.cfg):  # before FSDP spreads the weights
+        return
+    checkpoint, runner._load_from = runner._load_from, None
+    if checkpoint and is_flexible(runner.cfg):  # before FSDP spreads the weights
         runner.model.init_weights()
         load_weights(runner, checkpoint, trust)
     elif checkpoint:

@@ -50,6 +50,30 @@ def some_images(dataset: "Dataset", count: int) -> list[Path]:
     return [Path(dataset.get_data_info(place)["img_path"]) for place in places]
 
 
+def train_images(cfg: "Config") -> list[Path]:
+    """All image files of a config's train set.
+
+    Raises:
+        UserError: there is none, or its files cannot be read.
+    """
+    own = (cfg.get("train_dataloader") or {}).get("dataset")
+    if not own:
+        raise UserError(f"{cfg.filename} has no train set: name a folder of photos")
+    from mmengine.registry import DATASETS
+
+    from ..checks.loaders import datasets
+
+    try:
+        with scope_of(cfg):
+            dataset, _ = next(datasets(DATASETS.build(own), "dataset"))
+        return some_images(dataset, len(dataset))
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"the config's train set cannot be read ({reason}): name a folder of photos"
+        ) from error
+
+
 def pipeline_of(cfg: "Config", first: str = "test_dataloader") -> "Compose":
     """The config's test pipeline without the steps that load annotations.
 

@@ -14,7 +14,7 @@ from ..checks.outputs import check_file, check_folder
 from ..checks.training import require
 from ..errors import UserError
 from .config import load_config
-from .convert import parse_keep, use_ltm
+from .convert import parse_keep, set_detail, use_ltm
 from .flexible import choose_strategy, is_flexible
 from .ib_hook import use_ib
 from .pictures import LabelMaps, Pictures
@@ -32,6 +32,7 @@ def prepare(
     ib: str | None = None,
     amp: bool = False,
     auto_scale_lr: bool = False,
+    detail: str | None = None,
 ) -> Config:
     """The config as the command line changes it, and the process group where one is needed.
 
@@ -42,6 +43,7 @@ def prepare(
     """
     cfg = load_config(config, deepcopy(cfg_options))  # merging options alters them
     require(cfg, "model")
+    set_detail(cfg, detail, merges=ltm is not None)
     stem = Path(cfg.filename).stem
     if ltm is not None:
         for line in use_ltm(cfg, parse_keep(ltm)):

@@ -9,14 +9,20 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
 from ..checks.loaders import SKIPPED, build_loaders, naming_options
+from ..checks.notes import first
 from ..checks.reading import skipped
 from ..checks.training import check_testing, check_training
 from ..checks.weights import check_weights
+from ..merging import merges
 from .build import drop_pretrained
+from .by_class import kept_by_class
 from .commands import note_command
 from .flexible import build_model
 from .load import load_start, load_weights
@@ -37,6 +43,7 @@ def train(
     auto_scale_lr: bool = False,
     cfg_options: Mapping[str, object] | None = None,
     launcher: str = "none",
+    detail: str | None = None,
 ) -> Runner:
     """Train the model of a config.
 
@@ -44,8 +51,8 @@ def train(
         config: see :func:`.config.load_config`.
         work_dir: for logs and checkpoints; default ``work_dirs/<config's name>``.
         resume: a checkpoint, or 'auto' for the newest readable one in ``work_dir``.
-        checkpoint: weights to start from, of a backbone or of a whole model, plain or
-            merging. Not used where ``resume`` finds something to go on from.
+        checkpoint: weights to start from in place of the config's ``load_from``, of a backbone or
+            of a whole model, plain or merging. Not used where ``resume`` finds a checkpoint.
         trust_checkpoint: read files that may run code, see
             :func:`ltm_mm.checkpoints.read_state_dict`.
         ltm: exchange the backbone, see :func:`.convert.parse_keep`.
@@ -54,6 +61,7 @@ def train(
         auto_scale_lr: scale the learning rate with the batch, if the config allows it.
         cfg_options: changes to the config.
         launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
+        detail: a file of ``tools/learn.py``, which merging blocks start with.
 
     Returns:
         The runner, after training.
@@ -61,13 +69,16 @@ def train(
     Raises:
         UserError: for a mistake in the input; see also :func:`.errors.clean_errors`.
     """
-    cfg = prepare(config, work_dir, ltm, cfg_options, launcher, ib, amp, auto_scale_lr)
+    cfg = prepare(config, work_dir, ltm, cfg_options, launcher, ib, amp, auto_scale_lr, detail)
     check_training(cfg, checkpoint)
     resumed = use_resume(cfg, resume, trust_checkpoint)
-    runner = build_runner(cfg, pretrained=not (resumed or checkpoint))
-    load_start(runner, resumed, checkpoint, trust_checkpoint)
+    if checkpoint and not resumed:
+        cfg.load_from = checkpoint  # the work dir's config says so
+    runner = build_runner(cfg, pretrained=not cfg.load_from)
+    load_start(runner, resumed, trust_checkpoint)
     with naming_options(cfg):
         build_loaders(runner, "train", "val")
+        _announce(runner)
         with first_step(runner):
             runner.train()
     left_out = skipped(os.path.join(runner.log_dir, SKIPPED))
@@ -87,6 +98,7 @@ def evaluate(
     cfg_options: Mapping[str, object] | None = None,
     launcher: str = "none",
     bf16: bool = False,
+    detail: str | None = None,
 ) -> dict[str, float]:
     """Evaluate a checkpoint with a config's test set.
 
@@ -99,6 +111,7 @@ def evaluate(
         tta: test-time augmentation as the config sets it up.
         trust_checkpoint, ltm, cfg_options, launcher: see :func:`train`.
         bf16: compute in bfloat16; OpenVINO's files only.
+        detail: a file of ``tools/learn.py``, learned on the checkpoint's weights.
 
     Returns:
         Metrics by name.
@@ -106,13 +119,13 @@ def evaluate(
     Raises:
         UserError: see :func:`train`; also if the checkpoint is of another model.
     """
-    cfg = prepare(config, work_dir, ltm, cfg_options, launcher)
+    cfg = prepare(config, work_dir, ltm, cfg_options, launcher, detail=detail)
     check_testing(cfg, checkpoint)
     exported = checkpoint.endswith((".onnx", ".xml", ".pt2"))
     if exported or bf16:
         from ..export.evaluate import use_file
 
-        use_file(cfg, checkpoint, {"--tta": tta, "--ltm": ltm}, bf16)
+        use_file(cfg, checkpoint, {"--tta": tta, "--ltm": ltm, "--detail": detail}, bf16)
     hooks = write_outputs(cfg, out, show_dir, launcher)
     if tta:
         use_tta(cfg)
@@ -124,9 +137,10 @@ def evaluate(
     with naming_options(cfg):
         build_loaders(runner, "test")
         check_trained_classes(runner, checkpoint, trust_checkpoint)
-        with first_step(runner):
+        with first_step(runner), kept_by_class(runner, checkpoint):
             metrics = runner.test()
-    _report(runner, {"metrics": metrics, "pictures": show_dir, "predictions": out})
+    results = {"metrics": metrics, "pictures": show_dir, "predictions": out}
+    _report(runner, {"checkpoint": checkpoint, **results})
     return metrics
 
 
@@ -145,10 +159,33 @@ def build_runner(cfg: Config, pretrained: bool, testing: bool = False) -> Runner
     if testing:
         cfg.load_from, cfg.resume = None, False
     runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
-    note_command(cfg.work_dir)
+    note_command(cfg.work_dir, cfg.env_variables)
     find_unused = cfg.get("find_unused_parameters", False) and not testing
     build_model(runner, find_unused, testing)
     return runner
+
+
+def _announce(runner: Runner) -> None:
+    """Say what will be trained, on what, before the first step."""
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    backbone = getattr(model, "backbone", None)
+    lines = {"model": f"{type(model).__name__}, {millions:.1f} million parameters"}
+    if backbone is not None:
+        keep = runner.cfg.model.backbone.get("keep", "-")
+        merging = f", keep={keep!r}" if merges(backbone) else ", no merging"
+        lines["backbone"] = type(backbone).__name__ + merging
+    for name, loader in (
+        ("training", runner._train_dataloader),
+        ("validation", runner._val_dataloader),
+    ):
+        if isinstance(loader, DataLoader):
+            classes = (getattr(loader.dataset, "metainfo", None) or {}).get("classes") or ()
+            lines[name] = f"{len(loader.dataset)} images, {len(classes)} classes: {first(classes)}"
+    lines["log, checkpoints"] = runner.work_dir
+    print_log(
+        "\n".join(["training starts:", *(f"  {k:<17}{v}" for k, v in lines.items())]), "current"
+    )
 
 
 def _last_metrics(runner: Runner) -> dict[str, float]:

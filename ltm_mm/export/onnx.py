@@ -43,10 +43,7 @@ def save_onnx(
             input_names=["image"],
             output_names=list(outputs),
             dynamic_shapes=(dynamic_shapes(),),
-            custom_translation_table={
-                torch.ops.aten.sort.stable: _stable_sort,
-                torch.ops.ltm_mm.kept_boxes.default: onnx_kept_boxes,
-            },
+            custom_translation_table={torch.ops.ltm_mm.kept_boxes.default: onnx_kept_boxes},
             optimize=False,
             verbose=False,
         )
@@ -123,13 +120,3 @@ def _silence() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
-
-
-def _stable_sort(
-    x: object, *, stable: bool | None = None, dim: int = -1, descending: bool = False
-) -> tuple[object, object]:
-    """``torch.sort(stable=True)``, which PyTorch's exporter lacks; TopK puts equals in order."""
-    from onnxscript import opset18 as op
-
-    count = op.Gather(op.Shape(x), op.Constant(value_ints=[dim]), axis=0)
-    return op.TopK(x, count, axis=dim, largest=int(descending), sorted=1)

@@ -57,7 +57,6 @@ def convert_onnx(
     openvino = import_openvino("--format openvino")
     nncf = None if calibration is None else import_nncf()
     model = openvino.convert_model(file)
-    _keep_order(model)
     _step_by_index(model)
     if nncf is not None:
         print(f"quantising with {len(calibration)} images ...", flush=True)
@@ -77,32 +76,6 @@ def convert_onnx(
         # Half precision, the default, would make another model of it.
         openvino.save_model(model, path, compress_to_fp16=False)
         model.set_rt_info(str(zlib.crc32(path.with_suffix(".bin").read_bytes())), CHECKSUM)
-
-
-def _keep_order(model: object) -> None:
-    """Let equal numbers stay in order where all are sorted, as PyTorch and ONNX do.
-
-    Tokens of padding are alike; which of them are merged must not depend on the runtime. Where
-    the best of very many boxes are taken it does not matter, and takes OpenVINO very long.
-    """
-    from openvino import opset15 as ops
-
-    for node in model.get_ops():
-        if node.get_type_name() != "TopK" or not _sorts_all(node):
-            continue
-        known = node.get_attributes()
-        ordered = ops.topk(
-            node.input_value(0),
-            node.input_value(1),
-            known["axis"],
-            known["mode"],
-            known["sort"],
-            index_element_type=known["index_element_type"],
-            stable=True,
-        )
-        for index in range(2):
-            node.output(index).replace(ordered.output(index))
-    model.validate_nodes_and_infer_types()
 
 
 def _step_by_index(model: object) -> None:
@@ -138,16 +111,6 @@ def _number(value: int) -> object:
     from openvino import opset15 as ops
 
     return ops.constant(value, dtype=np.int64)
-
-
-def _sorts_all(node: object) -> bool:
-    """Whether a TopK takes all numbers: as many as there are, or as are counted at run time."""
-    count = node.input_value(1).get_node()
-    shape = node.input(0).get_partial_shape()
-    length = shape[shape.rank.get_length() - 1]
-    if count.get_type_name() != "Constant":
-        return True
-    return length.is_static and length.get_length() == int(count.get_vector()[0])
 
 
 def import_nncf():

@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 
 from ..checks.outputs import check_file
 from ..engine.build import AS_CONFIGURED, channels_of, model_builder, named_config
-from ..engine.convert import parse_keep
+from ..engine.convert import parse_keep, set_detail
 from ..errors import UserError
 from .about import describe
 from .check import MASK_IOU, TOLERANCE, Difference, compare, other_sizes
@@ -36,6 +36,7 @@ def export(
     check: bool = False,
     trust_checkpoint: bool = False,
     int8: int | None = None,
+    detail: str | None = None,
 ) -> list[Difference]:
     """Export a backbone, detector or segmentor, with a dynamic batch, height and width.
 
@@ -51,6 +52,7 @@ def export(
         check: load the file, and compare it with the model at several sizes; with ``int8``
             evaluate both on the config's test data.
         trust_checkpoint: see :func:`ltm_mm.checkpoints.read_state_dict`.
+        detail: a file of ``tools/learn.py``, which goes into the exported one.
         int8: quantise to 8 bits, calibrated on so many images of the config's test data.
 
     Returns:
@@ -64,6 +66,7 @@ def export(
         raise UserError("--int8 quantises with NNCF for OpenVINO: it needs --format openvino")
     path = _path(config, format, whole_model, out)
     cfg = named_config(config)
+    set_detail(cfg, detail, merges=ltm is not None)
     if whole_model and "type" not in cfg.model:
         raise UserError(f"{config} is a backbone; the whole model needs a detector's config")
     build = model_builder(

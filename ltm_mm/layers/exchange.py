@@ -6,6 +6,7 @@ Parameters, names, hooks, and whoever holds the module stay. Copies and pickles 
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from torch.fx import Proxy
 
 
 class Exchanged(nn.Module):
@@ -43,6 +44,17 @@ def _exchanged(mixin: type, kind: type) -> type:
 def _blank(mixin: type[Exchanged], kind: type[nn.Module]) -> nn.Module:
     made: Any = _exchanged(mixin, kind)
     return made.__new__(made)
+
+
+def refuse_tracing(x: object) -> None:
+    """Raise a ValueError under ``torch.fx.symbolic_trace``, which gives no shapes to work with."""
+    if isinstance(x, Proxy):
+        raise ValueError(
+            "torch.fx cannot trace inside blocks that merge tokens: keep them whole with "
+            "create_feature_extractor(..., tracer_kwargs=dict(leaf_modules=["
+            "ltm_mm.merging.MergeScope])), read maps with forward hooks or timm's "
+            "forward_intermediates, or use torch.export"
+        )
 
 
 def exchange(module: nn.Module, mixin: type[Exchanged], **extras: Any) -> None:

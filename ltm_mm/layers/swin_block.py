@@ -98,7 +98,7 @@ class SwinView:
         shape = (x.shape[0], x.shape[1])
         context = WindowContext(self.windows, shape, chunk.shift_index, mask)
         out = self.attention(x.flatten(0, 1), context)
-        return (out[0] if isinstance(out, tuple) else out).unflatten(0, shape)
+        return (out[0] if isinstance(out, tuple) else out).view(x.shape)
 
     def _add_mlp(self, x: Tensor) -> Tensor:
         return x + self.drop_path2(self._mlp_update(x))

@@ -195,7 +195,7 @@ def attend(
         bias = position_bias(bias_table, tables, shift_index)
         if shift_index is not None:
             bias = bias.repeat(context.shape[0], 1, 1, 1)
-    split = qkv(x).unflatten(-1, (3, num_heads, -1))  # (B * n, N, 3, h, d)
+    split = qkv(x).view(*x.shape[:2], 3, num_heads, -1)  # (B * n, N, 3, h, d)
     if weigh is None:
         return proj(window_attention(split, bias, scale, dropout))
     q, k, v = split.permute(2, 0, 3, 1, 4).unbind(0)  # (B * n, h, N, d)
@@ -211,7 +211,7 @@ def scaled_cosine(qkv: Tensor, num_heads: int, log_scale: Tensor) -> Tensor:
         num_heads: attention heads (h).
         log_scale: log of each head's scale ``(h, 1, 1)``.
     """
-    q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).unbind(-3)  # (..., h, d)
+    q, k, v = qkv.view(*qkv.shape[:-1], 3, num_heads, -1).unbind(-3)  # (..., h, d)
     scale = log_scale.clamp(max=MAX_LOG_SCALE).exp().view(-1, 1)
     q = F.normalize(q, dim=-1) * scale.to(q.dtype)
     return torch.stack((q, F.normalize(k, dim=-1), v), -3).flatten(-3)

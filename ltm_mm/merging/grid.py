@@ -62,7 +62,7 @@ class GridMerge:
     def _share(self, amounts: Tensor) -> Tensor:
         own = amounts if self.earlier is None else self.earlier._share(amounts)
         windows = to_windows(pad_to_windows(own, self.window), self.window)
-        return self._edge_takes_all(_product(self.u.mT.to(windows), windows))
+        return self._edge_takes_all(_product(self.u.transpose(-1, -2).to(windows), windows))
 
     def groups(self) -> Tensor:
         """The merged token that each token gives most of its way back to ``(B, H, W)``."""
@@ -219,4 +219,4 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     """
     if not torch.compiler.is_compiling():
         return a @ b
-    return torch.bmm(a.flatten(0, 1), b.flatten(0, 1)).unflatten(0, b.shape[:2])
+    return torch.bmm(a.flatten(0, 1), b.flatten(0, 1)).view(*b.shape[:2], a.shape[2], -1)

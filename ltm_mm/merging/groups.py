@@ -143,7 +143,7 @@ class SoftGroups:
     def merge(self, tokens: Tensor) -> Tensor:
         """X~ = G^T Z ``(..., P, C)`` of tokens ``(..., N, C)``."""
         with full_precision(tokens):
-            return self.g.mT.to(tokens.dtype) @ tokens
+            return self.g.transpose(-1, -2).to(tokens.dtype) @ tokens
 
     def merge_own(self, tokens: Tensor) -> Tensor:
         """X~ of the tokens that the masks were made from, computed once."""
@@ -161,7 +161,7 @@ class SoftGroups:
 
     def share(self, amounts: Tensor) -> Tensor:
         """U^T times what the tokens have: ``(..., N, K)`` -> ``(..., P, K)``."""
-        return self.u.mT.to(amounts.dtype) @ amounts
+        return self.u.transpose(-1, -2).to(amounts.dtype) @ amounts
 
     def masks(self) -> tuple[Tensor, Tensor]:
         """G and U ``(..., N, P)``."""

@@ -115,7 +115,7 @@ class WeightedMatch(Match):
         found = self._match(tokens, mass, shift_index, sums=False)
         groups = Groups.of(found, mass, tokens.dtype)
         # At most e^4 each way: one token may outweigh its group, but not overflow.
-        logits = F.layer_norm(tokens, tokens.shape[-1:]).float() @ self.weight.float()
+        logits = F.layer_norm(tokens, (len(self.weight),)).float() @ self.weight.float()
         groups.weights = logits.clamp(-4, 4).exp()
         return groups
 
@@ -169,11 +169,11 @@ class Soft(MaskModule):
         weights = 0.0 if mass is None else _log_mass(mass).unsqueeze(-1)  # (1 or B, n, N, 1)
         z = _direction(tokens)
         g = (prior + weights).softmax(-2).expand(*tokens.shape[:-1], -1)
-        merged = g.mT.to(tokens.dtype) @ tokens
+        merged = g.transpose(-1, -2).to(tokens.dtype) @ tokens
         g = (self._logits(prior, z, merged) + weights).softmax(-2)
         if mass is not None:  # one that stands for padding alone
             g = g * (mass > 0).unsqueeze(-1)
-        merged = g.mT.to(tokens.dtype) @ tokens
+        merged = g.transpose(-1, -2).to(tokens.dtype) @ tokens
         u = self._logits(prior, z, merged).softmax(-1)
         roots = self.roots.expand(*tokens.shape[:-2], -1)
         return SoftGroups(g, u, merged, roots, mass)
@@ -183,12 +183,14 @@ class Soft(MaskModule):
         s = _direction(merged)
         # What all merged tokens share decides nothing between them.
         s = s - s.mean(-2, keepdim=True)
-        return prior + (z @ s.mT) * (self.start_scale * self.log_scale.exp() / z.shape[-1])
+        return prior + (z @ s.transpose(-1, -2)) * (
+            self.start_scale * self.log_scale.exp() / z.shape[-1]
+        )
 
 
 def _direction(x: Tensor) -> Tensor:
     """What is compared: ``(..., C)`` layer-normalised, without a gradient."""
-    return F.layer_norm(x.detach(), x.shape[-1:])
+    return F.layer_norm(x.detach(), (int(x.shape[-1]),))  # traced, a size is a tensor
 
 
 def _log_mass(mass: Tensor) -> Tensor:

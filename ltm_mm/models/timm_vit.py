@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from ..layers.exchange import Exchanged, exchange
+from ..layers.exchange import Exchanged, exchange, refuse_tracing
 from .backbones.global_blocks import check_blocks, merge_blocks
 from .backbones.vit import TOKENS
 
@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 class MergedVisionTransformer(Exchanged):
     """timm's ``VisionTransformer`` whose blocks merge."""
 
-    def forward_features(self, x: Tensor, **masks: object) -> Tensor:
+    def forward_features(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
         """Images -> prefix and patch tokens ``(B, T + N, C)``, normalised as timm does."""
-        return self.norm(self._run(x, (len(self.blocks) - 1,), masks)[0])
+        _refuse_mask(attn_mask, is_causal)
+        return self.norm(self._run(x, (len(self.blocks) - 1,))[0])
 
     def forward_intermediates(
         self,
@@ -33,33 +36,55 @@ class MergedVisionTransformer(Exchanged):
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
-        **masks: object,
-    ) -> list | tuple[Tensor, list]:
-        """As timm's, without ``output_dict`` and masks; all blocks run, ``stop_early`` or not."""
+        output_dict: bool = False,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> list | tuple[Tensor, list] | dict[str, list | Tensor]:
+        """As timm's, unmerged to all patches; attention masks are not supported.
+
+        Raises:
+            ValueError: for an attention mask, or if ``output_fmt`` is neither 'NCHW' nor 'NLC'.
+        """
         from timm.models._features import feature_take_indices
 
-        take, last = feature_take_indices(len(self.blocks), indices)[0], len(self.blocks) - 1
-        taken = self._run(x, {*take, last}, masks)
+        _refuse_mask(attn_mask, is_causal)
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}")
+        take, highest = feature_take_indices(len(self.blocks), indices)
+        last = highest if stop_early else len(self.blocks) - 1
+        taken = self._run(x, {*take, last})
         outs = [self.norm(y) if norm else y for y in taken[: len(set(take))]]
         count = self.num_prefix_tokens
         prefixes, maps = [y[:, :count] for y in outs], [y[:, count:] for y in outs]
         if output_fmt == "NCHW":
             size = self._grid(x)
             maps = [y.unflatten(1, size).permute(0, 3, 1, 2).contiguous() for y in maps]
-        found = list(zip(maps, prefixes, strict=True)) if return_prefix_tokens else maps
-        return found if intermediates_only else (self.norm(taken[-1]), found)
+        with_prefixes = return_prefix_tokens and count > 0
+        if output_dict:
+            found: dict[str, list | Tensor] = {"image_intermediates": maps}
+            if with_prefixes:
+                found["image_intermediates_prefix"] = prefixes
+            return found if intermediates_only else found | {"image_features": self.norm(taken[-1])}
+        pairs = list(zip(maps, prefixes, strict=True)) if with_prefixes else maps
+        return pairs if intermediates_only else (self.norm(taken[-1]), pairs)
 
-    def _run(self, x: Tensor, take: Iterable[int], masks: dict) -> list[Tensor]:
-        if any(value is not None and value is not False for value in masks.values()):
-            raise ValueError(
-                f"a merging ViT takes no {', '.join(masks)}: merged tokens have no fixed mask"
-            )
+    def _run(self, x: Tensor, take: Iterable[int]) -> list[Tensor]:
+        refuse_tracing(x)
         size = self._grid(x)
         tokens = self.norm_pre(self._pos_embed(self.patch_embed(x)))
         return self.blocks(tokens, size, take, self.grad_checkpointing)
 
     def _grid(self, x: Tensor) -> tuple[int, int]:
         return tuple(self.patch_embed.dynamic_feat_size(tuple(x.shape[2:])))
+
+
+def _refuse_mask(attn_mask: Tensor | None, is_causal: bool) -> None:
+    refuse_tracing(is_causal)
+    if attn_mask is not None or is_causal:
+        raise ValueError(
+            "a merging ViT takes no attention mask (attn_mask, is_causal): a mask is of tokens, "
+            "and merged tokens are groups of them; call ltm_mm.remove(model) first"
+        )
 
 
 def check_vit(vit: "VisionTransformer") -> None:

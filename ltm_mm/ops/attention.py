@@ -33,10 +33,10 @@ def fused_attention(
     if exporting() or transformed() or written_out:
         # The fused kernel and `@` ask which sizes are 1, and fix them.
         q, k, v = (packed(x).flatten(0, 1) for x in (q, k, v))  # (n * h, N, d)
-        logits = (torch.bmm(q, k.transpose(1, 2)) * scale).unflatten(0, (n, heads))  # (n, h, N, N)
+        logits = (torch.bmm(q, k.transpose(1, 2)) * scale).view(n, heads, count, -1)  # (n, h, N, N)
         weights = (logits if bias is None else logits + bias).softmax(-1).flatten(0, 1)
         weights = F.dropout(weights, dropout, training=dropout > 0)
-        out = torch.bmm(weights, v).unflatten(0, (n, heads))
+        out = torch.bmm(weights, v).view(n, heads, count, -1)
         return packed(out.transpose(1, 2)).flatten(2)
     out = F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=scale)
     return out.transpose(1, 2).reshape(n, count, heads * dim)

@@ -1,6 +1,7 @@
 """What has to be written otherwise in compiled and exported graphs (ours)."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -49,12 +50,14 @@ def first_largest(x: Tensor, count: int) -> Tensor:
     """
     if not exporting():
         return x.argsort(stable=True, dim=-1, descending=True).narrow(-1, 0, count)
-    last = x.topk(count).values.narrow(-1, count - 1, 1)
+    # One more in front, because runtimes take no top 0.
+    last = F.pad(x, (1, 0), value=torch.inf).topk(count + 1).values.narrow(-1, count, 1)
     above, equal = x > last, x == last
     room = count - above.sum(-1, keepdim=True)
     chosen = above | (equal & (equal.long().cumsum(-1) <= room))
-    rank = torch.arange(x.shape[-1], 0, -1, device=x.device)
-    return (chosen * rank).to(x.dtype).topk(count).indices  # no two of the chosen are equal
+    rank = chosen * torch.arange(x.shape[-1], 0, -1, device=x.device)  # no two chosen are equal
+    rank = F.pad(rank.to(x.dtype), (1, 0), value=torch.inf)
+    return rank.topk(count + 1).indices.narrow(-1, 1, count) - 1
 
 
 def _max(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,19 +26,23 @@ def shift_masks(window: int, shift: int) -> Tensor:
     return (regions.unsqueeze(-1) != regions.unsqueeze(-2)).float() * BLOCKED
 
 
-def shift_indices(rows: int, cols: int, device: torch.device) -> Tensor:
+def shift_indices(
+    rows: int, cols: int, device: torch.device, axes: tuple[bool, bool] = (True, True)
+) -> Tensor:
     """Kind of every window of a grid of windows, as :func:`shift_masks` counts them.
 
     Args:
         rows, cols: windows per column and per row of the grid.
         device: where the result lives.
+        axes: whether rows, and whether columns are shifted; one that is not has no last window.
 
     Returns:
         ``(rows * cols,)`` int64 in 0..3.
     """
     last_row = torch.arange(rows, device=device) == rows - 1
     last_col = torch.arange(cols, device=device) == cols - 1
-    return (last_row[:, None] * 2 + last_col[None, :] * 1).flatten()
+    by_rows, by_cols = axes
+    return (last_row[:, None] * (2 * by_rows) + last_col[None, :] * int(by_cols)).flatten()
 
 
 def window_regions(window: int, shift: int) -> Tensor:

@@ -73,9 +73,7 @@ class ShiftedWindows:
         """Which shift mask each window takes ``(n,)``; None without a shift."""
         if not self.shift:
             return None
-        shift_index = shift_indices(*self.counts(height, width), device)
-        by_rows, by_cols = self.axes  # an axis that is not shifted has no last window
-        return shift_index if by_rows and by_cols else shift_index & (2 * by_rows + by_cols)
+        return shift_indices(*self.counts(height, width), device, self.axes)
 
     def mass(self, height: int, width: int, like: Tensor) -> Tensor | None:
         """1 for a token, 0 for padding ``(1, n, N)``; None where nothing is padded."""

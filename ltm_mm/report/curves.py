@@ -70,6 +70,7 @@ def _draw(lines: Sequence[tuple[str, list, list]], across: str, up: str) -> str:
             markersize=5,
             linewidth=1.8,
         )
+    axis.xaxis.get_major_locator().set_params(integer=True)  # there is no step 1.5
     axis.set_xlabel(across, color=TEXT)
     axis.set_ylabel(up, color=TEXT)
     axis.grid(color="#dddddd", linewidth=0.8)
@@ -78,6 +79,11 @@ def _draw(lines: Sequence[tuple[str, list, list]], across: str, up: str) -> str:
         axis.set_ylim(bottom=0)
     if len(lines) > 1:
         axis.legend(frameon=False)
+    return svg_of(figure)
+
+
+def svg_of(figure: Figure) -> str:
+    """A figure's SVG, the same on every run."""
     text = io.StringIO()
     with rc_context({"svg.hashsalt": "ltm_mm", "svg.fonttype": "path"}):
         figure.savefig(text, format="svg", metadata={"Date": None})

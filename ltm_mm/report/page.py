@@ -10,6 +10,7 @@ from .. import __version__
 from ..analysis.benchmark.report import Row, to_markdown
 from ..checks.outputs import check_file
 from ..errors import UserError
+from .by_class import class_table, confusion_figure, confusion_note, precision_curve
 from .curves import loss_curve, metric_curves, parts_curve
 from .pictures import Picture, data_uri, draw_pictures
 from .summary import metric_table, summary
@@ -27,6 +28,10 @@ class Section:
     commands: list[str]
     pictures: list[Picture] = field(default_factory=list)
     parts: str | None = None
+    classes: list[list[str]] = field(default_factory=list)
+    precision: str | None = None
+    confusion: str | None = None
+    confusion_note: str = ""
     speed: list[list[list[str]]] = field(default_factory=list)
     measured_on: str = ""
 
@@ -101,7 +106,7 @@ def render(runs: Sequence[Run], sections: Sequence[Section]) -> str:
         sections=sections,
         summary=[(label, [found.get(label, "–") for found in summaries]) for label in labels],
         metrics=metric_table(runs),
-        metrics_of=["test" if run.test else "last validation" for run in runs],
+        metrics_of=[_metrics_of(run) for run in runs],
         loss=loss and data_uri(loss),
         metric_curves=[(name, data_uri(svg)) for name, svg in metric_curves(runs)],
         version=__version__,
@@ -119,15 +124,38 @@ def _section(run: Run, images: Sequence[Path] | int, score_thr: float, device: s
             run.notes.append(f"No pictures: {error}.")
     parts = parts_curve(run)
     section.parts = parts and data_uri(parts)
+    _add_classes(section, run.by_class)
     if run.benchmark:
         _add_speed(section, run.benchmark)
     return section
 
 
+def _add_classes(section: Section, found: dict) -> None:
+    """What the test found per class; a file of another version, or a damaged one, adds nothing."""
+    if not found.get("classes"):
+        return
+    try:
+        section.classes = class_table(found)
+        precision, confusion = precision_curve(found), confusion_figure(found)
+        section.precision = precision and data_uri(precision)
+        section.confusion = confusion and data_uri(confusion)
+        section.confusion_note = confusion_note(found)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        section.run.notes.append(f"What was found per class cannot be read ({error!r}).")
+
+
+def _metrics_of(run: Run) -> str:
+    """What the final metrics are of."""
+    if run.test:
+        return f"test of {run.tested}" if run.tested else "test"
+    unit = "epoch" if run.by_epoch else "step"
+    return f"validation after {unit} {run.val[-1]['step']}" if run.val else ""
+
+
 def _commands(run: Run) -> list[str]:
     """What was typed, or what trains the same from the config that the run left behind."""
     known = [command.line for command in run.commands]
-    if not run.train or any("train" in line.split()[1] for line in known):
+    if not run.train or any("tools/train.py" in line or "dist_train.sh" in line for line in known):
         return known
     config = shlex.quote(str(run.cfg.filename))
     again = f"work_dirs/{shlex.quote(run.folder.resolve().name)}_again"

@@ -20,7 +20,7 @@ def summary(run: Run) -> dict[str, str]:
         "model": _model(model),
         "backbone": _backbone(model.get("backbone") or {}),
         "merging": _merging(model.get("backbone") or {}),
-        "starts from": _start(cfg),
+        "starts from": _start(run.start or cfg),
         "data": _data(cfg),
         "image size": _size(cfg),
         "batch": _batch(cfg),

@@ -7,6 +7,7 @@ mmengine's layout, which the tools here and mmdet's and mmseg's own write::
     <work dir>/<time>/vis_data/scalars.json  a line per log entry: training, validation
     <work dir>/<time>/vis_data/config.py     the config of that start
     <work dir>/<time>/<time>.json            metrics of a test
+    <work dir>/<time>/by_class.json          what it found per class, and of which checkpoint
 """
 
 import json
@@ -19,6 +20,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from ..engine import load_config
+from ..engine.by_class import FILE
 from ..engine.commands import Command, read_commands
 from ..errors import UserError
 
@@ -37,7 +39,10 @@ class Run:
         train: log entries of training, by rising step.
         val: log entries of validation; ``step`` is an epoch or an iteration.
         test: metrics of the newest test; empty if none was made.
-        checkpoint: the newest one; None if it is gone.
+        tested: name of the checkpoint that ``test`` is of; empty if it is not known.
+        by_class: what the newest test found per class, see :mod:`ltm_mm.evaluation.by_class`.
+        start: the config with which it began, before any resume.
+        checkpoint: the tested one, else the best, else the newest; None if all are gone.
         commands: what was typed, oldest first.
         benchmark: a benchmark's file; None if there is none.
         environment: what it was trained with, from the log: label -> version.
@@ -50,6 +55,9 @@ class Run:
     train: list[Entry] = field(default_factory=list)
     val: list[Entry] = field(default_factory=list)
     test: dict[str, float] = field(default_factory=dict)
+    tested: str = ""
+    by_class: dict = field(default_factory=dict)
+    start: Config | None = None
     checkpoint: Path | None = None
     commands: list[Command] = field(default_factory=list)
     benchmark: dict | None = None
@@ -129,12 +137,16 @@ def _read_start(run: Run, start: Path) -> None:
             run.train = _before(run.train, train)
             run.val = _before(run.val, val)
         else:
-            run.train, run.val, run.test = [], [], {}
+            run.train, run.val, run.test, run.by_class, run.tested = [], [], {}, {}, ""
+            run.start = _start_config(start)
         run.train += train
         run.val += val
     test = start / f"{start.name}.json"
     if test.is_file() and (found := _lines(run, test)):
         run.test = metrics_of(found[-1])
+        details = start / FILE
+        run.by_class = _lines(run, details)[-1] if details.is_file() else {}
+        run.tested = Path(run.by_class.pop("checkpoint", "")).name
 
 
 def _lines(run: Run, file: Path) -> list[dict]:
@@ -164,8 +176,22 @@ def _before(old: list[Entry], new: list[Entry]) -> list[Entry]:
     return [e for e in old if e["step"] < new[0]["step"]] if new else old
 
 
+def _start_config(start: Path) -> Config | None:
+    file = start / "vis_data" / "config.py"
+    try:
+        return load_config(file) if file.is_file() else None
+    except UserError:
+        return None
+
+
 def _checkpoint(run: Run) -> Path | None:
-    """The newest checkpoint, also of a work dir that was moved."""
+    """The tested checkpoint, the best or the newest one, also of a work dir that was moved."""
+    tested = run.folder / run.tested
+    if run.tested.endswith(".pth") and tested.is_file():
+        return tested
+    best = sorted(run.folder.glob("best_*.pth"), key=lambda file: file.stat().st_mtime)
+    if best and not run.test:
+        return best[-1]
     note = run.folder / "last_checkpoint"
     if not note.is_file():
         run.notes.append("There is no checkpoint (last_checkpoint is missing).")

@@ -15,6 +15,7 @@ from ..checks.outputs import check_folder
 from ..checks.weights import named_weights
 from ..engine import load_config, parse_keep, use_ltm
 from ..engine.build import model_builder, plain_model
+from ..engine.convert import set_detail
 from ..engine.merging_blocks import mask_modules
 from ..engine.photos import class_names, find_images, pipeline_of
 from ..errors import UserError
@@ -38,6 +39,7 @@ def visualize(
     device: str = "cpu",
     seed: int = 0,
     dpi: int = DPI,
+    detail: str | None = None,
 ) -> list[Path]:
     """Draw merge maps, which pixels share a token, and predictions.
 
@@ -58,6 +60,7 @@ def visualize(
         device: that the model runs on.
         seed: of the weights that start fresh.
         dpi: pixels per inch of the figures, which are 12 inches wide.
+        detail: a file of ``tools/learn.py``.
 
     Returns:
         The files written.
@@ -72,6 +75,7 @@ def visualize(
     cfg = load_config(config, cfg_options)
     if not cfg.get("model"):
         raise UserError(f"{cfg.filename} has no model, which is needed here")
+    set_detail(cfg, detail, merges=ltm is not None)
     folder = Path(out_dir or Path("work_dirs", Path(cfg.filename).stem, "visualize"))
     check_folder("--out-dir", folder)
     if ltm is not None:

@@ -33,7 +33,7 @@ def test_merged_and_taken_off_again(name):
     model = build(name)
     size = EVEN if name in ONE_SIZE else ODD
     before, state = outputs(model, size), copy.deepcopy(model.state_dict())
-    shift_index, modules = list(map(type, model.modules())), list(model.modules())
+    types, modules = list(map(type, model.modules())), list(model.modules())
     ltm_mm.apply(model, keep=0.4)
     assert list(model.state_dict()) == list(state)
     merged = outputs(model, size)
@@ -44,7 +44,7 @@ def test_merged_and_taken_off_again(name):
         assert_close(outputs(twin, size), merged, rtol=0, atol=0)
         assert_close(outputs(ltm_mm.remove(twin), size), before, rtol=0, atol=0)
     ltm_mm.remove(model)
-    assert list(map(type, model.modules())) == shift_index
+    assert list(map(type, model.modules())) == types
     assert all(a is b for a, b in zip(model.modules(), modules, strict=True))
     assert_close(outputs(model, size), before, rtol=0, atol=0)
     assert_close(dict(model.state_dict()), dict(state), rtol=0, atol=0)

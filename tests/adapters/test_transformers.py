@@ -186,7 +186,7 @@ def test_merged_and_taken_off_again(name, tmp_path):
     model = build(name)
     size = sizes_of(name)[-1]
     before, state = outputs(model, size), copy.deepcopy(model.state_dict())
-    shift_index = list(map(type, model.modules()))
+    types = list(map(type, model.modules()))
     ltm_mm.apply(model, keep=0.4)
     assert list(model.state_dict()) == list(state)
     merged = outputs(model, size)
@@ -194,7 +194,7 @@ def test_merged_and_taken_off_again(name, tmp_path):
     assert (merged[-1] - before[-1]).abs().max() > 1e-5
     assert_close(outputs(copy.deepcopy(model), size), merged, rtol=0, atol=0)
     ltm_mm.remove(model)
-    assert list(map(type, model.modules())) == shift_index
+    assert list(map(type, model.modules())) == types
     assert_close(outputs(model, size), before, rtol=0, atol=0)
     model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path).eval()

@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+import venv
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from ltm_mm.compat.__main__ import LINE
 
 ROOT = Path(__file__).parents[2]
 COMPILED = PathFinder.find_spec("mmcv._ext", find_spec("mmcv").submodule_search_locations)
@@ -29,7 +32,20 @@ def test_import_is_silent_and_cheap() -> None:
     assert (done.stdout, done.stderr) == ("", "set()\n")
 
 
-START = (ROOT / "ltm_mm" / "compat" / "ltm_mm.pth").read_text()
+START = LINE
+
+
+def test_install_and_remove(tmp_path: Path) -> None:
+    venv.create(tmp_path)
+    for action, there in (("install", True), ("remove", False), ("remove", False)):
+        for code in ("import runpy; runpy.run_module('ltm_mm.compat', run_name='__main__')", HOOKS):
+            words = [tmp_path / "bin" / "python", "-c", code, action]
+            env = os.environ | {"PYTHONPATH": str(ROOT)}
+            done = subprocess.run(words, capture_output=True, text=True, env=env, check=True)
+        assert done.stdout == f"{there}\n"
+
+
+HOOKS = "import sys; print('LTMFallback' in str(sys.meta_path))"
 
 
 def test_start_of_python_imports_nothing_and_takes_no_time() -> None:

@@ -10,14 +10,15 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 
 from ltm_mm.checks.reading import ReadGuard
 from ltm_mm.datasets import ensure_shapes
-from ltm_mm.engine import evaluate, train
+from ltm_mm.engine import evaluate, load_config, train
 from ltm_mm.engine.build import drop_pretrained
-from tests.conftest import ROOT
-from tests.engine.conftest import SHAPES_CONFIG
+from tests.conftest import ROOT, forget_runs
+from tests.engine.conftest import SHAPES_CONFIG, line_of
 
 Options = Callable[..., dict[str, object]]
 FAST = {
@@ -168,3 +169,32 @@ def test_read_guard_counts_each_file_once(caplog: pytest.LogCaptureFixture) -> N
             assert guard({"img_path": name}) == expected
     assert guard.files == {"bad1", "bad2"}
     assert guard.in_a_row == 1
+
+
+def test_load_from_starts_a_training_as_a_checkpoint_does(
+    options: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """What does not fit is named in one line; an address that cannot be reached ends in one."""
+    address = "https://weights.invalid/start-1234abcd.pth"
+    line = line_of(
+        capsys,
+        lambda: train(SHAPES_CONFIG, str(tmp_path / "a"), cfg_options=options(load_from=address)),
+    )
+    assert f"could not download {address}" in line
+    assert "--checkpoint FILE" in line
+    forget_runs()
+    weights = tmp_path / "weights.pth"
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        model = MODELS.build(load_config(SHAPES_CONFIG).model)
+    state = {k: torch.full_like(v, 0.01) for k, v in model.state_dict().items()}
+    state["roi_head.bbox_head.fc_cls.weight"] = torch.zeros(4, 256)  # of three classes
+    torch.save({"state_dict": state}, weights)
+    changes = options(load_from=str(weights), optim_wrapper__optimizer__lr=0.0, **FAST)
+    run = train(SHAPES_CONFIG, str(tmp_path / "b"), cfg_options=changes)
+    said = capsys.readouterr()
+    assert "1 other parameters start fresh and need training (roi_head.bbox_head.fc_cls" in (
+        said.out + said.err
+    )
+    start = dict(run.model.named_parameters())["neck.lateral_convs.0.conv.weight"]
+    torch.testing.assert_close(start, torch.full_like(start, 0.01), rtol=0, atol=1e-6)
+    assert run.cfg.load_from == str(weights)

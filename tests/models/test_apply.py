@@ -95,7 +95,7 @@ def test_removed_is_bit_identical_to_before(name):
     model = settled(MODELS[name]())
     before, state = outputs(model), copy.deepcopy(model.state_dict())
     parameters = {id(p) for p in model.parameters()}
-    modules, shift_index = {id(m) for m in model.modules()}, list(map(type, model.modules()))
+    modules, types = {id(m) for m in model.modules()}, list(map(type, model.modules()))
 
     assert apply(model, keep=0.4) is model
     merged = outputs(model)
@@ -113,7 +113,7 @@ def test_removed_is_bit_identical_to_before(name):
 
     assert remove(model) is model
     assert list(model.state_dict()) == list(state)
-    assert list(map(type, model.modules())) == shift_index
+    assert list(map(type, model.modules())) == types
     for key, value in model.state_dict().items():
         assert torch.equal(value, state[key]), key
     for a, b in zip(outputs(model), before, strict=True):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import ltm_mm
-from ltm_mm.analysis.fidelity.models import backbone_maps
+from ltm_mm.adapters.maps import backbone_maps
 from ltm_mm.errors import UserError
 from tools import real_weights
 

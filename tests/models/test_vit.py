@@ -203,8 +203,8 @@ def test_merging_identical_copies_changes_nothing(weighted, monkeypatch):
         plain = GlobalBlock._attention_bias
         monkeypatch.setattr(GlobalBlock, "_attention_bias", lambda *args: 0 * plain(*args))
     blocks, prefix = timm_blocks(), torch.randn(2, 3, 24)
-    shift_index = torch.randn(2, 6, 24)
-    copies = shift_index[:, torch.randperm(96) % 6]  # sixteen of each kind
+    tokens = torch.randn(2, 6, 24)
+    copies = tokens[:, torch.randperm(96) % 6]  # sixteen of each kind
     merged = merge_blocks(copy.deepcopy(blocks), (96, 48, 24, 24), 96, prefix=3)
     expected = [torch.cat((prefix, copies), 1)]
     with torch.no_grad():

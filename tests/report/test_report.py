@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ltm_mm.analysis.benchmark.report import Row
+from ltm_mm.datasets import SHAPES
 from ltm_mm.engine.commands import note_command, read_commands
 from ltm_mm.errors import UserError, clean_errors
 from ltm_mm.report import read_run, write_report
@@ -143,6 +144,44 @@ def test_same_names_are_told_apart(work_dir: Path, copy: Copy, tmp_path: Path) -
     names = [f"{f.parent.name}/tiny" for f in (work_dir, twin)]
     for name in (*names, f"{names[1]} (2)"):
         assert f'<th scope="col">{name}</th>' in page
+
+
+def test_figures_name_their_checkpoint(copy: Copy, tmp_path: Path) -> None:
+    folder = copy()
+    run = read_run(folder)
+    assert run.tested == "epoch_3.pth"
+    assert run.by_class["classes"] == list(SHAPES)
+    known = [ap for ap in run.by_class["ap"]["bbox"] if ap is not None]
+    assert sum(known) / len(known) == pytest.approx(run.test["coco/bbox_mAP"], abs=1e-3)
+    shutil.copy(folder / "epoch_3.pth", folder / "best_of_all.pth")
+    details = next(folder.glob("*/by_class.json"))
+    details.write_text(details.read_text().replace("epoch_3.pth", "best_of_all.pth"))
+    assert read_run(folder).checkpoint == folder / "best_of_all.pth"  # the pictures' weights
+    page = write_report([str(folder)], str(tmp_path / "p.html"), num_images=1).read_text()
+    assert "<small>test of best_of_all.pth</small>" in page
+    assert "By class: best_of_all.pth" in page
+    assert "with merging, best_of_all.pth." in page
+    for name in SHAPES:
+        assert f'<th scope="row">{name}</th>' in page
+    assert 'alt="Confusions between classes of best_of_all.pth"' in page
+    assert 'alt="Precision over recall of best_of_all.pth"' in page
+    details.write_text('{"checkpoint": "x.pth", "task": "detection", "classes": ["a"]}')
+    assert "What was found per class cannot be read" in write_report(
+        [str(folder)], str(tmp_path / "p.html"), num_images=0
+    ).read_text().replace("&#39;", "'")
+    shutil.rmtree(details.parent)
+    page = write_report([str(folder)], str(tmp_path / "p.html"), num_images=0).read_text()
+    assert "<small>validation after epoch 3</small>" in page
+    assert "By class" not in page
+
+
+def test_a_resumed_run_starts_where_it_first_started(copy: Copy) -> None:
+    folder = copy()
+    resumed = max(p for p in folder.glob("*/vis_data/config.py") if "resume=True" in p.read_text())
+    shutil.copy(resumed, next(folder.glob("*.py")))
+    run = read_run(folder)
+    assert run.cfg.load_from.endswith("epoch_2.pth")
+    assert summary(run)["starts from"] == "random weights"
 
 
 def damage(kind: str, folder: Path) -> None:
@@ -290,5 +329,6 @@ def test_commands_are_kept(
     note_command(tmp_path)
     assert read_commands(tmp_path) == []  # the first rank writes
     monkeypatch.setenv("RANK", "0")
-    note_command(tmp_path)
-    assert [c.line for c in read_commands(tmp_path)] == ([expected] if expected else [])
+    note_command(tmp_path, {"DATA_ROOT": "my data/"})
+    said = [f"DATA_ROOT='my data/' {expected}"] if expected else []
+    assert [c.line for c in read_commands(tmp_path)] == said

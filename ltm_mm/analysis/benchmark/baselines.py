@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...engine.build import construct, model_builder, named_config
-from ...engine.convert import parse_keep, use_ltm
+from ...engine.convert import parse_keep, set_detail, use_ltm
 from ...errors import UserError
 from ...families import MOBILEVIT, SWIN, VIT, of_type
 from ...models.backbones import swin
@@ -17,7 +17,7 @@ from ...models.backbones.base import copy_weights
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-OURS = ("keep", "mask", "arch", "type")  # arguments that mmdet's Swin lacks
+OURS = ("keep", "mask", "detail", "arch", "type")  # arguments that mmdet's Swin lacks
 
 
 def build_models(
@@ -26,6 +26,7 @@ def build_models(
     against: Sequence[str] = (),
     size: tuple[int, int] = (800, 1216),
     whole: bool = False,
+    detail: str | None = None,
 ) -> dict[str, nn.Module]:
     """Models to compare, with the same weights as far as names and shapes agree.
 
@@ -38,6 +39,7 @@ def build_models(
             (their backbone in the config's place), or another config, left as it is.
         size: height and width of the images, which timm's Swin is built for.
         whole: the whole detector or segmentor, not its backbone alone.
+        detail: a file of ``tools/learn.py``, which merging blocks take.
 
     Returns:
         Name -> model, the baselines first.
@@ -46,6 +48,7 @@ def build_models(
         UserError: if something is unknown, or does not fit the config.
     """
     cfg = named_config(config)
+    set_detail(cfg, detail, merges=bool(plans))
     if whole and "type" not in cfg.model:
         raise UserError(f"{config} is a backbone; the whole model needs a detector's config")
     build = model_builder(cfg, backbone=not whole)

@@ -35,11 +35,12 @@ def run_benchmark(
     shrunk: bool = False,
     out: str = "work_dirs/benchmark",
     runtime: Sequence[str] = (),
+    detail: str | None = None,
 ) -> list[Row]:
     """What ``tools/benchmark.py`` does: measure, print the tables, write JSON and picture.
 
     Args:
-        config, against, ltm, whole_model: see :func:`.baselines.build_models`.
+        config, against, ltm, whole_model, detail: see :func:`.baselines.build_models`.
         size: height and width of the images, several pairs are measured one by one; None: see
             :func:`ltm_mm.engine.photos.test_size`.
         batch: batch sizes, measured one after the other.
@@ -75,7 +76,7 @@ def run_benchmark(
         path = Path(out, stem if len(images) == 1 else f"{stem}-{image[0]}x{image[1]}")
         with use_threads(threads):
             about = machine()
-            models = build_models(config, ltm, against, image, whole_model)
+            models = build_models(config, ltm, against, image, whole_model, detail)
             bench = Bench(models, image, device, amp, compile, channels_last, clock)
             found: list[Row] = []
             for count in batch:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...adapters.swin import MergedSwin
 from ...kernels import run_linear
-from ...merging import ChainMerge, Groups, SoftGroups
+from ...merging import ChainMerge, Groups, MaskModule, SoftGroups
 from ...merging.grid import GridMerger
 from ...merging.masks import FAR, PADDED, prior_places
 from ...models.backbones.global_blocks import Chain, GlobalBlock, GlobalBlocks
@@ -48,7 +48,7 @@ def _device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
-class Pool(nn.Module):
+class Pool(MaskModule):
     """Groups of neighbours: every token joins the nearest of evenly spread places.
 
     It stands in the place of :class:`ltm_mm.merging.Match` and keeps as many tokens. As there,
@@ -96,7 +96,7 @@ class GridPool(Pool):
         return SoftGroups(*groups.masks(), groups.merge(tokens), groups.roots, mass)
 
 
-class GlobalPool(nn.Module):
+class GlobalPool(MaskModule):
     """Groups of neighbours on an image's whole grid, merge after merge.
 
     It stands in the place of a :class:`GlobalBlock`'s mask module.
@@ -110,7 +110,7 @@ class GlobalPool(nn.Module):
 
     def __init__(self, plan: tuple[int, ...], tokens: int) -> None:
         super().__init__()
-        self.plan, self.tokens = plan, tokens
+        self.keep, self.plan, self.tokens = plan[-1], plan, tokens
 
     def forward(self, x: Tensor, whole: int, sizes: Tensor | None) -> Groups | None:
         """Group tokens ``(B, M, C)``; None where so few are left already."""

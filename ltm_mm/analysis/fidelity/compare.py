@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ...adapters.copies import Size, by_size, in_our_blocks
+from ...adapters.maps import run_with_maps
 from ...engine.photos import resized
 from ...merging import merges
 from ...models.backbones.base import LTMBackbone
@@ -21,7 +23,6 @@ from ..benchmark.latency import threads as use_threads
 from ..benchmark.report import machine
 from .agreement import Tally, decide, relative_error, tally_of
 from .baselines import pooled, with_tome
-from .models import Size, by_size, in_our_blocks, run_with_maps
 from .report import Fidelity, Row
 
 BASELINES = ("image", "pooling", "tome")
@@ -150,15 +151,18 @@ def compare(
     if unknown:
         raise ValueError(f"baselines must be of {', '.join(BASELINES)}, got {unknown[0]!r}")
     candidates = _candidates(subject, images[0], plans, baselines)
+    no_faster: list[str] = []
     if rounds:
         if "image" in baselines:
-            candidates = _with_smaller_images(subject, images[0], candidates, rounds, clock)
+            candidates, no_faster = _with_smaller_images(
+                subject, images[0], candidates, rounds, clock
+            )
         _measure_time(*(subject.timed or (subject, images[0])), candidates, rounds, clock, progress)
     bar = tqdm(total=len(images) * len(candidates), unit="pass", disable=not progress)
     with bar:
         _measure_fidelity(subject, images, candidates, watch or (lambda *_: None), bar)
     about = machine() | dict(photos=len(images), size=subject.size_of(images[0]))
-    return Fidelity([c.row for c in candidates], about)
+    return Fidelity([c.row for c in candidates], about, no_faster)
 
 
 def _stand_in(build: Callable[[Keep], nn.Module]) -> Subject:
@@ -228,12 +232,16 @@ def _with_smaller_images(
     candidates: Sequence[Candidate],
     rounds: int,
     clock: Clock,
-) -> list[Candidate]:
-    """The plain model on an image so small that it takes as long, behind every plan."""
+) -> tuple[list[Candidate], list[str]]:
+    """The plain model on an image so small that it takes as long, behind every plan.
+
+    Returns:
+        The candidates; names of the plans that take no less time than plain on the whole image.
+    """
     timed, shown = subject.timed or (subject, image)
     whole, plain = timed.size_of(shown), _reference(candidates)
     resize = lru_cache(lambda size: timed.resize(shown, size))
-    found = []
+    found, no_faster = [], []
     for candidate in candidates:
         found.append(candidate)
         if candidate.row.kind != "plan":
@@ -248,10 +256,13 @@ def _with_smaller_images(
         share = (size[0] / whole[0], size[1] / whole[1])
         smaller = Candidate(Row("", "image", candidate.row.name), plain.model, plain.timed, share)
         own = smaller.size(subject.size_of(image))
+        if own == subject.size_of(image):
+            no_faster.append(candidate.row.name)
+            continue
         smaller.row.name = f"image of {own[0]} x {own[1]}"
         smaller.row.macs = _macs(subject, plain.model(own), subject.resize(image, own))
         found.append(smaller)
-    return found
+    return found, no_faster
 
 
 def _reference(candidates: Sequence[Candidate]) -> Candidate:

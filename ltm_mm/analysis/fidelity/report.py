@@ -49,10 +49,13 @@ class Fidelity:
     Attributes:
         rows: the plain model first, each plan followed by its baselines.
         about: machine, photos and settings.
+        no_faster: plans that take no less time than the plain model at this size, so that no
+            smaller image takes as long.
     """
 
     rows: list[Row]
     about: dict[str, object]
+    no_faster: list[str] = field(default_factory=list)
 
     def reference(self) -> Row:
         """The plain model in the blocks that merging runs in, which times are compared with."""
@@ -63,7 +66,7 @@ class Fidelity:
         return ratios(self.reference().seconds, row.seconds)
 
     def table(self) -> str:
-        """All rows as a markdown table."""
+        """All rows as a markdown table, and a sentence about plans that save no time."""
         measures, metrics = list(self.rows[0].agreement), list(self.rows[0].metrics)
         timed = bool(self.rows[0].seconds)
         head = ["model", "GMACs", *(["ms (quartiles)", "speed-up (quartiles)"] * timed)]
@@ -77,6 +80,8 @@ class Fidelity:
             cells += [_percent(row.agreement[measure]) for measure in measures]
             cells += [f"{row.metrics[m]:.4g}" if m in row.metrics else "-" for m in metrics]
             lines.append(markdown_line(cells))
+        if self.no_faster:
+            lines += ["", f"Merging saves no time at this image size: {', '.join(self.no_faster)}."]
         return "\n".join(lines)
 
     def save(self, stem: Path) -> list[Path]:
@@ -88,7 +93,8 @@ class Fidelity:
         stem.parent.mkdir(parents=True, exist_ok=True)
         files = [stem.with_name(f"{stem.name}.json")]
         rows = [asdict(row) for row in self.rows]
-        text = json.dumps(dict(about=self.about, rows=_finite(rows)), indent=1)
+        content = dict(about=self.about, rows=_finite(rows), no_faster=self.no_faster)
+        text = json.dumps(content, indent=1)
         files[0].write_text(text + "\n")
         if self.rows[0].seconds:
             files.append(stem.with_name(f"{stem.name}.png"))

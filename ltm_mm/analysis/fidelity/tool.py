@@ -12,7 +12,7 @@ from ...checks.options import check_counts
 from ...checks.outputs import check_folder
 from ...engine.build import model_builder, named_config, scope_of
 from ...engine.config import change_config
-from ...engine.convert import parse_keep
+from ...engine.convert import parse_keep, set_detail
 from ...engine.photos import read_photos, resize_sample, resized, some_photos
 from ...engine.predictions import read_prediction
 from ...errors import UserError
@@ -20,11 +20,11 @@ from ...presets import Keep
 
 if TYPE_CHECKING:
     from mmengine.config import Config
+from ...adapters.copies import Size
 from ..benchmark.latency import clock_of
 from ..benchmark.latency import threads as use_threads
 from .agreement import CONFIDENT
 from .compare import BASELINES, PRESETS, Subject, compare
-from .models import Size
 from .report import Fidelity
 
 
@@ -44,6 +44,7 @@ def run_fidelity(
     metric: bool = False,
     trust_checkpoint: bool = False,
     cfg_options: Mapping[str, object] | None = None,
+    detail: str | None = None,
 ) -> Fidelity:
     """Measure what merging changes in a config's model, print it, write JSON and picture.
 
@@ -63,6 +64,7 @@ def run_fidelity(
         metric: also evaluate plain and every plan with the config's test set.
         trust_checkpoint: see :func:`ltm_mm.checkpoints.read_state_dict`.
         cfg_options: changes to the config.
+        detail: a file of ``tools/learn.py``.
 
     Returns:
         One row per model.
@@ -77,10 +79,11 @@ def run_fidelity(
     if None in plans.values():
         raise UserError("--ltm none: the model without merging is always there; name plans")
     cfg = change_config(named_config(config), cfg_options or {})
+    set_detail(cfg, detail)
     files = some_photos(photos, num_photos)
     build = model_builder(cfg, checkpoint, trust=trust_checkpoint, device=device)
     with scope_of(cfg):
-        subject = _subject(cfg, build)
+        subject = subject_of(cfg, build)
         images = read_photos(cfg, files, size, device)
         with use_threads(threads):
             found = compare(subject, images, plans, baselines, rounds, clock=clock)
@@ -90,7 +93,7 @@ def run_fidelity(
     if any("AP" in k and math.isnan(v) for k, v in found.rows[0].agreement.items()):
         print(f"\n-: the plain model detects too little with a score from {CONFIDENT:g} on")
     if metric:
-        _evaluate(found, config, checkpoint, out, trust_checkpoint, cfg_options)
+        _evaluate(found, config, checkpoint, out, trust_checkpoint, cfg_options, detail)
         print(f"\n{found.table()}", flush=True)
     written = found.save(Path(out, Path(config.rpartition("::")[2]).stem))
     print("\n" + "\n".join(f"  {file}" for file in written))
@@ -111,7 +114,7 @@ def _check(
         raise UserError(f"--baselines takes {', '.join(BASELINES)}, got {unknown[0]}")
 
 
-def _subject(cfg: "Config", build: Callable[[Keep], nn.Module]) -> Subject:
+def subject_of(cfg: "Config", build: Callable[[Keep], nn.Module]) -> Subject:
     """The model, and how a photo goes through it."""
     plain = build(None)
     if "type" in cfg.model:
@@ -153,6 +156,7 @@ def _evaluate(
     out: str,
     trust: bool,
     cfg_options: Mapping[str, object] | None,
+    detail: str | None,
 ) -> None:
     """The config's own metrics of the plain model and of every plan."""
     from ...engine.run import evaluate  # which needs mmengine, as nothing else here does
@@ -166,5 +170,6 @@ def _evaluate(
             trust_checkpoint=trust,
             ltm="none" if row.kind == "plain" else row.name,
             cfg_options=cfg_options,
+            detail=None if row.kind == "plain" else detail,
         )
         row.metrics = {k: float(v) for k, v in metrics.items() if isinstance(v, numbers.Real)}

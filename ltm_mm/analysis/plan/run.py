@@ -10,10 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ...adapters.copies import in_our_blocks, whole_plan
+from ...adapters.maps import backbone_maps
 from ...checks.options import check_counts
 from ...checks.outputs import check_folder
 from ...engine.build import channels_of, model_builder, named_config
 from ...engine.config import change_config
+from ...engine.convert import set_detail
 from ...engine.photos import read_photos, some_photos, test_size
 from ...errors import UserError
 from ...presets import Keep
@@ -21,7 +24,6 @@ from ...presets import Plan as Counts
 from ..benchmark.latency import Clock, Spread, clock_of, interleave, ratios
 from ..benchmark.latency import threads as use_threads
 from ..benchmark.report import machine, markdown_line
-from ..fidelity.models import backbone_maps, in_our_blocks, whole_plan
 from .measure import (
     Forms,
     Model,
@@ -181,6 +183,7 @@ def make_plan(
     out: str = "work_dirs/plan",
     trust_checkpoint: bool = False,
     cfg_options: Mapping[str, object] | None = None,
+    detail: str | None = None,
 ) -> Chosen:
     """Choose how many tokens every block of a config's backbone keeps, on this machine.
 
@@ -199,6 +202,7 @@ def make_plan(
         out: folder for JSON and picture.
         trust_checkpoint: see :func:`ltm_mm.checkpoints.read_state_dict`.
         cfg_options: changes to the config.
+        detail: a file of ``tools/learn.py``, with which times and errors are measured.
 
     Raises:
         UserError: for a mistake in the input, or if no plan is that fast.
@@ -207,6 +211,7 @@ def make_plan(
     check_folder("--out", out)
     clock = clock_of(cpu_time, threads, device)
     cfg = change_config(named_config(config), cfg_options or {})
+    set_detail(cfg, detail)
     files = some_photos(photos, num_photos) if photos else []
     build = model_builder(cfg, checkpoint, backbone=True, trust=trust_checkpoint, device=device)
     plain = build(None)

@@ -123,8 +123,14 @@ def _extract(self: nn.Module, maps: Sequence[Tensor], rois: Tensor) -> Tensor:
             for level, layer in enumerate(layers)
         ]
     )
-    # Back into the order of the boxes; sorted twice, places are ranks.
-    return found[levels.argsort(stable=True).argsort()]
+    return found[_places(levels, len(layers))]  # back into the order of the boxes
+
+
+def _places(levels: Tensor, count: int) -> Tensor:
+    """Where each of ``(n,)`` stands when they are sorted by level ``0..count - 1``, stably."""
+    member = (levels[:, None] == torch.arange(count, device=levels.device)).long()  # (n, count)
+    size = member.sum(0)
+    return (member * (member.cumsum(0) - 1 + size.cumsum(0) - size)).sum(1)
 
 
 def _align(layer: nn.Module, x: Tensor, rois: Tensor) -> Tensor:

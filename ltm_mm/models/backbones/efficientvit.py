@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...families import EFFICIENTVIT
 from ...kernels import fold_convs
-from ...layers.exchange import Exchanged, exchange
+from ...layers.exchange import Exchanged, exchange, refuse_tracing
 from ...merging import MergeScope, MergingBlock, recording, tell
 from ...merging.grid import GridMerge, GridMerger, unmerge_all
 from ...presets import Keep, Plan, check_window, resolve_plan
@@ -134,6 +134,7 @@ class EfficientVitLTMStage(Exchanged, MergeScope):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C_in, H, W)`` -> ``(B, C, ceil(H/2), ceil(W/2))``."""
+        refuse_tracing(x)
         merge: GridMerge | None = None
         for block in self.blocks:
             x, merge = self._run(block, _fast_layout(x), merge)

@@ -8,7 +8,7 @@ ours, as everywhere here.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...layers import fast_attention, fast_mlp
-from ...layers.exchange import Exchanged, exchange
+from ...layers.exchange import Exchanged, exchange, refuse_tracing
 from ...layers.fast_block import children
 from ...merging import (
     ChainMerge,
@@ -58,25 +58,33 @@ class GlobalBlocks(Exchanged, MergeScope):
     """A sequence of blocks that merge on the way in; their maps are unmerged to all tokens."""
 
     def forward(
-        self, x: Tensor, size: Size, take: Iterable[int], with_cp: bool = False
-    ) -> list[Tensor]:
-        """Run the blocks.
+        self,
+        x: Tensor,
+        size: Size | None = None,
+        take: Iterable[int] | None = None,
+        with_cp: bool = False,
+    ) -> list[Tensor] | Tensor:
+        """Run the blocks, up to the last one whose output is wanted.
 
         Args:
             x: prefix and grid tokens, row by row ``(B, T + H * W, C)``.
-            size: H and W of the grid.
-            take: blocks whose outputs are wanted.
+            size: H and W of the grid, as merges are recorded with; None: one row.
+            take: blocks whose outputs are wanted; None: the last one's alone.
             with_cp: recompute each block's activations in the backward pass.
 
         Returns:
-            One ``(B, T + H * W, C)`` per block of ``take``, in the blocks' order.
+            One ``(B, T + H * W, C)`` per block of ``take``, in the blocks' order; without ``take``
+            a tensor.
         """
-        taken, chain, outs = set(take), Chain(size, with_cp), []
-        for k, block in enumerate(self):
+        refuse_tracing(x)
+        prefix = self[0].prefix
+        chain, outs = Chain(size or (1, x.shape[1] - prefix), with_cp), []
+        taken = {len(self) - 1} if take is None else set(take)
+        for k, block in enumerate(islice(self, max(taken) + 1)):
             x = block(x, chain)
             if k in taken:
-                outs.append(_unmerged(x, chain.merges, block.prefix))
-        return outs
+                outs.append(_unmerged(x, chain.merges, prefix))
+        return outs[0] if take is None else outs
 
 
 def _unmerged(x: Tensor, merges: Sequence[ChainMerge], prefix: int) -> Tensor:
@@ -194,7 +202,7 @@ class GlobalMatch(MaskModule):
 
     def __init__(self, keep: int, before: int, tokens: int) -> None:
         super().__init__()
-        self.keep, self.tokens = keep, tokens
+        self.keep, self.before, self.tokens = keep, before, tokens
         # What the rounds leave of every `tokens`. Their number depends on no image's size, so
         # that one graph serves all sizes.
         self.left = tuple(before - done for done in accumulate(rounds(before, keep)))
@@ -210,7 +218,13 @@ class GlobalMatch(MaskModule):
         Returns:
             The groups; None where so few tokens are left already.
         """
-        left = [x.shape[1], *((whole * k + self.tokens - 1) // self.tokens for k in self.left)]
+        left = [(whole * k + self.tokens - 1) // self.tokens for k in (self.before, *self.left)]
+        if not torch.compiler.is_compiling() and x.shape[1] != left[0]:
+            raise ValueError(
+                f"a block that merges {left[0]} tokens got {x.shape[1]}: a part of a merging ViT's "
+                "blocks must begin with the first one, e.g. blocks[:2], because later blocks take "
+                "merged tokens; call ltm_mm.remove(model) first"
+            )
         pairs = [before - after for before, after in pairwise(left)]
         if not torch.compiler.is_compiling():  # no branch on a symbolic size
             pairs = [count for count in pairs if count > 0]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...families import MOBILEVIT
-from ...layers.exchange import Exchanged, exchange
+from ...layers.exchange import Exchanged, exchange, refuse_tracing
 from ...presets import Keep, Plan, resolve_plan
 from .base import LTMBackbone, copy_weights, norm_option
 from .global_blocks import merge_blocks
@@ -133,6 +133,7 @@ class MobileVitLTMBlock(Exchanged):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C_in, H, W)`` -> ``(B, C_out, H, W)``."""
+        refuse_tracing(x)
         shortcut, size = x, x.shape[2:]
         x = self.conv_1x1(self.conv_kxk(x))
         # As the reference: a map that patches do not fit is resized to one that they do.
@@ -156,8 +157,7 @@ class MobileVitLTMBlock(Exchanged):
         rows, cols = height // ph, width // pw
         x = x.reshape(b, c, rows, ph, cols, pw).permute(0, 3, 5, 2, 4, 1)
         x = x.reshape(b * ph * pw, rows * cols, c)  # (B * places, N, C)
-        last = (len(self.transformer) - 1,)
-        (x,) = self.transformer(x, (rows, cols), last, self.with_cp)
+        x = self.transformer(x, (rows, cols), with_cp=self.with_cp)
         x = self.norm(x).reshape(b, ph, pw, rows, cols, c)
         return x.permute(0, 5, 3, 1, 4, 2).reshape(b, c, height, width)
 

@@ -18,8 +18,9 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ...checkpoints.learned import Learned, Stages
 from ...layers import ShiftedWindowAttention, SwinView, WindowAttention
-from ...merging import MergeScope, MergingBlock, build_mask
+from ...merging import Detail, MergeScope, MergingBlock, build_mask
 from ...merging.masks import REGIONS, check_mask
 from ...presets import Keep, Plan, check_image_size, check_window, resolve_plan
 from .base import LTMBackbone
@@ -53,6 +54,9 @@ class LTMSwin(LTMBackbone):
         mask: how tokens are merged: 'match' (those most alike share a group, nothing is
             learned), 'weighted' (the same, with learned weights within a group: for training
             on) or 'soft' (softmax masks with a learned prior, the paper's kind: from scratch).
+        detail: what corrects the update of merged blocks, see :class:`ltm_mm.merging.Detail`:
+            None (nothing), True (it starts at zero and learns with the rest), or a file of
+            ``tools/learn.py --train detail``. A checkpoint that holds details brings them itself.
         pretrain_img_size: image size that ``absolute_pos_embed`` is made for, pixels.
         in_channels: channels of the image.
         embed_dims: channels of the first stage; doubled by each later stage.
@@ -109,6 +113,7 @@ class LTMSwin(LTMBackbone):
         arch: str | None = None,
         keep: Keep = "balanced",
         mask: str = "match",
+        detail: bool | str | None = None,
     ) -> None:
         if arch is not None:
             if arch not in ARCHS:
@@ -177,6 +182,7 @@ class LTMSwin(LTMBackbone):
         self.out_channels = tuple(self.num_features[i] for i in self.out_indices)
         pixels = list(accumulate(strides, mul))
         self.strides = tuple(pixels[i] for i in self.out_indices)
+        self.learned = self._attach(detail) if detail else None
         self.freeze()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -202,6 +208,27 @@ class LTMSwin(LTMBackbone):
             if stage.downsample is not None:
                 x = stage.downsample(x)
         return tuple(outs)
+
+    def swin_stages(self) -> Stages:
+        """Blocks with their norms, stage by stage."""
+        return [[(b, (b.norm1, b.norm2)) for b in stage.blocks] for stage in self.stages]
+
+    def _attach(self, detail: bool | str) -> Learned | None:
+        """Give merging blocks fresh details, or a file's."""
+        if detail is True:
+            for stage, width in zip(self.stages, self.num_features, strict=False):
+                for block in stage.blocks:
+                    if block.merge is not None:
+                        block.merge.detail = Detail(width)
+            return None
+        learned = Learned.load(detail)
+        if learned.weights is not None:
+            raise ValueError(
+                f"{detail} holds weights, too, which its detail was learned with: give it in place "
+                "of the checkpoint"
+            )
+        learned.attach(self.swin_stages())
+        return learned
 
     def _position_embedding(self, height: int, width: int) -> Tensor:
         """Absolute position embedding of a grid ``(1, height, width, C)``."""

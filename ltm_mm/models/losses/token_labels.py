@@ -34,7 +34,7 @@ def pixel_labels(
         ``(B, H, W)`` int64, -1 for padding and for classes outside 0..K-1 (mmseg's 255).
 
     Raises:
-        ValueError: if a sample has no ground truth of these shift_index.
+        ValueError: if a sample has no ground truth of these kinds.
     """
     maps = torch.full((len(samples), *size), IGNORED, dtype=torch.long, device=device)
     for target, sample in zip(maps, samples, strict=True):
@@ -65,7 +65,7 @@ def segments(sample: BaseDataElement, size: tuple[int, int], device: object) -> 
         segment (int64; None: the segments are the classes).
 
     Raises:
-        ValueError: if the sample has no ground truth of these shift_index.
+        ValueError: if the sample has no ground truth of these kinds.
     """
     classes = None
     if "gt_instances" in sample:
@@ -146,16 +146,16 @@ def token_counts(pixels: Tensor, grid: tuple[int, int], pitch: float, num_classe
         ``(B, h, w, K + 1)`` float; the last are the pixels without a class.
     """
     batch, *size = pixels.shape
-    shift_index = num_classes + 1
+    columns = num_classes + 1
     row, col = (
         ((torch.arange(n, device=pixels.device) + 0.5) / pitch).long().clamp(max=k - 1)
         for n, k in zip(size, grid, strict=True)
     )
     image = torch.arange(batch, device=pixels.device).view(-1, 1, 1)
     token = (image * grid[0] + row.view(1, -1, 1)) * grid[1] + col  # (B, H, W)
-    index = token * shift_index + torch.where(pixels < 0, num_classes, pixels)
-    counts = torch.bincount(index.flatten(), minlength=batch * grid[0] * grid[1] * shift_index)
-    return counts.view(batch, *grid, shift_index).float()
+    index = token * columns + torch.where(pixels < 0, num_classes, pixels)
+    counts = torch.bincount(index.flatten(), minlength=batch * grid[0] * grid[1] * columns)
+    return counts.view(batch, *grid, columns).float()
 
 
 def token_stride(size: tuple[int, int], grid: tuple[int, int]) -> int:

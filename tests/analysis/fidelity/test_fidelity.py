@@ -13,6 +13,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import ltm_mm
+from ltm_mm.adapters.copies import in_our_blocks, shared_copy, whole_plan
 from ltm_mm.analysis.benchmark.equal_time import smaller_sizes
 from ltm_mm.analysis.fidelity import compare as fidelity_run
 from ltm_mm.analysis.fidelity.agreement import (
@@ -33,7 +34,6 @@ from ltm_mm.analysis.fidelity.baselines import (
     tome_groups,
     with_tome,
 )
-from ltm_mm.analysis.fidelity.models import in_our_blocks, shared_copy, whole_plan
 from ltm_mm.analysis.fidelity.tool import run_fidelity
 from ltm_mm.engine import load_config
 from ltm_mm.engine.build import model_builder
@@ -341,6 +341,26 @@ def test_a_whole_run_on_a_classifier():
     assert lines[0].startswith("| model | GMACs | ms (quartiles) | speed-up (quartiles) | error")
     assert lines[4].startswith("| balanced | ")
     assert "| 2.00x (2.00 - 2.00) |" in lines[4]
+
+
+def test_plans_that_save_no_time_are_one_sentence():
+    """In place of a smaller image of the plain one's size behind each of them."""
+    clock = Clock()
+
+    def slow(model, image):
+        out = clock.predict(model, image)
+        merging = any(getattr(m, "merge", None) is not None for m in model.modules())
+        clock.now += 2.0 * image[0, 0].numel() * merging
+        return out
+
+    found = ltm_mm.fidelity(
+        classifier(), [torch.randn(1, 3, 64, 64)], ["light", "balanced"], slow, rounds=1,
+        baselines=["image"], progress=False, clock=clock,
+    )  # fmt: skip
+    assert [row.name for row in found.rows] == ["plain", "plain, our blocks", "light", "balanced"]
+    assert found.no_faster == ["light", "balanced"]
+    last = found.table().splitlines()[-1]
+    assert last == "Merging saves no time at this image size: light, balanced."
 
 
 def test_times_of_a_stand_in():

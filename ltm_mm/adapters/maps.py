@@ -1,80 +1,13 @@
-"""Models to compare: the same weights with other plans, and on smaller images (ours)."""
+"""The feature maps of a model's backbone, whoever built it."""
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ...adapters.apply import exchange_stages, planned
-from ...adapters.families import Swin, adapter_of
-from ...models.backbones.base import LTMBackbone
-from ...presets import Keep, Plan
-
-Size = tuple[int, int]
-
-
-def shared_copy(model: nn.Module) -> nn.Module:
-    """A copy of a model's modules with the very same parameters and buffers."""
-    tensors = itertools.chain(model.parameters(), model.buffers())
-    return deepcopy(model, {id(tensor): tensor for tensor in tensors})
-
-
-def in_our_blocks(model: nn.Module, keep: Keep) -> nn.Module:
-    """A copy whose stages all run on our code, merged or not, with the same weights.
-
-    :func:`ltm_mm.apply` leaves stages without merging as they are. Here they are exchanged,
-    too, so that times differ by merging alone.
-
-    Args:
-        model: plain, as :func:`ltm_mm.apply` serves it.
-        keep: the merging plan; None: nothing is merged.
-
-    Raises:
-        ValueError: as :func:`ltm_mm.apply`.
-    """
-    model = shared_copy(model)
-    exchange_stages(model, keep, everywhere=True)
-    return model
-
-
-def whole_plan(model: nn.Module) -> tuple[str, Plan]:
-    """A plain model's family, and the plan that keeps all tokens, as ``keep`` takes it.
-
-    Raises:
-        ValueError: as :func:`ltm_mm.apply`.
-    """
-    own = next((m for m in model.modules() if isinstance(m, LTMBackbone)), None)
-    if own is not None:
-        return type(own).__name__.removeprefix("LTM").lower(), own.plan
-    family, _, plan = planned(model, None)
-    return family.name, ((), (), *plan) if family.name == "mobilevit" else plan
-
-
-def by_size(model: nn.Module) -> Callable[[Size], nn.Module]:
-    """The model for images of any size: a timm model that is built for one size is refitted."""
-    inner = getattr(model, "backbone", model)
-    embed = getattr(inner, "patch_embed", None)
-    fixed = getattr(embed, "strict_img_size", False) and not getattr(
-        inner, "dynamic_img_size", False
-    )
-    if not fixed:
-        return lambda size: model
-
-    @lru_cache
-    def fitted(size: Size) -> nn.Module:
-        copy = shared_copy(model)
-        own = getattr(copy, "backbone", copy)
-        if getattr(own, "pos_embed", None) is not None:
-            own.set_input_size(img_size=size)
-        else:
-            own.patch_embed.strict_img_size = False
-        return copy
-
-    return fitted
+from ..models.backbones.base import LTMBackbone
+from .families import Swin, adapter_of
 
 
 @torch.no_grad()
@@ -177,3 +110,35 @@ def backbone_maps(model: nn.Module, image: object) -> list[Tensor]:
             "returns what to compare"
         )
     return list(out)
+
+
+def feature_maps(model: nn.Module, images: Tensor) -> list[Tensor]:
+    """Maps of a model's backbone for a batch, with gradients where they are on.
+
+    Args:
+        model: a backbone, or a model with one.
+        images: ``(B, C, H, W)``, normalised.
+
+    Returns:
+        Maps ``(B, C', h, w)``: of ``model.backbone``, of timm's ``forward_intermediates``, else of
+        every Swin stage.
+
+    Raises:
+        ValueError: if no maps are found.
+    """
+    inner = getattr(model, "backbone", model)
+    if isinstance(inner, LTMBackbone):
+        return list(inner(images))
+    if hasattr(inner, "forward_intermediates"):
+        return backbone_maps(model, images)
+    caught: list[object] = []
+    handles = _catch_stages(model, caught)
+    try:
+        out = _plain_output(inner(images))
+    finally:
+        for handle in handles:
+            handle.remove()
+    maps = list(out) if _are_maps(out) else caught  # type: ignore[call-overload]
+    if not maps:
+        raise ValueError(f"{type(model).__name__} returns no maps and has no Swin stages to learn")
+    return maps

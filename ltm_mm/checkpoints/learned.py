@@ -1,0 +1,185 @@
+"""Files of what was learned for merging: details, and weights where these learned, too.
+
+A file is an ordinary checkpoint, ``state_dict`` and ``meta``. Without weights its keys are
+``stages.I.blocks.K.merge.detail.*``, whatever the library calls its blocks; weights have the
+model's own names. ``meta["ltm_learned"]`` says what it belongs to.
+"""
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..merging import Detail, MaskModule
+from .optional import print_log
+from .read import read_file
+
+META = "ltm_learned"
+DETAIL_KEY = re.compile(r"stages\.(\d+)\.blocks\.(\d+)\.merge\.detail\.(.+)")
+
+# A Swin's blocks, stage by stage: each block, and the norms of its attention and MLP.
+Stages = Sequence[Sequence[tuple[nn.Module, Sequence[nn.Module]]]]
+
+
+@dataclass
+class Learned:
+    """What was learned for merging in one backbone.
+
+    Attributes:
+        details: by stage and block.
+        widths, depths: channels and blocks of the stages that it belongs to.
+        digest: of the weights that the details go with, see :func:`weights_digest`.
+        plans: that it was learned for, as text.
+        weights: parameters that learned, by their name in the model; None: they did not.
+        history: what was measured while it learned, for reports.
+    """
+
+    details: dict[tuple[int, int], Detail]
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    digest: str
+    plans: tuple[str, ...] = ()
+    weights: dict[str, Tensor] | None = None
+    history: dict = field(default_factory=dict)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write it, whole or not at all.
+
+        Raises:
+            OSError: if the file cannot be written; what was there before is left.
+        """
+        save_whole(self.as_checkpoint(), path)
+
+    def as_checkpoint(self, state: Mapping[str, Tensor] | None = None) -> dict:
+        """As a checkpoint.
+
+        Args:
+            state: of the whole model with merging, under its own names; None: details (and
+                learned weights) alone.
+        """
+        if state is None:
+            state = {
+                f"stages.{i}.blocks.{k}.merge.detail.{name}": value
+                for (i, k), detail in sorted(self.details.items())
+                for name, value in detail.state_dict().items()
+            }
+            state |= self.weights or {}
+        about = dict(
+            widths=self.widths,
+            depths=self.depths,
+            digest=self.digest,
+            plans=self.plans,
+            weights=self.weights is not None,
+            history=self.history,
+        )
+        return dict(state_dict=dict(state), meta={META: about})
+
+    def attach(self, stages: Stages, share: bool = False) -> None:
+        """Put the details into a backbone's merging blocks.
+
+        Args:
+            stages: the backbone's; blocks that do not merge get nothing.
+            share: the very same modules, not copies.
+
+        Raises:
+            ValueError: if they belong to another architecture.
+        """
+        widths, depths = sizes_of(stages)
+        if (widths, depths) != (self.widths, self.depths):
+            raise ValueError(
+                f"the detail belongs to a Swin of widths {self.widths} and depths {self.depths}, "
+                f"this one has widths {widths} and depths {depths}"
+            )
+        for i, blocks in enumerate(stages):
+            for k, (block, norms) in enumerate(blocks):
+                merge, detail = getattr(block, "merge", None), self.details.get((i, k))
+                if detail is None or not isinstance(merge, MaskModule):
+                    continue
+                own = detail if share else deepcopy(detail)
+                merge.detail = own.to(norms[0].weight).train(block.training)
+
+    def check_weights(self, stages: Stages) -> None:
+        """Log a warning where a backbone has other weights than the details were learned on."""
+        if self.details and weights_digest(stages) != self.digest:
+            print_log(
+                "the detail was learned on other weights than the model's: check what it does with "
+                "tools/fidelity.py, or learn it anew with tools/learn.py",
+                "current",
+                logging.WARNING,
+            )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Learned":
+        """Read a file that :meth:`save` or ``tools/learn.py`` wrote.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: it is no such file, or damaged.
+        """
+        content = read_file(path)
+        about = (content.get("meta") or {}).get(META) if isinstance(content, Mapping) else None
+        if about is None:
+            raise ValueError(
+                f"{os.fspath(path)} holds no learned detail: tools/learn.py writes one"
+            )
+        state = content["state_dict"]
+        parts: dict[tuple[int, int], dict[str, Tensor]] = {}
+        for key, value in state.items():
+            if found := DETAIL_KEY.search(key):
+                parts.setdefault((int(found[1]), int(found[2])), {})[found[3]] = value
+        details = {}
+        for place, own in parts.items():
+            hidden, dim = own["down.weight"].shape
+            details[place] = Detail(dim, hidden)
+            details[place].load_state_dict(own)
+        weights = {k: v for k, v in state.items() if not DETAIL_KEY.search(k)}
+        return cls(
+            details,
+            tuple(about["widths"]),
+            tuple(about["depths"]),
+            about["digest"],
+            tuple(about["plans"]),
+            weights if about["weights"] else None,
+            about["history"],
+        )
+
+
+def sizes_of(stages: Stages) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Channels and blocks of every stage."""
+    widths = tuple(blocks[0][1][0].weight.numel() for blocks in stages)
+    return widths, tuple(len(blocks) for blocks in stages)
+
+
+def weights_digest(stages: Stages) -> str:
+    """16 hex digits that tell trained weights apart, the same in every library: of all norms."""
+    digest = hashlib.sha256()
+    for blocks in stages:
+        for _, norms in blocks:
+            for norm in norms:
+                for tensor in (norm.weight, norm.bias):
+                    digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save_whole(content: object, path: str | os.PathLike) -> None:
+    """``torch.save`` to a file beside it first, so that a full disk leaves what was there.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    file = Path(path).expanduser()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(file.name + ".part")
+    try:
+        torch.save(content, part)
+        part.replace(file)
+    except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter on a full disk
+        part.unlink(missing_ok=True)
+        raise OSError(f"{file} cannot be written ({error}): is the disk full?") from error

@@ -1,0 +1,229 @@
+"""The loop: a network without merging teaches the same network with merging, on any photos.
+
+The loss is the relative squared error of the feature maps; labels are not needed. In every step one
+of the plans is drawn, so that one set of parameters serves them all. Distilling a merged ViT
+classifier without labels is Token Compensator's idea (ECCV 2024); dense maps, windows and the
+detail are ours.
+"""
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..adapters.maps import feature_maps
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to learn.
+
+    Attributes:
+        steps: of the optimiser.
+        lr: learning rate of weights.
+        detail_lr: of details.
+        batch_size: crops per step.
+        crop: their side in pixels; smaller photos are scaled up to it.
+        seed: of crops, their order and the details' start.
+        checks: how often the photos that are held out are judged.
+    """
+
+    steps: int = 300
+    lr: float = 3e-4
+    detail_lr: float = 5e-3
+    batch_size: int = 2
+    crop: int = 320
+    seed: int = 0
+    checks: int = 6
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "crop", "checks"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise ValueError(f"{name} must be an int >= 1, got {getattr(self, name)!r}")
+        for name in ("lr", "detail_lr"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)!r}")
+
+
+@dataclass
+class Progress:
+    """What happened so far, with all that is needed to go on.
+
+    Attributes:
+        step: steps taken.
+        losses: of each step.
+        held_out: steps taken -> loss on the photos that are held out, the mean over the plans.
+        best: the parameters of the step whose held-out loss is least; None: nothing is better
+            than at the start.
+        parameters, optimizer, random_state: as the step left them.
+    """
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    held_out: dict[int, float] = field(default_factory=dict)
+    best: list[Tensor] | None = None
+    parameters: list[Tensor] | None = None
+    optimizer: dict | None = None
+    random_state: object = None
+
+
+def distill(
+    teacher: nn.Module,
+    students: Mapping[str, nn.Module],
+    groups: Sequence[dict],
+    photos: Sequence[Tensor],
+    held_out: Sequence[Tensor],
+    settings: Settings,
+    progress: Progress | None = None,
+    on_step: Callable[[Progress], None] = lambda progress: None,
+) -> Progress:
+    """Teach merged networks; their parameters end as the best ones on the held-out photos.
+
+    Args:
+        teacher: without merging, in eval mode; not changed.
+        students: by plan, in eval mode; they share their parameters.
+        groups: of parameters with their ``lr``, as an optimiser takes them.
+        photos: normalised ``(1, 3, H, W)``, read when asked for.
+        held_out: the same, not learned from.
+        settings: how.
+        progress: to go on from; None: from the start.
+        on_step: called after every step. A KeyboardInterrupt ends the loop.
+
+    Returns:
+        The progress; ``best`` is None where learning did not help.
+
+    Raises:
+        FloatingPointError: if the loss is not finite any more.
+    """
+    progress = progress or Progress()
+    parameters = [p for group in groups for p in group["params"]]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0)
+    rates = [group["lr"] for group in groups]
+    rng = random.Random(settings.seed)
+    judge = _Judge(teacher, students, held_out, settings)
+    if progress.parameters is not None:
+        _restore(progress, parameters, optimizer, rng)
+    else:
+        progress.held_out[0] = judge()
+    first = [p.detach().clone() for p in parameters] if progress.best is None else None
+    every = max(settings.steps // settings.checks, 1)
+    try:
+        while progress.step < settings.steps:
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * _schedule(progress.step, settings.steps)
+            crops = draw_crops(photos, settings, rng)
+            student = students[rng.choice(list(students))]
+            progress.losses.append(_step(teacher, student, crops, parameters, optimizer))
+            progress.step += 1
+            progress.parameters = parameters
+            progress.optimizer, progress.random_state = optimizer.state_dict(), rng.getstate()
+            if progress.step % every == 0 or progress.step == settings.steps:
+                _check(progress, judge(), parameters)
+            on_step(progress)
+    except KeyboardInterrupt:
+        if progress.step and progress.step not in progress.held_out:
+            _check(progress, judge(), parameters)
+    with torch.no_grad():
+        for parameter, value in zip(parameters, progress.best or first or (), strict=False):
+            parameter.copy_(value)
+    return progress
+
+
+def map_loss(maps: Sequence[Tensor], taught: Sequence[Tensor]) -> Tensor:
+    """Squared error of every map over its teacher's mean square, summed."""
+    pairs = zip(maps, taught, strict=True)
+    return sum(((m - t).square().mean() / t.square().mean() for m, t in pairs), torch.zeros(()))
+
+
+def draw_crops(photos: Sequence[Tensor], settings: Settings, rng: random.Random) -> Tensor:
+    """Random crops of random photos, mirrored or not ``(batch_size, C, crop, crop)``."""
+    crops = []
+    for _ in range(settings.batch_size):
+        photo = at_least(photos[rng.randrange(len(photos))], settings.crop)
+        top, left = (rng.randrange(side - settings.crop + 1) for side in photo.shape[2:])
+        crop = photo[:, :, top : top + settings.crop, left : left + settings.crop]
+        crops.append(crop.flip(3) if rng.random() < 0.5 else crop)
+    return torch.cat(crops)
+
+
+def at_least(photo: Tensor, side: int) -> Tensor:
+    """A photo ``(1, C, H, W)``, scaled up where a side is shorter than ``side`` pixels."""
+    factor = side / min(photo.shape[2:])
+    if factor <= 1:
+        return photo
+    size = [max(round(n * factor), side) for n in photo.shape[2:]]
+    return F.interpolate(photo, size, mode="bilinear", align_corners=False)
+
+
+class _Judge:
+    """The loss on photos that are held out, whole, the mean over plans and photos."""
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        students: Mapping[str, nn.Module],
+        photos: Sequence[Tensor],
+        settings: Settings,
+    ) -> None:
+        self.students, self.photos = students, [at_least(p, settings.crop) for p in photos]
+        with torch.no_grad():
+            self.taught = [feature_maps(teacher, photo) for photo in self.photos]
+
+    @torch.no_grad()
+    def __call__(self) -> float:
+        found = [
+            map_loss(feature_maps(student, photo), taught).item()
+            for photo, taught in zip(self.photos, self.taught, strict=True)
+            for student in self.students.values()
+        ]
+        return sum(found) / len(found)
+
+
+def _step(
+    teacher: nn.Module,
+    student: nn.Module,
+    crops: Tensor,
+    parameters: Sequence[Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> float:
+    with torch.no_grad():
+        taught = feature_maps(teacher, crops)
+    with torch.enable_grad():
+        loss = map_loss(feature_maps(student, crops), taught)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+    value = loss.item()
+    if not math.isfinite(value):
+        raise FloatingPointError(f"the loss is {value}: take a smaller --lr, or fp32 weights")
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    return value
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Share of the learning rate: a short warm-up, then a cosine down to zero."""
+    return min(1.0, (step + 1) / 20) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+
+
+def _check(progress: Progress, loss: float, parameters: Sequence[Tensor]) -> None:
+    if loss < min(progress.held_out.values()):
+        progress.best = [p.detach().clone() for p in parameters]
+    progress.held_out[progress.step] = loss
+
+
+def _restore(
+    progress: Progress,
+    parameters: Sequence[Tensor],
+    optimizer: torch.optim.Optimizer,
+    rng: random.Random,
+) -> None:
+    assert progress.parameters is not None
+    with torch.no_grad():
+        for parameter, value in zip(parameters, progress.parameters, strict=True):
+            parameter.copy_(value)
+    optimizer.load_state_dict(progress.optimizer)  # type: ignore[arg-type]
+    rng.setstate(progress.random_state)  # type: ignore[arg-type]

@@ -1,0 +1,209 @@
+"""``ltm_mm.learn``: what merging loses, for a model in memory, whoever built it."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..adapters import apply
+from ..adapters.copies import shared_copy
+from ..adapters.families import swin_stages
+from ..adapters.maps import feature_maps
+from ..checkpoints.learned import Learned, sizes_of, weights_digest
+from ..merging import Detail, MaskModule
+from ..presets import Keep
+from .distill import Progress, Settings, at_least, distill
+
+TRAIN = ("detail", "weights", "all")
+PLANS = ("light", "balanced", "fast")
+
+
+def learn(
+    model: nn.Module,
+    images: Iterable[Tensor],
+    keep: Keep | Sequence[str] | Mapping[str, Keep] = PLANS,
+    train: str = "all",
+    settings: Settings | None = None,
+    progress_bar: bool = True,
+) -> Learned:
+    """Learn what merging loses in a model in memory: it teaches itself, without labels.
+
+    The model is not changed. :func:`ltm_mm.apply` takes what comes back as ``detail``, and
+    ``save(path)`` writes it.
+
+    Args:
+        model: as :func:`ltm_mm.apply` takes it, plain.
+        images: normalised tensors ``(3, H, W)`` or ``(1, 3, H, W)``, two at least; every tenth
+            is held out to judge by.
+        keep: the plan; or several, as names or as a mapping, for one set of parameters.
+        train: 'detail' (a thin block per merging Swin block, weights stay as they are), 'weights'
+            (no detail: costs no time), or 'all'.
+        settings: steps, rates, crops.
+        progress_bar: whether a bar shows the loss.
+
+    Raises:
+        ValueError: if an argument does not fit, or learning did not help on the images held out.
+    """
+    photos = [image if image.ndim == 4 else image[None] for image in images]
+    photos, held_out = hold_out(photos)
+    settings = settings or Settings()
+    plans = keep if isinstance(keep, Mapping) else _named(keep)
+
+    own = model if train == "detail" else deepcopy(model)
+
+    def build(plan: Keep) -> nn.Module:
+        copy = shared_copy(own)
+        return (copy if plan is None else apply(copy, plan)).eval()
+
+    lesson = Lesson(build, plans, train, settings.seed)
+    bar = tqdm(total=settings.steps, unit="step", disable=not progress_bar)
+    with bar:
+        progress = lesson.learn(photos, held_out, settings, on_step=lambda p: show(bar, p))
+    if progress.best is None:
+        raise ValueError(
+            "learning did not help on the images held out: give more images, or a smaller lr"
+        )
+    return lesson.learned(progress)
+
+
+def _named(keep: Keep | Sequence[str]) -> dict[str, Keep]:
+    several = isinstance(keep, tuple | list) and all(isinstance(plan, str) for plan in keep)
+    return {str(plan): plan for plan in (keep if several else [keep])}  # type: ignore[union-attr]
+
+
+def hold_out(photos: Sequence) -> tuple[list, list]:
+    """What is learned from, and every tenth (one at least, 16 at most), which judges.
+
+    Raises:
+        ValueError: for fewer than two.
+    """
+    if len(photos) < 2:
+        raise ValueError(
+            f"learning needs two photos at least, one to learn on and one to judge by, got "
+            f"{len(photos)}"
+        )
+    count = min(max(len(photos) // 10, 1), 16)
+    places = {k * len(photos) // count for k in range(count)}
+    return (
+        [photo for k, photo in enumerate(photos) if k not in places],
+        [photo for k, photo in enumerate(photos) if k in places],
+    )
+
+
+def show(bar: tqdm, progress: Progress) -> None:
+    """A step on a progress bar, with the mean loss of the last ones."""
+    recent = progress.losses[-20:]
+    judged = list(progress.held_out.values())
+    bar.update(progress.step - bar.n)
+    bar.set_postfix_str(
+        f"loss {sum(recent) / len(recent):.4f}, held out {judged[0]:.4f} -> {judged[-1]:.4f}",
+        refresh=False,
+    )
+
+
+class Lesson:
+    """Teacher, students and what learns.
+
+    Args:
+        build: the model with a plan, in eval mode (None: nothing merged); all share parameters.
+        plans: by name.
+        train: one of ``TRAIN``.
+        seed: of the details' start.
+
+    Raises:
+        ValueError: if the model has nothing to learn.
+    """
+
+    def __init__(
+        self, build: Callable[[Keep], nn.Module], plans: Mapping[str, Keep], train: str, seed: int
+    ) -> None:
+        if train not in TRAIN:
+            raise ValueError(f"train must be one of {', '.join(TRAIN)}, got {train!r}")
+        if not plans or any(plan is None for plan in plans.values()):
+            raise ValueError("keep must name plans that merge")
+        self.train, self.plans = train, plans
+        self.plain = build(None)
+        self.teacher = deepcopy(self.plain) if train != "detail" else self.plain
+        self.students = {name: build(plan) for name, plan in plans.items()}
+        self.details: dict[tuple[int, int], Detail] = {}
+        if train != "weights":
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                for student in self.students.values():
+                    self._attach(student)
+
+    def _attach(self, student: nn.Module) -> None:
+        """Give a student's merging blocks fresh details, the same modules as the others'."""
+        for i, blocks in enumerate(swin_stages(student)):
+            for k, (block, norms) in enumerate(blocks):
+                merge = getattr(block, "merge", None)
+                if isinstance(merge, MaskModule):
+                    weight = norms[0].weight
+                    if (i, k) not in self.details:
+                        self.details[i, k] = Detail(weight.numel()).to(weight).eval()
+                    merge.detail = self.details[i, k]
+
+    def learn(
+        self,
+        photos: Sequence[Tensor],
+        held_out: Sequence[Tensor],
+        settings: Settings,
+        progress: Progress | None = None,
+        on_step: Callable[[Progress], None] = lambda progress: None,
+    ) -> Progress:
+        """Run :func:`.distill.distill`; the model's own ``requires_grad`` stay as they were."""
+        before = {p: p.requires_grad for m in self.students.values() for p in m.parameters()}
+        try:
+            groups = self._groups(photos[0], settings)
+            return distill(
+                self.teacher, self.students, groups, photos, held_out, settings, progress, on_step
+            )
+        finally:
+            for parameter, wanted in before.items():
+                parameter.requires_grad_(wanted)
+                parameter.grad = None
+
+    def _groups(self, photo: Tensor, settings: Settings) -> list[dict]:
+        """What learns: details, and the weights that the maps depend on."""
+        details = [p for detail in self.details.values() for p in detail.parameters()]
+        weights: list[Tensor] = []
+        if self.train != "detail":
+            weights = self._weights_of_maps(at_least(photo, settings.crop), settings.crop)
+        for student in self.students.values():
+            student.requires_grad_(False)
+        for parameter in (*details, *weights):
+            parameter.requires_grad_(True)
+        groups = [dict(params=details, lr=settings.detail_lr), dict(params=weights, lr=settings.lr)]
+        return [group for group in groups if group["params"]]
+
+    def _weights_of_maps(self, photo: Tensor, crop: int) -> list[Tensor]:
+        own = {p for detail in self.details.values() for p in detail.parameters()}
+        found: dict[Tensor, None] = {}
+        with torch.enable_grad():
+            for student in self.students.values():
+                student.requires_grad_(True)
+                maps = feature_maps(student, photo[:, :, :crop, :crop])
+                sum(m.sum() for m in maps).backward()  # type: ignore[union-attr]
+                found |= {p: None for p in student.parameters() if p.grad is not None}
+                student.zero_grad(set_to_none=True)
+        return [p for p in found if p not in own]
+
+    def learned(self, progress: Progress) -> Learned:
+        """What was learned, as a live object; weights under the plain model's names."""
+        details = {place: deepcopy(detail) for place, detail in self.details.items()}
+        weights = None
+        if self.train != "detail":
+            before = dict(self.teacher.named_parameters())
+            weights = {
+                name: p.detach().clone()
+                for name, p in self.plain.named_parameters()
+                if not torch.equal(p, before[name])
+            }
+        widths, depths, digest = (), (), ""
+        if details:
+            stages = swin_stages(self.plain)
+            (widths, depths), digest = sizes_of(stages), weights_digest(stages)
+        history = dict(losses=progress.losses, held_out=progress.held_out)
+        return Learned(details, widths, depths, digest, tuple(self.plans), weights, history)

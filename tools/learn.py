@@ -1,0 +1,71 @@
+"""Learn what merging loses in your model, on any photos; no labels needed.
+
+python tools/learn.py CONFIG CHECKPOINT PHOTOS --ltm fast --out learned.pth
+"""
+
+import ltm_mm  # noqa: F401  isort: skip  (first: it provides mmcv's ops where they are not compiled)
+
+import argparse
+
+from ltm_mm.arguments import KEEP, Parser
+from ltm_mm.errors import clean_errors
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = Parser("Teach a merging model what the same model without merging knows")
+    add = parser.add
+    add("config")
+    add("checkpoint", help="the trained model's file")
+    add(
+        "photos",
+        nargs="?",
+        help="a folder of photos; no labels are needed [the images of the config's train set]",
+    )
+    add(
+        "--ltm",
+        nargs="+",
+        default=["light", "balanced", "fast"],
+        help=f"one plan, or several that share what is learned: {KEEP} [light balanced fast]",
+    )
+    add(
+        "--out",
+        required=True,
+        metavar="FILE",
+        help="the file of what was learned, e.g. learned.pth",
+    )
+    add(
+        "--train",
+        choices=["detail", "weights", "all"],
+        default="all",
+        help="detail: a thin block per merging Swin block, weights stay as they are; weights: no "
+        "detail, which costs no time; all: both [%(default)s]",
+    )
+    add("--steps", type=int, default=300, help="steps of the optimiser [%(default)s]")
+    add("--lr", type=float, help="learning rate of weights [3e-4]; of details it is 5e-3")
+    add("--batch-size", type=int, default=2, help="crops per step [%(default)s]")
+    add("--crop", type=int, default=320, help="their side in pixels [%(default)s]")
+    add("--seed", type=int, default=0, help="[%(default)s]")
+    add(
+        "--resume", action="store_true", help="go on where an interrupted run with this --out ended"
+    )
+    add("--rounds")
+    add("--threads")
+    add("--device")
+    add("--trust-checkpoint")
+    add("--cfg-options")
+    # Options may stand between the positional arguments, of which one may be left out.
+    return parser.parse_intermixed_args()
+
+
+def main() -> None:
+    """Parse the arguments and learn."""
+    args = vars(parse_args())
+    with clean_errors(debug=args.pop("debug")):
+        from ltm_mm.analysis.learning import run_learning
+
+        run_learning(**args)
+
+
+if __name__ == "__main__":
+    main()

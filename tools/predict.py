@@ -1,0 +1,46 @@
+"""Predict on photos, folders and videos: pictures, and COCO results or label maps.
+
+python tools/predict.py CONFIG CHECKPOINT photos --out-dir predictions
+"""
+
+import ltm_mm  # noqa: F401  isort: skip  (first: it provides mmcv's ops where they are not compiled)
+
+import argparse
+
+from ltm_mm.arguments import Parser
+from ltm_mm.errors import clean_errors
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = Parser("Predict on photos, folders and videos")
+    add = parser.add
+    add("config")
+    add(
+        "checkpoint",
+        help="a trained model's file, with or without merging; or an exported .onnx, .xml or .pt2 "
+        "file",
+    )
+    add("sources", nargs="+", metavar="photo", help="photos, folders of photos, videos")
+    add("--out-dir", metavar="DIR", help="for the results [work_dirs/<config's name>/predict]")
+    add("--batch-size", type=int, default=1, metavar="N", help="photos at once, of one size [1]")
+    add("--device")
+    add("--score-thr", help="leave out objects below this score [0.3]")
+    add("--no-pictures", dest="pictures", action="store_false", help="draw nothing")
+    add("--trust-checkpoint")
+    add("--ltm")
+    add("--cfg-options")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Parse the arguments and predict."""
+    args = vars(parse_args())
+    with clean_errors(debug=args.pop("debug")):
+        from ltm_mm.inference import predict
+
+        predict(**args)
+
+
+if __name__ == "__main__":
+    main()
