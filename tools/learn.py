@@ -37,9 +37,8 @@ def parse_args() -> argparse.Namespace:
     add(
         "--train",
         choices=["detail", "weights", "all"],
-        default="all",
         help="detail: a thin block per merging Swin block, weights stay as they are; weights: no "
-        "detail, which costs no time; all: both [%(default)s]",
+        "detail, which costs no time; all: both [detail for several plans, all for one]",
     )
     add("--steps", type=int, default=300, help="steps of the optimiser [%(default)s]")
     add("--lr", type=float, help="learning rate of weights [3e-4]; of details it is 5e-3")

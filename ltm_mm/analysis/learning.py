@@ -21,7 +21,7 @@ from ..engine.convert import parse_keep
 from ..engine.photos import find_images, read_photos, train_images
 from ..errors import UserError, naming
 from ..learning import Progress, Settings
-from ..learning.learn import Lesson, hold_out, show
+from ..learning.learn import Lesson, default_train, has_swin, hold_out, show
 from ..presets import Keep
 from .benchmark.latency import threads as use_threads
 from .fidelity.compare import compare
@@ -87,7 +87,7 @@ def run_learning(
     photos: str | None,
     out: str,
     ltm: Sequence[str] = ("light", "balanced", "fast"),
-    train: str = "all",
+    train: str | None = None,
     steps: int = 300,
     lr: float | None = None,
     batch_size: int = 2,
@@ -108,7 +108,8 @@ def run_learning(
         photos: a folder; None: the images of the config's train set.
         out: the file. With weights it is an ordinary checkpoint, else it holds details.
         ltm: plans, which share what is learned.
-        train: 'detail', 'weights' or 'all', see :func:`ltm_mm.learn`.
+        train: 'detail', 'weights' or 'all', see :func:`ltm_mm.learn`; None: 'detail' for several
+            plans and 'all' for one.
         steps, lr, batch_size, crop, seed: see :class:`ltm_mm.learning.Settings`.
         resume: go on from ``OUT.resume``.
         rounds: of timing, for the table; 0: no time.
@@ -140,6 +141,8 @@ def run_learning(
     options = dict(trust=trust_checkpoint, device=device)
     with scope_of(cfg), use_threads(threads):
         build = model_builder(cfg, checkpoint, **options)
+        train = train or default_train(plans, has_swin(build(None)))
+        print(f"learns: {train}", flush=True)
         lesson = Lesson(build, plans, train, seed)
         learn_from, judge_by = hold_out(files)
         held_out = list(Photos(cfg, judge_by, device))

@@ -24,7 +24,7 @@ def learn(
     model: nn.Module,
     images: Iterable[Tensor],
     keep: Keep | Sequence[str] | Mapping[str, Keep] = PLANS,
-    train: str = "all",
+    train: str | None = None,
     settings: Settings | None = None,
     progress_bar: bool = True,
 ) -> Learned:
@@ -39,7 +39,7 @@ def learn(
             is held out to judge by.
         keep: the plan; or several, as names or as a mapping, for one set of parameters.
         train: 'detail' (a thin block per merging Swin block, weights stay as they are), 'weights'
-            (no detail: costs no time), or 'all'.
+            (no detail: costs no time), or 'all'. None: see :func:`default_train`.
         settings: steps, rates, crops.
         progress_bar: whether a bar shows the loss.
 
@@ -51,6 +51,7 @@ def learn(
     settings = settings or Settings()
     plans = keep if isinstance(keep, Mapping) else _named(keep)
 
+    train = train or default_train(plans, has_swin(model))
     own = model if train == "detail" else deepcopy(model)
 
     def build(plan: Keep) -> nn.Module:
@@ -69,6 +70,26 @@ def learn(
             "learning did not help on the images held out: give more images, or a smaller lr"
         )
     return lesson.learned(progress)
+
+
+def default_train(plans: Mapping[str, Keep], swin: bool) -> str:
+    """What learns where nobody says: measured in docs/fidelity.md.
+
+    Weights that learn for several plans at once are pulled to the one that merges most, and the
+    others lose; a detail serves them all. Only a Swin has one.
+    """
+    if not swin:
+        return "weights"
+    return "all" if len(plans) == 1 else "detail"
+
+
+def has_swin(model: nn.Module) -> bool:
+    """Whether details can be learned for a model."""
+    try:
+        swin_stages(model)
+    except ValueError:
+        return False
+    return True
 
 
 def _named(keep: Keep | Sequence[str]) -> dict[str, Keep]:
