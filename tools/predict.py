@@ -29,6 +29,7 @@ def parse_args() -> argparse.Namespace:
     add("--no-pictures", dest="pictures", action="store_false", help="draw nothing")
     add("--trust-checkpoint")
     add("--ltm")
+    add("--detail")
     add("--cfg-options")
     return parser.parse_args()
 

@@ -4,6 +4,7 @@ LTM_SHARED_REAL names the folder with the weights and photos [../shared/real]; o
 those of LTM_SHARED_DATA [../shared/data].
 
 python tools/real_weights.py swin --time-of ltm-swin-t
+python tools/real_weights.py swin --learn 300 --ltm fast --time-of ltm-swin-t
 python tools/real_weights.py vit --every 2 --ltm 0.6 balanced
 python tools/real_weights.py swin --target-time 0.7 --time-of ltm-swin-t --size-of 800 1216
 """
@@ -13,6 +14,7 @@ import ltm_mm  # isort: skip  (first: it stands in for mmcv's compiled ops where
 import argparse
 import importlib.util
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -120,6 +122,15 @@ def parse_args() -> argparse.Namespace:
     add("--logits", action="store_true", help="with the error of the logits, not of the maps")
     add("--time-of", metavar="NAME", help="with times of this backbone, such as ltm-swin-t")
     add("--size-of", nargs=2, type=int, default=[800, 1216], metavar=("H", "W"))
+    add(
+        "--learn",
+        type=int,
+        metavar="STEPS",
+        help="also what is learned on LTM_SHARED_DATA's photos",
+    )
+    add("--train", choices=["detail", "weights", "all"], nargs="+", default=["all"], help="[all]")
+    add("--together", action="store_true", help="learn for all plans at once")
+    add("--lr", type=float, default=3e-4, help="of weights [%(default)s]")
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args()
 
@@ -143,10 +154,11 @@ def print_table(
 ) -> None:
     """Every plan beside its baselines."""
     timed = stand_in(args)
+    plans = {text: parse_keep(text) for text in args.ltm or PLANS[args.network]}
     found = ltm_mm.fidelity(
         build(shared, args.network),
         images,
-        {text: parse_keep(text) for text in args.ltm or PLANS[args.network]},
+        plans | (learned_plans(args, shared, plans) if args.learn else {}),
         predict=patch_classes if args.network == "vit" else None,
         baselines=args.baselines,
         rounds=args.rounds,
@@ -165,6 +177,33 @@ def print_table(
     print(f"\n{found.table()}", flush=True)
     for file in found.save(Path(args.out, args.network)):
         print(f"  {file}")
+
+
+def learned_plans(args: argparse.Namespace, shared: ModuleType, plans: dict) -> dict:
+    """Every plan with what was learned for it, or for all together."""
+    from ltm_mm.analysis.fidelity.compare import LearnedPlan
+    from ltm_mm.learning import Settings
+
+    folder = Path(os.environ.get("LTM_SHARED_DATA", ROOT.parent / "shared" / "data"))
+    files = [f for f in sorted(folder.rglob("*.jpg")) if "annotations" not in f.parts]
+    scale = (0.5, 0.5) if args.network.startswith("vit") else ()
+    learn_on = [shared.picture(file, 448, *scale) for file in files]
+    settings = Settings(steps=args.learn, lr=args.lr)
+    found = {}
+    for train in args.train:
+        for own in [plans] if args.together else [{name: keep} for name, keep in plans.items()]:
+            model = build(shared, args.network)
+            start = time.perf_counter()
+            learned = ltm_mm.learn(model, learn_on, own, train, settings)
+            losses = list(learned.history["held_out"].values())
+            print(
+                f"{', '.join(own)}: {train} learned on {len(files)} photos in "
+                f"{time.perf_counter() - start:.0f} s, held-out loss {losses[0]:.4f} -> "
+                f"{min(losses):.4f}",
+                flush=True,
+            )
+            found |= {f"{n}, {train} learned": LearnedPlan(k, learned) for n, k in own.items()}
+    return found
 
 
 def stand_in(args: argparse.Namespace) -> tuple | None:

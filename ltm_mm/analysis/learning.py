@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ from ..learning import Progress, Settings
 from ..learning.learn import Lesson, default_train, has_swin, hold_out, show
 from ..presets import Keep
 from .benchmark.latency import threads as use_threads
-from .fidelity.compare import compare
+from .fidelity.compare import LearnedPlan, compare
 from .fidelity.report import Fidelity
 from .fidelity.tool import subject_of
 
@@ -33,13 +33,6 @@ if TYPE_CHECKING:
 
 SAVE_EVERY = 25  # steps between two saves of what --resume goes on from
 KEPT_PHOTOS = 256  # read photos that stay in memory
-
-
-@dataclass(frozen=True)
-class LearnedPlan:
-    """A plan with what was learned for it, in place of a plan alone."""
-
-    keep: Keep
 
 
 class Photos(Sequence):
@@ -157,7 +150,7 @@ def run_learning(
         learned = lesson.learned(progress)
         original = model_builder(cfg, checkpoint, **options)
         found = _judge(
-            cfg, original, lesson, read_photos(cfg, judge_by, None, device), plans, rounds
+            cfg, original, lesson, learned, read_photos(cfg, judge_by, None, device), plans, rounds
         )
     print(f"\n{found.table()}\n", flush=True)
     _write(learned, lesson, checkpoint, trust_checkpoint, out)
@@ -236,6 +229,7 @@ def _judge(
     cfg: "Config",
     original: Callable[[Keep], nn.Module],
     lesson: Lesson,
+    learned: Learned,
     images: Sequence,
     plans: Mapping[str, Keep],
     rounds: int,
@@ -250,7 +244,7 @@ def _judge(
 
     compared: dict[str, object] = {}
     for name, keep in plans.items():
-        compared |= {name: keep, f"{name}, learned": LearnedPlan(keep)}
+        compared |= {name: keep, f"{name}, learned": LearnedPlan(keep, learned)}
     subject = subject_of(cfg, build)
     return compare(subject, images, compared, (), rounds)  # type: ignore[arg-type]
 

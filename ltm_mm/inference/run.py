@@ -20,7 +20,7 @@ from ..checks.outputs import check_folder
 from ..checks.training import require, require_file
 from ..engine.build import check_device, construct, model_builder, scope_of
 from ..engine.config import load_config
-from ..engine.convert import parse_keep, use_ltm
+from ..engine.convert import parse_keep, set_detail, use_ltm
 from ..engine.photos import class_names, pipeline_of
 from ..errors import UserError
 from ..export.evaluate import use_file
@@ -49,6 +49,7 @@ def predict(
     trust_checkpoint: bool = False,
     ltm: str | None = None,
     cfg_options: Mapping[str, object] | None = None,
+    detail: str | None = None,
 ) -> Path:
     """Write what a model predicts on photos and videos.
 
@@ -68,6 +69,7 @@ def predict(
         trust_checkpoint: see :func:`ltm_mm.checkpoints.read_state_dict`.
         ltm: exchange the backbone, see :func:`ltm_mm.engine.parse_keep`.
         cfg_options: changes to the config.
+        detail: a file of ``tools/learn.py``.
 
     Returns:
         The folder written: ``pictures/``; and ``images.json`` with ``predictions.bbox.json`` and
@@ -85,6 +87,7 @@ def predict(
     cfg = load_config(config, deepcopy(cfg_options))
     require(cfg, "model")
     require_file(checkpoint)
+    set_detail(cfg, detail, merges=ltm is not None)
     folder = Path(out_dir or Path("work_dirs", Path(cfg.filename).stem, "predict"))
     check_folder("--out-dir", folder)
     model = build(cfg, checkpoint, ltm, device, trust_checkpoint)

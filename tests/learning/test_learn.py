@@ -17,7 +17,7 @@ from tests.models.contract import settled
 
 LIBRARIES = ["mmdet", "mmpretrain", "timm", "timm v2", "torchvision", "torchvision v2"]
 LIBRARIES += ["official detector"]
-SHORT = Settings(steps=8, crop=224, lr=1e-3, detail_lr=2e-2, batch_size=1)
+SHORT = Settings(steps=8, crop=224, lr=2e-4, detail_lr=1e-2, batch_size=1)
 
 
 def photos(count: int = 3, size: tuple[int, int] = (224, 224)) -> list[torch.Tensor]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -9,10 +10,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ...adapters.apply import attach
 from ...adapters.copies import Size, by_size, in_our_blocks
+from ...adapters.families import swin_stages
 from ...adapters.maps import run_with_maps
+from ...checkpoints.learned import Learned
 from ...engine.photos import resized
-from ...merging import merges
+from ...merging import Detail, MaskModule, merges
 from ...models.backbones.base import LTMBackbone
 from ...models.backbones.global_blocks import GlobalBlocks
 from ...presets import Keep
@@ -29,6 +33,14 @@ BASELINES = ("image", "pooling", "tome")
 PRESETS = ("light", "balanced", "fast")
 Predict = Callable[[nn.Module, object], object]
 Watch = Callable[[Row, int, object], None]
+
+
+@dataclass(frozen=True)
+class LearnedPlan:
+    """A plan with what was learned for it, in place of a plan alone."""
+
+    keep: Keep
+    learned: Learned
 
 
 @dataclass
@@ -72,7 +84,7 @@ class Candidate:
 def fidelity(
     model: nn.Module,
     images: Sequence[Tensor],
-    keep: Sequence[Keep] | Mapping[str, Keep] = PRESETS,
+    keep: Sequence[Keep] | Mapping[str, Keep | LearnedPlan] = PRESETS,
     predict: Callable[[nn.Module, Tensor], object] | None = None,
     maps: Callable[[nn.Module, Tensor], Sequence[Tensor]] | None = None,
     baselines: Sequence[str] = BASELINES,
@@ -91,7 +103,8 @@ def fidelity(
     Args:
         model: built, as :func:`ltm_mm.apply` serves it, plain.
         images: ``(1, 3, H, W)``, normalised.
-        keep: the plans, each as ``ltm_mm.apply`` takes it; a mapping names them.
+        keep: the plans, each as ``ltm_mm.apply`` takes it, or a :class:`LearnedPlan`; a mapping
+            names them.
         predict: gets a model and an image and returns logits ``(1, classes)`` or ``(1, classes,
             H, W)``, a NumPy array of classes, or :class:`ltm_mm.visualization.predictions
             .Instances`; its time is measured. None: calls the model.
@@ -116,7 +129,7 @@ def fidelity(
     """
     subject = Subject(
         model,
-        lambda plan: in_our_blocks(model, plan),
+        lambda plan: with_plan(model, plan),
         predict or (lambda model, image: model(image)),
         resized,
         lambda image: (image.shape[2], image.shape[3]),
@@ -165,9 +178,28 @@ def compare(
     return Fidelity([c.row for c in candidates], about, no_faster)
 
 
+def with_plan(model: nn.Module, plan: Keep | LearnedPlan) -> nn.Module:
+    """A copy of a plain model that merges, and has what was learned."""
+    if not isinstance(plan, LearnedPlan):
+        return in_our_blocks(model, plan)
+    copy = in_our_blocks(deepcopy(model) if plan.learned.weights else model, plan.keep)
+    attach(copy, plan.learned)
+    return copy
+
+
 def _stand_in(build: Callable[[Keep], nn.Module]) -> Subject:
-    """A backbone that is only timed."""
-    return Subject(build(None), build, lambda m, x: m(x), resized, lambda x: tuple(x.shape[2:]))
+    """A backbone that is only timed; details take the same time whatever they hold."""
+
+    def form(plan: Keep | LearnedPlan) -> nn.Module:
+        if not isinstance(plan, LearnedPlan):
+            return build(plan)
+        model = build(plan.keep)
+        for block, norms in (pair for stage in swin_stages(model) for pair in stage):
+            if plan.learned.details and isinstance(block.merge, MaskModule):
+                block.merge.detail = Detail(norms[0].weight.numel()).eval()
+        return model
+
+    return Subject(build(None), form, lambda m, x: m(x), resized, lambda x: tuple(x.shape[2:]))
 
 
 def _candidates(
