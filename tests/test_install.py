@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 from ltm_mm.datasets import ensure_shapes
-from ltm_mm.models import LTMViT
+from ltm_mm.models import LTMMobileViT
 
 ROOT = Path(__file__).parent.parent
 MM = ("mmengine", "mmcv", "mmdet", "mmseg", "mmpretrain")
@@ -118,20 +118,32 @@ for name, *arguments in {{calls}}:
 """
 
 
+def run_without(calls: list[list[str]], folder: Path) -> str:
+    small = ["--size", "64", "64", "--out", str(folder / "out.pt2")]
+    calls = [[name, "ltm-mobilevit-xxs", *arguments, *small] for name, *arguments in calls]
+    return run(sys.executable, "-c", WITHOUT.format(calls=calls, tools=str(ROOT / "tools")))
+
+
 def test_backbones_of_a_name_need_no_openmmlab(tmp_path: Path) -> None:
-    image, weights, small = tmp_path / "a.png", tmp_path / "a.pth", ["--size", "64", "64"]
-    Image.new("RGB", (80, 64), "red").save(image)
-    torch.save(LTMViT("tiny").state_dict(), weights)
-    out = ["--out", str(tmp_path / "out")]
-    calls = [
-        ["plan", "ltm-vit-tiny", "--target-time", "1", "--rounds", "1", *small, *out],
-        ["fidelity", "ltm-vit-tiny", str(weights), str(image), "--rounds", "0", *small, *out],
-        ["benchmark", "ltm-vit-tiny", "--ltm", "none", "fast", "--rounds", "1", *small, *out],
-        ["export", "ltm-vit-tiny", "--format", "torch", "--out", str(tmp_path / "a.pt2"), *small],
-    ]
-    said = run(sys.executable, "-c", WITHOUT.format(calls=calls, tools=str(ROOT / "tools")))
-    for words in ("64 x 64", "GMACs", "chosen:", "a.pt2: "):
+    Image.new("RGB", (80, 64), "red").save(tmp_path / "a.png")
+    torch.save(LTMMobileViT("xxs").state_dict(), tmp_path / "a.pth")
+    files, once = [str(tmp_path / "a.pth"), str(tmp_path / "a.png")], ["--rounds", "1"]
+    plans = [["--ltm", "fast", "--baselines", "pooling"], ["--ltm", "none", "fast"]]
+    said = run_without(
+        [
+            ["plan", "--target-time", "1", *once],
+            ["fidelity", *files, *once, *plans[0]],
+            ["benchmark", *once, *plans[1]],
+        ],
+        tmp_path,
+    )
+    for words in ("images of 64 x 64", "error of the maps", "keep=fast"):
         assert words in said
+
+
+@pytest.mark.slow  # tracing takes a minute
+def test_export_of_a_named_backbone_needs_no_openmmlab(tmp_path: Path) -> None:
+    assert "out.pt2: " in run_without([["export", "--format", "torch"]], tmp_path)
 
 
 def test_model_index_lists_every_config_once() -> None:

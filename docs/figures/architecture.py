@@ -17,7 +17,7 @@ STEPS = [
     ("merged tokens X~ = G^T Z", "(B, n, P, C)", "merging/groups.py: merge"),
     ("the block on them, f(X~)", "(B, n, P, C)",
      "layers/swin_block.py; keys by group size and\nposition bias: layers/window_attention.py"),
-    ("tokens Y = Z + U (f(X~) - X~)", "(B, n, N, C)", "merging/groups.py: merged_block"),
+    ("tokens Y = Z + U (f(X~) - X~)", "(B, n, N, C)", "merging/formula.py: unmerge_update"),
     ("grid of tokens", "(B, H/4, W/4, C)", "ops/shifted.py: join"),
     ("map of the stage, one per stage: the pyramid", "(B, C, H/4, W/4)",
      "models/backbones/swin.py: norm"),

@@ -88,7 +88,14 @@ def load_into(
 
 
 def _read(weights: Weights, trust: bool) -> dict[str, Tensor]:
-    return unwrap(weights) if isinstance(weights, Mapping) else read_state_dict(weights, trust)
+    state = unwrap(weights) if isinstance(weights, Mapping) else read_state_dict(weights, trust)
+    if state and all(".merge.detail." in key for key in state):
+        name = "the file" if isinstance(weights, Mapping) else os.fspath(weights)
+        raise ValueError(
+            f"{name} holds details alone: give it as --detail, beside the checkpoint they were "
+            "learned for"
+        )
+    return state
 
 
 @contextlib.contextmanager
@@ -139,6 +146,9 @@ def _load(
     own = [key for key in model.state_dict() if not DERIVED.search(key)]
     missing, unused = model.load_state_dict(state, strict=False)
     lacking = set(missing)
+    # Details that a backbone took from a file of their own are no concern of the checkpoint's.
+    has_file = any(getattr(module, "learned", None) for module in model.modules())
+    lacking -= {key for key in lacking if has_file and ".merge.detail." in key}
     fresh = [key for key in own if key in lacking]
     report = Report([key for key in own if key not in lacking], fresh, unused)
     merges = [key for key in fresh if MERGE.search(key)]

@@ -5,7 +5,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from ..checkpoints import load_into
-from ..errors import naming
+from ..errors import UserError, naming
 from .flexible import is_flexible
 from .resume import check_same_model
 
@@ -19,7 +19,7 @@ class StartFrom(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Load it."""
-        load_weights(runner, self.checkpoint, self.trust)
+        _start_from(runner, self.checkpoint, self.trust)
 
 
 def load_weights(runner: Runner, checkpoint: str, trust: bool, strict: bool = False) -> None:
@@ -56,6 +56,18 @@ def load_start(runner: Runner, resumed: str | None, trust: bool) -> None:
     checkpoint, runner._load_from = runner._load_from, None
     if checkpoint and is_flexible(runner.cfg):  # before FSDP spreads the weights
         runner.model.init_weights()
-        load_weights(runner, checkpoint, trust)
+        _start_from(runner, checkpoint, trust)
     elif checkpoint:
         runner.register_hook(StartFrom(checkpoint, trust))
+
+
+def _start_from(runner: Runner, checkpoint: str, trust: bool) -> None:
+    try:
+        load_weights(runner, checkpoint, trust)
+    except UserError as error:
+        if not isinstance(error.__cause__, ConnectionError):
+            raise
+        raise UserError(
+            f"{error}: --checkpoint FILE, or start without these weights, "
+            "--cfg-options load_from=None"
+        ) from error

@@ -59,7 +59,8 @@ class Progress:
         held_out: steps taken -> loss on the photos that are held out, the mean over the plans.
         best: the parameters of the step whose held-out loss is least; None: nothing is better
             than at the start.
-        parameters, optimizer, random_state: as the step left them.
+        parameters, optimizer, random_state: as the last step left them, while the model itself
+            ends with the best.
     """
 
     step: int = 0
@@ -105,11 +106,11 @@ def distill(
     rates = [group["lr"] for group in groups]
     rng = random.Random(settings.seed)
     judge = _Judge(teacher, students, held_out, settings)
+    start = [p.detach().clone() for p in parameters]
     if progress.parameters is not None:
         _restore(progress, parameters, optimizer, rng)
     else:
         progress.held_out[0] = judge()
-    first = [p.detach().clone() for p in parameters] if progress.best is None else None
     every = max(settings.steps // settings.checks, 1)
     try:
         while progress.step < settings.steps:
@@ -127,9 +128,8 @@ def distill(
     except KeyboardInterrupt:
         if progress.step and progress.step not in progress.held_out:
             _check(progress, judge(), parameters)
-    with torch.no_grad():
-        for parameter, value in zip(parameters, progress.best or first or (), strict=False):
-            parameter.copy_(value)
+    progress.parameters = [p.detach().clone() for p in parameters]
+    _copy(progress.best or start, parameters)
     return progress
 
 
@@ -222,8 +222,12 @@ def _restore(
     rng: random.Random,
 ) -> None:
     assert progress.parameters is not None
-    with torch.no_grad():
-        for parameter, value in zip(parameters, progress.parameters, strict=True):
-            parameter.copy_(value)
+    _copy(progress.parameters, parameters)
     optimizer.load_state_dict(progress.optimizer)  # type: ignore[arg-type]
     rng.setstate(progress.random_state)  # type: ignore[arg-type]
+
+
+def _copy(values: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)

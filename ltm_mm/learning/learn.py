@@ -55,7 +55,10 @@ def learn(
 
     def build(plan: Keep) -> nn.Module:
         copy = shared_copy(own)
-        return (copy if plan is None else apply(copy, plan)).eval()
+        if plan is not None:
+            apply(copy, plan)
+        copy.eval()  # which returns nothing from mmdet's Swin
+        return copy
 
     lesson = Lesson(build, plans, train, settings.seed)
     bar = tqdm(total=settings.steps, unit="step", disable=not progress_bar)

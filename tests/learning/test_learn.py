@@ -1,0 +1,228 @@
+"""Learning what merging loses: in memory, for every library; files; the loop."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+import ltm_mm
+from ltm_mm.adapters.families import swin_stages
+from ltm_mm.checkpoints.learned import Learned, save_whole, weights_digest
+from ltm_mm.learning import Progress, Settings
+from ltm_mm.learning.distill import at_least, draw_crops, map_loss
+from ltm_mm.learning.learn import Lesson, hold_out
+from ltm_mm.models import LTMSwin, LTMViT
+from tests.adapters.sources import build, outputs
+from tests.models.contract import settled
+
+LIBRARIES = ["mmdet", "mmpretrain", "timm", "timm v2", "torchvision", "torchvision v2"]
+LIBRARIES += ["official detector"]
+SHORT = Settings(steps=8, crop=224, lr=1e-3, detail_lr=2e-2, batch_size=1)
+
+
+def photos(count: int = 3, size: tuple[int, int] = (224, 224)) -> list[torch.Tensor]:
+    """Pictures of some structure: few colours, in patches."""
+    generator = torch.Generator().manual_seed(4)
+    coarse = torch.randn(count, 3, 14, 14, generator=generator)
+    fine = 0.3 * torch.randn(count, 3, *size, generator=generator)
+    return list(nn.functional.interpolate(coarse, size) + fine)
+
+
+def learn(model: nn.Module, train: str, keep: object = 9) -> Learned:
+    return ltm_mm.learn(model, photos(), keep, train, SHORT, progress_bar=False)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_every_library_learns_applies_and_gives_back(library, tmp_path):
+    model = build(library)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    plain = outputs(model)
+    learned = learn(model, "all")
+    assert learned.details
+    assert learned.weights
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    learned.save(tmp_path / "learned.pth")
+    merged = outputs(ltm_mm.apply(model, 9))
+    ltm_mm.remove(model)
+    found = [outputs(ltm_mm.apply(model, 9, detail=learned))]
+    ltm_mm.remove(model)
+    found.append(outputs(ltm_mm.apply(model, 9, detail=tmp_path / "learned.pth")))
+    ltm_mm.remove(model)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(found[0], merged, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(outputs(model), plain, strict=True))
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("train", ["detail", "weights", "all"])
+def test_what_is_learned_lowers_the_loss_on_what_is_held_out(train):
+    learned = learn(build("mmdet"), train, ("balanced", "fast"))
+    losses = learned.history["held_out"]
+    assert min(losses.values()) < 0.98 * losses[0]
+    assert learned.plans == ("balanced", "fast")
+    assert bool(learned.details) == (train != "weights")
+    assert (learned.weights is None) == (train == "detail")
+
+
+def test_a_detail_learned_in_one_library_serves_another():
+    ours, theirs = build("mmdet"), build("mmseg")
+    learned = learn(ours, "detail")
+    theirs.load_state_dict(ours.state_dict())
+    expected = outputs(ltm_mm.apply(ours, 9, detail=learned))
+    found = outputs(ltm_mm.apply(theirs, 9, detail=learned))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_backbone_of_ours_takes_the_file_and_a_checkpoint_brings_it(tmp_path):
+    mm = build("mmdet")
+    learned = learn(mm, "detail")
+    learned.save(tmp_path / "detail.pth")
+    own = dict(embed_dims=16, depths=(2, 2, 4, 2), num_heads=(1, 2, 4, 8), keep=9)
+    model = LTMSwin(**own, detail=str(tmp_path / "detail.pth")).eval()
+    model.load_state_dict(mm.state_dict(), strict=False)
+    expected = outputs(ltm_mm.apply(mm, 9, detail=learned))
+    assert_close(outputs(model), expected, rtol=1e-5, atol=1e-5)
+    other = LTMSwin(**own).eval()
+    other.load_state_dict(model.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(outputs(other), outputs(model), strict=True))
+
+
+def test_a_fresh_detail_of_a_backbone_learns_with_the_rest():
+    model = LTMSwin(embed_dims=16, depths=(2, 2), num_heads=(1, 2), strides=(4, 2), keep=9,
+                    out_indices=(0, 1), detail=True)  # fmt: skip
+    details = [p for name, p in model.named_parameters() if ".merge.detail." in name]
+    assert len(details) == 3 * 4
+    sum(m.square().sum() for m in model(torch.randn(1, 3, 64, 64))).backward()
+    up = [p for name, p in model.named_parameters() if name.endswith("detail.up.weight")]
+    assert all(p.grad.abs().sum() > 0 for p in up)
+
+
+def test_a_file_of_another_width_is_refused_and_nothing_is_left_half_done(tmp_path):
+    model = build("timm")
+    before = outputs(model)
+    learned = learn(build("mmdet"), "detail")
+    learned.widths = (24, 48, 96, 192)
+    with pytest.raises(ValueError, match=r"belongs to a Swin of widths \(24, 48, 96, 192\)"):
+        ltm_mm.apply(model, 9, detail=learned)
+    assert all(torch.equal(a, b) for a, b in zip(outputs(model), before, strict=True))
+    torch.save(model.state_dict(), tmp_path / "plain.pth")
+    with pytest.raises(ValueError, match="holds no learned detail"):
+        ltm_mm.apply(model, 9, detail=tmp_path / "plain.pth")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        ltm_mm.apply(model, 9, detail=tmp_path / "nowhere.pth")
+
+
+def test_other_weights_than_those_it_was_learned_on_are_warned_of(monkeypatch):
+    said = []
+    monkeypatch.setattr("ltm_mm.checkpoints.learned.print_log", lambda text, *_: said.append(text))
+    model = build("mmdet")
+    learned = learn(model, "detail")
+    ltm_mm.apply(model, 9, detail=learned)
+    assert said == []
+    ltm_mm.remove(model)
+    nn.init.normal_(model.stages[0].blocks[0].norm1.weight)
+    assert weights_digest(swin_stages(model)) != learned.digest
+    ltm_mm.apply(model, 9, detail=learned)
+    assert len(said) == 1
+    assert "learned on other weights" in said[0]
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
+    file = tmp_path / "learned.pth"
+    file.write_bytes(b"before")
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match=r"learned.pth cannot be written .*disk full"):
+        save_whole({}, file)
+    assert file.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_models_that_have_no_detail():
+    vit = settled(LTMViT("tiny", img_size=64, num_layers=2, embed_dims=32, num_heads=2, keep=None))
+    with pytest.raises(ValueError, match="has no Swin blocks"):
+        Lesson(lambda plan: vit, {"fast": "fast"}, "detail", 0)
+    with pytest.raises(ValueError, match="train must be one of detail, weights, all, got 'x'"):
+        ltm_mm.learn(vit, photos(), train="x")
+    with pytest.raises(ValueError, match="keep must name plans that merge"):
+        ltm_mm.learn(build("mmdet"), photos(), keep=None)
+
+
+def test_two_photos_are_needed():
+    with pytest.raises(ValueError, match="two photos at least"):
+        ltm_mm.learn(build("mmdet"), photos(1))
+    learn_from, judge_by = hold_out(list(range(40)))
+    assert (len(learn_from), judge_by) == (36, [0, 10, 20, 30])
+    assert hold_out([1, 2]) == ([2], [1])
+    assert len(hold_out(list(range(1000)))[1]) == 16
+
+
+def test_an_interrupt_keeps_the_best_and_going_on_ends_where_one_run_does():
+    model = build("mmdet")
+
+    def run(progress=None, until=None):
+        torch.manual_seed(0)
+        lesson = Lesson(lambda k: _merged(model, k), {"9": 9}, "detail", seed=0)
+
+        def stop(now):
+            if now.step == until:
+                raise KeyboardInterrupt
+
+        pair = hold_out([p[None] for p in photos()])
+        found = lesson.learn(*pair, SHORT, progress, stop)
+        return found, [p.clone() for d in lesson.details.values() for p in d.parameters()]
+
+    whole, expected = run()
+    part, _ = run(until=4)
+    assert part.step == 4
+    assert part.held_out[4] < part.held_out[0]
+    again, found = run(Progress(**vars(part)))
+    assert again.losses == pytest.approx(whole.losses, rel=1e-4)
+    assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def _merged(model, plan):
+    from ltm_mm.adapters.copies import shared_copy
+
+    copy = shared_copy(model)
+    return copy if plan is None else ltm_mm.apply(copy, plan)
+
+
+def test_a_loss_that_is_not_finite_ends_it():
+    model = build("mmdet")
+    for parameter in model.parameters():
+        parameter.data[:] = float("nan")
+    with pytest.raises(FloatingPointError, match="the loss is nan"):
+        learn(model, "detail")
+
+
+def test_learning_that_does_not_help_says_so():
+    with pytest.raises(ValueError, match="learning did not help"):
+        ltm_mm.learn(build("mmdet"), photos(), 9, "weights",
+                     Settings(steps=2, crop=224, lr=0.9, checks=2), False)  # fmt: skip
+
+
+def test_loss_by_hand():
+    taught = [torch.tensor([[[[3.0, 4.0]]]]), torch.ones(1, 1, 1, 1)]
+    maps = [torch.tensor([[[[3.0, 9.0]]]]), torch.tensor([[[[3.0]]]])]
+    assert map_loss(maps, taught).item() == pytest.approx(25 / 25 + 4)
+
+
+def test_crops_are_of_one_size_and_small_photos_scaled_up():
+    import random
+
+    small, wide = torch.rand(1, 3, 20, 30), torch.rand(1, 3, 300, 90)
+    assert at_least(small, 64).shape == (1, 3, 64, 96)
+    assert at_least(wide, 64) is wide
+    crops = draw_crops([small, wide], Settings(crop=64, batch_size=5), random.Random(0))
+    assert crops.shape == (5, 3, 64, 64)
+
+
+@pytest.mark.parametrize("options", [{"steps": 0}, {"lr": 2.0}, {"crop": 1.5}, {"detail_lr": 0}])
+def test_settings_are_checked(options):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"{name} must"):
+        Settings(**options)
