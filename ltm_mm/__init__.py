@@ -27,7 +27,7 @@ def __getattr__(name: str) -> object:
 
         return fidelity
     if name == "export":
-        from importlib import import_module
+        import ltm_mm.export as module
 
-        return import_module("ltm_mm.export")  # can be called, too
+        return module  # which can be called
     raise AttributeError(f"module 'ltm_mm' has no attribute {name!r}")
