@@ -29,10 +29,14 @@ $(READY): pyproject.toml $(wildcard requirements/*.txt)
 	@echo "== Set-up done =="
 
 DEMO := work_dirs/demo
+DEMO_CONFIG := configs/ltm_swin_maskrcnn_shapes.py
 demo: $(READY)  ## train Mask R-CNN with LTM-Swin on built-in data, evaluate, write a report
-	$(PY) tools/train.py configs/ltm_swin_maskrcnn_shapes.py --work-dir $(DEMO)
-	$(PY) tools/test.py configs/ltm_swin_maskrcnn_shapes.py $$(cat $(DEMO)/last_checkpoint) --work-dir $(DEMO) --show-dir $(DEMO)/pictures
+	@echo "== Demo: about 6 minutes of training on two cores, 2 more for test and report =="
+	$(PY) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO) --cfg-options train_dataloader.dataset.indices=400
+	$(PY) tools/test.py $(DEMO_CONFIG) $$(cat $(DEMO)/last_checkpoint) --work-dir $(DEMO) --show-dir $(DEMO)/pictures
 	$(PY) tools/report.py $(DEMO)
+	@echo "== Look at $(DEMO)/report.html (results, which tokens merged) and $(DEMO)/pictures =="
+	@echo "== Next: your own photos, docs/own-data.md; your own checkpoint, docs/faster-checkpoint.md =="
 
 test: $(READY)  ## the default tests
 	$(PY) -m pytest

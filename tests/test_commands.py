@@ -216,6 +216,7 @@ def shrunk(words: list[str], config: str) -> list[str]:
         words[place] = "1"  # rank: a test machine has no eight GPUs
     if "--cfg-options" not in words:
         words.append("--cfg-options")
+    words = [word for word in words if ".indices=" not in word]  # there are fewer images here
     at = words.index("--cfg-options") + 1
     own = {word.split("=")[0] for word in words[at:] if "=" in word}
     small = [f"{k}={v}" for k, v in tiny(load_config(config)) if k not in own]

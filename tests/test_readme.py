@@ -118,7 +118,13 @@ def test_demo_ends_with_the_report() -> None:
         text=True,
         check=True,
     ).stdout
-    assert done.splitlines()[-1].endswith("tools/report.py work_dirs/demo")
+    lines = done.splitlines()
+    assert "minutes of training" in lines[0]
+    assert [line for line in lines if "tools/" in line][-1].endswith("report.py work_dirs/demo")
+    for line in lines[-2:]:  # what to look at, and what to do next
+        for path in re.findall(r"docs/[\w-]+\.md", line):
+            assert (ROOT / path).is_file()
+    assert "work_dirs/demo/report.html" in lines[-2]
 
 
 EXAMPLES = [
