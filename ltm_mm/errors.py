@@ -293,13 +293,19 @@ def _keywords(cls: type) -> list[str]:
 def _while_building(error: BaseException) -> str | None:
     """Anything that a class named in the config says against its arguments."""
     cls = _class_being_built(error)
-    text = message(error) or type(error).__name__
+    text = message(error) or _last_line(error) or type(error).__name__
     if isinstance(error, KeyError):
         text = f"has no {text!r}" if re.fullmatch(r"[\w.]+", text) else text
     if cls is None:
         return None
     ours = cls.__module__.startswith("ltm_mm.")  # which says all there is to say
     return f"{cls.__name__}: {text}" + ("" if ours else " (--debug shows where)")
+
+
+def _last_line(error: BaseException) -> str | None:
+    """The line of code that raised: what an assertion without words says."""
+    lines = traceback.extract_tb(error.__traceback__)
+    return lines[-1].line if lines and isinstance(error, AssertionError) else None
 
 
 def _class_being_built(error: BaseException) -> type | None:

@@ -56,6 +56,32 @@ def _of_masks(cfg: Config, split: str) -> list[str]:
     return found
 
 
+def check_labels_loaded(dataset: Dataset, path: str, cfg: Config) -> None:
+    """Refuse a pipeline of mmseg that loads no label maps, where they are needed.
+
+    Args:
+        dataset: as built.
+        path: its dotted key in the config.
+        cfg: the whole config.
+
+    Raises:
+        UserError: names the pipeline.
+    """
+    steps = getattr(getattr(dataset, "pipeline", None), "transforms", [])
+    names = [type(step).__name__ for step in steps]
+    split = path.partition("_")[0]
+    predicts = any(
+        key.endswith("format_only") and value
+        for key, value in flatten(cfg.get(f"{split}_evaluator") or {})
+    )
+    packs = any(name.startswith("Pack") for name in names)
+    if packs and not predicts and not any("Annotation" in name for name in names):
+        raise UserError(
+            f"{path}.pipeline has no LoadAnnotations step, which loads the label maps: its steps "
+            f"are {', '.join(names)}"
+        )
+
+
 def check_loaded(model: nn.Module, dataset: Dataset, path: str, cfg: Config) -> None:
     """Refuse a training pipeline that does not load what the model's heads are trained on.
 

@@ -9,6 +9,7 @@ those of one use (masks, evaluation) are kept for who knows the use.
 import gc
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -104,6 +105,7 @@ IDS = ("id", "image_id", "category_id")
 NO_ID = "have an id that is neither a number nor text"
 NO_BOX = "have a 'bbox' that is not four numbers: x, y, width, height in pixels"
 NO_AREA = "have an 'area' that is no number"
+BAD_CROWD = "have an 'iscrowd' that is neither 0 nor 1: mmdet takes any text for a crowd"
 SMALL = "are left out by mmdet (box smaller than a pixel or outside of its image, or area 0)"
 BEYOND = (
     f"have a box that reaches more than {OVERHANG} pixels beyond its image (COCO's boxes are "
@@ -121,6 +123,7 @@ VALUES = {
     NO_ID: lambda a, image: not all(isinstance(a[k], (int, str, float)) for k in IDS),
     NO_BOX: _no_box,
     NO_AREA: lambda a, image: not _number(a["area"]),
+    BAD_CROWD: lambda a, image: a.get("iscrowd", 0) not in (0, 1),
 }
 ALWAYS = {f"lack {key!r}": _lacks(key) for key in sorted(KEYS)} | VALUES
 
@@ -139,10 +142,7 @@ def look_at(content: object, file: str) -> Look:
         UserError: an entry is missing, of a wrong kind, or there twice, whatever its use.
     """
     if not isinstance(content, dict):
-        raise UserError(
-            f"{file} holds a {type(content).__name__}, and no object with the lists 'images', "
-            "'annotations' and 'categories': it is no COCO annotation file"
-        )
+        raise UserError(_no_object(file, type(content).__name__))
     look = Look(file)
     images = {}
     for entry in _entries(content, "images", ("id", "file_name", "width", "height"), file):
@@ -171,6 +171,13 @@ def look_at(content: object, file: str) -> Look:
     if repeated is not None:
         raise UserError(f"{file}: two annotations have the id {repeated!r}; ids must differ")
     return look
+
+
+def _no_object(file: str, kind: str) -> str:
+    return (
+        f"{file} holds a {kind}, and no object with the lists 'images', 'annotations' and "
+        "'categories': it is no COCO annotation file"
+    )
 
 
 def _look_at_annotation(look: Look, a: Mapping, images: Mapping) -> None:
@@ -283,9 +290,9 @@ def looking() -> Iterator[dict[str, Look]]:
                     super().__init__(annotation_file)
             except (json.JSONDecodeError, UnicodeDecodeError) as error:
                 raise UserError(f"{self.file} is not valid JSON ({error})") from error
-            except AssertionError:  # of pycocotools: another type than a dict
-                look_at([], self.file)
-                raise
+            except AssertionError as error:  # of pycocotools: another type than a dict
+                kind = re.search(r"<class '(\w+)'>", str(error))
+                raise UserError(_no_object(self.file, kind[1] if kind else "list")) from error
 
         def createIndex(self) -> None:
             self.look = looks[self.file] = look_at(self.dataset, self.file)

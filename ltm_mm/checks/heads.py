@@ -47,6 +47,13 @@ def check_head(
     advice = f"set model.decode_head.num_classes={len(classes)} (and that of an auxiliary_head)"
     if outputs is None or not classes:
         return
+    for name, part in unwrapped(model).named_modules():
+        count = getattr(part, "num_classes", None)
+        if name.startswith("auxiliary_head") and isinstance(count, int) and count < len(classes):
+            raise UserError(
+                f"{path} has {len(classes)} classes, but model.{name} {count}: set "
+                f"model.{name}.num_classes={len(classes)}"
+            )
     if outputs < len(classes):
         raise UserError(
             f"{path} has {len(classes)} classes, but the model's head {outputs}: {advice}"

@@ -150,6 +150,35 @@ def check_object_counts(look: Look, classes: Sequence[str], cfg: Config) -> None
         )
 
 
+# What metrics take and look at after an epoch only: attribute, option, names.
+MEASURED = {
+    "IoUMetric": ("metrics", "iou_metrics", ("mIoU", "mDice", "mFscore")),
+    "CocoMetric": (
+        "metric_items",
+        "metric_items",
+        tuple(f"mAP{size}" for size in ("", "_50", "_75", "_s", "_m", "_l"))
+        + tuple(f"AR{size}" for size in ("@100", "@300", "@1000", "_s@1000", "_m@1000", "_l@1000")),
+    ),
+}
+
+
+def check_measured(metric: BaseMetric, option: str) -> None:
+    """Refuse a name that a metric refuses after an epoch.
+
+    Args:
+        metric: as built.
+        option: its dotted key in the config.
+
+    Raises:
+        UserError: names it and what there is.
+    """
+    names, key, known = MEASURED.get(type(metric).__name__, ("", "", ()))
+    asked = getattr(metric, names, None) if names else None
+    for name in [asked] if isinstance(asked, str) else asked or ():
+        if name not in known:
+            raise UserError(f"{option}.{key} has {name!r}: choose from {', '.join(known)}")
+
+
 def check_metric(
     metric: BaseMetric,
     option: str,

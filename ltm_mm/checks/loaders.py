@@ -1,5 +1,6 @@
 """Build data loaders so that what is wrong with a data set is said at once (ours)."""
 
+import errno
 import json
 import os
 import re
@@ -13,10 +14,16 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError, chain, explain, frames, message
-from .annotations import boxes_only, check_loaded, loads
+from .annotations import boxes_only, check_labels_loaded, check_loaded, loads
 from .coco import Look, looking
 from .heads import check_channels, check_detector, check_head, unwrapped
-from .instances import check_instances, check_metric, check_object_counts, check_sizes
+from .instances import (
+    check_instances,
+    check_measured,
+    check_metric,
+    check_object_counts,
+    check_sizes,
+)
 from .labels import check_labels, label_check
 from .notes import first, say
 from .options import flatten
@@ -91,10 +98,17 @@ def build_loader(runner: Runner, cfg: Mapping, name: str) -> DataLoader:
         for link in chain(error):
             if isinstance(link, FileNotFoundError):
                 raise UserError(missing(runner.cfg, link)) from error
+            if isinstance(link, (IsADirectoryError, PermissionError)) and link.filename == file:
+                raise UserError(
+                    f"the annotation file of {name} cannot be read: {file}: {link.strerror}"
+                ) from error
             if isinstance(link, (json.JSONDecodeError, UnicodeDecodeError)):
                 raise UserError(
                     f"the annotation file of {name} is not valid JSON ({link}): {file}"
                 ) from error
+        if found := re.search(r"Failed to load `ann_file` (.+)", message(error)):  # mmseg's words
+            lost = FileNotFoundError(errno.ENOENT, "does not exist", found[1])
+            raise UserError(missing(runner.cfg, lost)) from error
         if "need at least one array to concatenate" in message(error):  # mmengine packing nothing
             raise UserError(f"{name} has no image left: {_why_empty(error, file)}") from error
         if isinstance(error, IndexError) and (line := _beyond(error)):
@@ -169,7 +183,8 @@ def _why_empty(error: BaseException, file: str) -> str:
         return f"its data set's indices are {indices!r}, which takes none"
     suffix = getattr(dataset, "img_suffix", None)
     if suffix is None or file:
-        return f"is {file} empty?"
+        rules = getattr(dataset, "filter_cfg", None)
+        return f"is {file} empty?" + f" Its filter_cfg is {dict(rules)}" * bool(rules)
     folder = dataset.data_prefix.get("img_path") or dataset.data_prefix.get("img")
     if not os.path.isdir(folder or ""):
         return f"the folder {folder} does not exist"
@@ -291,6 +306,8 @@ def check_dataset(
         say(line)
     if look is not None and images:
         check_sizes(dataset, path, look)
+    if hasattr(dataset, "reduce_zero_label"):
+        check_labels_loaded(dataset, path, runner.cfg)
     check_files(labels, "label maps", path, skip=False)
     check_labels(dataset, path)
     record = str(Path(runner.log_dir, SKIPPED)) if training else None
@@ -385,6 +402,7 @@ def _check_evaluator(
     for index, metric in enumerate(evaluator.metrics):
         place = f".{index}" if isinstance(cfg, (list, tuple)) else ""
         option = f"{split}_evaluator{place}.ann_file"
+        check_measured(metric, f"{split}_evaluator{place}")
         advice = boxes_only(runner.cfg, split)
         check_metric(metric, option, data, _classes(own[0]), unwrapped(runner.model), advice)
     setattr(runner, f"_{split}_evaluator", evaluator)

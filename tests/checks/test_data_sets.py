@@ -131,8 +131,13 @@ def rle(counts: object, size: object = (160, 160)) -> Callable[[Content], None]:
     return first(segmentation={"counts": counts, "size": size})
 
 
-def a_list(root: Path) -> None:
-    (root / "annotations" / "instances_train.json").write_text("[]")
+def content(text: str) -> Callable[[Path], None]:
+    """Replace the annotation file's text."""
+
+    def write(root: Path) -> None:
+        (root / "annotations" / "instances_train.json").write_text(text)
+
+    return write
 
 
 @pytest.mark.parametrize(
@@ -153,6 +158,18 @@ def a_list(root: Path) -> None:
             "val",
             first(segmentation=[]),
             "val_dataloader.dataset.pipeline loads masks: take them out, or measure boxes a",
+        ),
+        *(
+            ("train", first(segmentation=[[10, 10, odd, 20, 20, 30]]), "neither a list of polygons")
+            for odd in (float("nan"), float("inf"), 1e12, "20", [20, 20], None)
+        ),
+        *(
+            (
+                "val",
+                first(iscrowd=odd),
+                "1 of {n} annotations have an 'iscrowd' that is neither 0 n",
+            )
+            for odd in ("0", None, 2, [])
         ),
         ("train", flat_polygon, "neither a list of polygons [[x, y, x, y, x, y, ...], ...]"),
         ("train", first(segmentation=[[1, 2, 3, 4]]), "neither a list of polygons [[x, y, x, y,"),
@@ -247,7 +264,19 @@ VAL_OF_TRAIN = {"val_evaluator.ann_file": "{root}/annotations/instances_train.js
 @pytest.mark.parametrize(
     ("change", "named", "expected"),
     [
-        (a_list, {}, "holds a list, and no object with the lists 'images', 'annotations' and"),
+        (content("[]"), {}, "holds a list, and no object with the lists 'images', 'annotations' a"),
+        (content("null"), {}, "holds a NoneType, and no object with the lists 'images', 'annotat"),
+        (content(""), {}, "{root}/annotations/instances_train.json is not valid JSON (Expecting"),
+        (
+            None,
+            {"train_dataloader.dataset.ann_file": "annotations"},
+            "the annotation file of train_dataloader cannot be read: {root}/annotations: Is a dir",
+        ),
+        (
+            None,
+            {"train_dataloader.dataset.filter_cfg": {"filter_empty_gt": True, "min_size": 999}},
+            "train.json empty? Its filter_cfg is {{'filter_empty_gt': True, 'min_size': 999}}",
+        ),
         (
             missing_image,
             {},
@@ -305,6 +334,11 @@ VAL_OF_TRAIN = {"val_evaluator.ann_file": "{root}/annotations/instances_train.js
             {"train_dataloader.dataset.indices": 5},
             "train_dataloader.dataset.indices is 5, but {root}/annotations/instances_train.json "
             "has 4 images to take: give at most that, or None for all",
+        ),
+        (
+            None,
+            {"val_evaluator.metric_items": ["map"]},
+            "val_evaluator.metric_items has 'map': choose from mAP, mAP_50",
         ),
         (None, {"val_dataloader.dataset.indices": -3}, "val_dataloader.dataset.indices is -3, but"),
         (

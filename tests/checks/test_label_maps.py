@@ -124,6 +124,23 @@ def test_a_head_with_too_few_classes(tmp_path: Path) -> None:
         train(CONFIG, str(tmp_path / "work"), cfg_options=changes)
 
 
+def test_an_auxiliary_head_with_too_few_classes(tmp_path: Path) -> None:
+    root = ensure_shapes(tmp_path / "shapes", {"train": 2, "val": 1})
+    changes = {**options(root), "model.auxiliary_head.num_classes": 3}
+    with pytest.raises(UserError, match=r"has 7 classes, but model.auxiliary_head 3: set model"):
+        train(CONFIG, str(tmp_path / "work"), cfg_options=changes)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_pipeline_that_loads_no_label_maps(tmp_path: Path, split: str) -> None:
+    root = ensure_shapes(tmp_path / "shapes", {"train": 2, "val": 1})
+    steps = [dict(type="LoadImageFromFile"), dict(type="PackSegInputs")]
+    changes = {**options(root), f"{split}_dataloader.dataset.pipeline": steps}
+    line = rf"^{split}_dataloader.dataset.pipeline has no LoadAnnotations step, which loads the la"
+    with pytest.raises(UserError, match=line):
+        train(CONFIG, str(tmp_path / "work"), cfg_options=changes)
+
+
 def test_the_last_of_several_heads_counts() -> None:
     model, names = nn.Module(), ("a", "b", "c")
     model.decode_head = nn.ModuleList([nn.Module(), nn.Module()])
@@ -150,6 +167,14 @@ def test_the_last_of_several_heads_counts() -> None:
             "ends in '.jpg' (but in .png: set img_suffix)",
         ),
         (
+            {"val_evaluator.iou_metrics": ["mIoU", "mIuO"]},
+            "val_evaluator.iou_metrics has 'mIuO': choose from mIoU, mDice, mFscore",
+        ),
+        (
+            {"{split}_dataloader.dataset.ann_file": "{split}.txt"},
+            "{split}.txt, which {split}_dataloader.dataset.ann_file names, does not exist; set --",
+        ),
+        (
             {"{split}_dataloader.dataset.metainfo": {"classes": ("background", *SHAPES[::-1])}},
             None,
         ),
@@ -160,7 +185,8 @@ def test_options_of_a_data_set(
     tmp_path: Path, changes: dict, line: str | None, split: str, load: int
 ) -> None:
     root = ensure_shapes(tmp_path / "shapes", {"train": 2, "val": 1})
-    given = {key.format(split=split, load=load): value for key, value in changes.items()}
+    named = {key.format(split=split, load=load): value for key, value in changes.items()}
+    given = {k: v.format(split=split) if isinstance(v, str) else v for k, v in named.items()}
     if line is None:  # mmseg maps labels by name where a data set has names of its own
         given[f"{split}_dataloader.dataset.type"] = "BaseSegDataset"
         given[f"{split}_dataloader.dataset.img_suffix"] = ".png"

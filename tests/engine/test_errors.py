@@ -38,6 +38,10 @@ SWIN = "mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py"
         ({"model__backbone__keep": "quick"}, "choose from light, balanced, fast"),
         ({"model__backbone__mask": "hard"}, "LTMSwin: mask must be one of match, "),
         ({"model__backbone__arch": "XXL"}, "unknown arch 'XXL'"),
+        (
+            {"train_dataloader__dataset__pipeline__2": dict(type="RandomCrop", crop_size=(0, 0))},
+            "RandomCrop: ",
+        ),
         ({"model__backbone__kep": 5}, "LTMSwin takes no 'kep': did you mean keep"),
         ({"model__backbone__quux": 5}, "LTMSwin takes no 'quux': it takes pretrain_img_size"),
         ({"model__backbone__type": "ltm_mm.LTMSwim"}, "did you mean ltm_mm.LTMSwin"),
