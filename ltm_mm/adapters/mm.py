@@ -70,6 +70,7 @@ class MMSwinBlock(MergedSwin):
             nn.Identity(),  # is in `ffn`
             self.ffn.feedforward_channels,
             self.merge,
+            layouts={"": "rows", "attn": "rows"},
         )
 
 

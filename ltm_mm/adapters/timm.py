@@ -48,6 +48,7 @@ class TimmSwinBlock(MergedSwin):
             self.drop_path2,
             hidden(self.mlp.fc1),
             self.merge,
+            layouts={"": "rows", "norm1": "grid", "drop_path1": "grid"},
         )
 
 

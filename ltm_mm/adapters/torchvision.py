@@ -55,6 +55,7 @@ class TorchvisionSwinBlock(MergedSwin):
             self.stochastic_depth,
             hidden(self.mlp[0]),
             self.merge,
+            layouts={"": "grid", "attn": "grid"},
         )
 
 

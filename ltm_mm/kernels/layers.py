@@ -85,11 +85,12 @@ def calm(module: nn.Module) -> bool:
     if torch.compiler.is_compiling():  # where nothing runs in parts
         return True
     return not _globally_hooked() and not any(
-        _minds(child) for child in module.modules() if child is not module
+        observed(child) for child in module.modules() if child is not module
     )
 
 
-def _minds(module: nn.Module) -> bool:
+def observed(module: nn.Module) -> bool:
+    """Whether a module has hooks that need all that it works on at once."""
     if not hooked(module):
         return False
     hooks = (

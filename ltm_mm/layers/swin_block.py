@@ -6,8 +6,9 @@ block's own windows is ours, see :mod:`ltm_mm.merging`.
 Letters: B images, H x W grid, n windows per image, N tokens and P merged tokens per window.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from ..kernels import WindowChunks, add_by_rows, calm
 from ..kernels.windows import Chunk
 from ..merging import Mask, WindowMask, WindowMerge, recording, tell, unmerge_update
 from ..ops import ShiftedWindows
+from .observe import hooks_see_all_tokens, window_lead
 from .window_attention import WindowContext
 
 MERGED_CHUNK = 2**20  # values of merged tokens that a block works on at a time
@@ -36,6 +38,7 @@ class SwinView:
         hidden: channels of its hidden layer.
         merge: the mask module; None: nothing is merged.
         post_norm: whether updates are normalised, as in Swin V2, not what they are made from.
+        layouts: how the plain block's modules get tokens, see :class:`.observe.WindowLead`.
     """
 
     block: nn.Module
@@ -49,6 +52,7 @@ class SwinView:
     hidden: int
     merge: WindowMask | None
     post_norm: bool = False
+    layouts: Mapping[str, str] = field(default_factory=lambda: {"": "rows"})
 
     def run(self, x: Tensor) -> Tensor:
         """The block on a grid ``(B, H, W, C)`` -> ``(B, H, W, C)``."""
@@ -58,7 +62,8 @@ class SwinView:
 
     def _merged(self, x: Tensor, merge: WindowMask, group: WindowMask) -> Tensor:
         """Every window: merge, run the block on merged tokens, lead its update back."""
-        at_once = recording() or not calm(self.block)
+        in_parts = calm(self.block)
+        at_once = recording() or not in_parts
         values = MERGED_CHUNK * self.windows.size**2 // group.keep
         chunks = WindowChunks(self.windows, x, values=values, at_once=at_once)
         for chunk in chunks:
@@ -66,7 +71,9 @@ class SwinView:
             merged = mask.merge_own(chunk.tokens)  # (B, n, P, C)
             if recording():
                 tell(merge, WindowMerge(x, merged.flatten(1, 2), mask, self.windows))
-            updated = self._on_merged(merged, chunk, mask)
+            lead = window_lead(mask, self.windows, (x.shape[1], x.shape[2]), self.layouts)
+            with nullcontext() if in_parts else hooks_see_all_tokens(self.block, lead):
+                updated = self._on_merged(merged, chunk, mask)
             chunks.put(chunk, unmerge_update(chunk.tokens, mask, merged, updated, merge.detail))
         return chunks.grid
 

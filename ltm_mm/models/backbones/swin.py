@@ -390,6 +390,7 @@ class SwinBlock(MergingBlock, MergeScope):
             self.drop_path,
             self.ffn.hidden,
             self.merge,
+            layouts={"": "grid"},
         )
         if self.with_cp and x.requires_grad:
             return checkpoint(view.run, x, use_reentrant=False)
