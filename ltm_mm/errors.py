@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from .families import FAMILIES
 from .log import quiet_log
 
 NO_INTERNET = (
@@ -247,7 +248,8 @@ def _unregistered(error: BaseException) -> str | None:
 
 def no_such_type(name: str, kind: str) -> str:
     """The line for an unknown ``type``, with the nearest ones that are known."""
-    near = difflib.get_close_matches(name, list(_known(kind)), n=3)
+    own = [family.type for family in FAMILIES.values()] if kind == "model" else []
+    near = difflib.get_close_matches(name, dict.fromkeys([*own, *_known(kind)]), n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     return f"type {name!r}: no {kind} of that name is registered{hint}"
 
@@ -334,7 +336,15 @@ RULES: tuple[tuple[tuple[type[BaseException], ...], Rule], ...] = (
     ((KeyError,), _unregistered),
     ((TypeError,), _unknown_keyword),
     (
-        (ValueError, TypeError, KeyError, AssertionError, NotImplementedError, RuntimeError),
+        (
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            ArithmeticError,
+            AssertionError,
+            RuntimeError,
+        ),
         _while_building,
     ),
 )

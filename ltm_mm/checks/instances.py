@@ -162,6 +162,39 @@ MEASURED = {
 }
 
 
+def check_save_best(metrics: Sequence[BaseMetric], cfg: Config) -> None:
+    """Refuse a name to save the best checkpoint by that no metric gives.
+
+    Args:
+        metrics: of the validation, as built; of others than ``MEASURED`` the names are not known.
+        cfg: the whole config.
+
+    Raises:
+        UserError: names it and what there is.
+    """
+    asked = ((cfg.get("default_hooks") or {}).get("checkpoint") or {}).get("save_best")
+    known: list[str] = []
+    for metric in metrics:
+        prefix = f"{metric.prefix}/" if metric.prefix else ""
+        if type(metric).__name__ == "CocoMetric" and not metric.classwise:
+            items = metric.metric_items or MEASURED["CocoMetric"][2]
+            kinds = [kind for kind in metric.metrics if not kind.startswith("proposal")]
+            known += [f"{prefix}{kind}_{item}" for kind in kinds for item in items]
+            known += [f"{prefix}{item}" for item in items if len(kinds) < len(metric.metrics)]
+        elif type(metric).__name__ == "IoUMetric":
+            known += [f"{prefix}{name}" for name in ("aAcc", "mAcc", *metric.metrics)]
+            known += [f"{prefix}{name}" for name in ("mPrecision", "mRecall")]
+        else:
+            return
+    for name in [asked] if isinstance(asked, str) else asked or ():
+        if known and name != "auto" and name not in known:
+            near = difflib.get_close_matches(name, known, n=2, cutoff=0.4)
+            raise UserError(
+                f"default_hooks.checkpoint.save_best is {name!r}, which is not measured: did you "
+                f"mean {' or '.join(near or known[:2])}?"
+            )
+
+
 def check_measured(metric: BaseMetric, option: str) -> None:
     """Refuse a name that a metric refuses after an epoch.
 

@@ -22,6 +22,7 @@ from .instances import (
     check_measured,
     check_metric,
     check_object_counts,
+    check_save_best,
     check_sizes,
 )
 from .labels import check_labels, label_check
@@ -405,4 +406,6 @@ def _check_evaluator(
         check_measured(metric, f"{split}_evaluator{place}")
         advice = boxes_only(runner.cfg, split)
         check_metric(metric, option, data, _classes(own[0]), unwrapped(runner.model), advice)
+    if split == "val":
+        check_save_best(evaluator.metrics, runner.cfg)
     setattr(runner, f"_{split}_evaluator", evaluator)

@@ -288,7 +288,8 @@ def try_pipeline(dataset: Dataset, path: str) -> None:
     with randomness_kept():
         for index in range(min(TRIED, len(dataset))):
             try:
-                if dataset[index] is not None:
+                if (sample := dataset[index]) is not None:
+                    _check_packed(sample, path)
                     return
             except (MemoryError, UserError):
                 raise
@@ -305,6 +306,15 @@ def try_pipeline(dataset: Dataset, path: str) -> None:
     if step is None:
         raise failed
     raise UserError(f"{path}.pipeline: {step}: {line} (--debug shows where)") from failed
+
+
+def _check_packed(sample: object, path: str) -> None:
+    """Raise a UserError for what no model of OpenMMLab takes: the last step is missing."""
+    if isinstance(sample, dict) and "img" in sample and "inputs" not in sample:
+        raise UserError(
+            f"{path}.pipeline gives {first(list(sample))}, and no 'inputs' and 'data_samples' as a "
+            "model takes them: end it with PackDetInputs, PackSegInputs or the like"
+        )
 
 
 def _step(error: Exception) -> str | None:

@@ -1,7 +1,9 @@
 """Whether a config can train: its lengths, schedule, optimizer and files."""
 
 import difflib
+import logging
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 from mmengine.config import Config
@@ -33,6 +35,7 @@ def check_training(cfg: Config, checkpoint: str | None) -> None:
         UserError: names the option.
     """
     require(cfg, "train_dataloader", "train_cfg", "optim_wrapper")
+    check_runtime(cfg)
     check_lengths(cfg)
     check_optimizer(cfg)
     for file in (checkpoint, cfg.get("load_from")):
@@ -43,7 +46,25 @@ def check_training(cfg: Config, checkpoint: str | None) -> None:
 def check_testing(cfg: Config, checkpoint: str) -> None:
     """Refuse, before anything is built, a config or checkpoint that cannot be tested."""
     require(cfg, "test_dataloader", "test_cfg", "test_evaluator")
+    check_runtime(cfg)
     require_file(checkpoint)
+
+
+def check_runtime(cfg: Config) -> None:
+    """Refuse settings of a run that mmengine would end in a traceback for.
+
+    Raises:
+        UserError: names the option.
+    """
+    seed = (cfg.get("randomness") or {}).get("seed")
+    if seed is not None and (type(seed) is not int or not 0 <= seed < 2**32):
+        raise UserError(f"randomness.seed must be an integer from 0 to 4294967295, got {seed!r}")
+    level = cfg.get("log_level", "INFO")
+    if type(level) is not int and not isinstance(logging.getLevelName(level), int):
+        raise UserError(f"log_level must be DEBUG, INFO, WARNING or ERROR, got {level!r}")
+    scope = cfg.get("default_scope")
+    if scope is not None and (not str(scope).isidentifier() or find_spec(scope) is None):
+        raise UserError(f"default_scope is {scope!r}, and no package of that name is installed")
 
 
 def require(cfg: Config, *keys: str) -> None:
@@ -105,6 +126,9 @@ def _check_milestones(schedule: object, path: str) -> None:
                 f"{steps!r}"
             )
     elif isinstance(schedule, Mapping):
+        for key in ("start_factor", "factor"):
+            if schedule.get(key) == 0:  # each rate is the last one, multiplied
+                raise UserError(f"{path}.{key} is 0: the learning rate would stay 0; give 0.001")
         for key, part in schedule.items():
             _check_milestones(part, f"{path}.{key}")
     elif isinstance(schedule, (list, tuple)):

@@ -77,9 +77,13 @@ def first_step(runner: Runner) -> Iterator[None]:
     except (MemoryError, UserError):
         raise
     except Exception as error:
-        module = _module(error)
-        if monitor.steps or module is None or explain(error) is not None:
+        if monitor.steps or explain(error) is not None:
             raise
+        module, hook = _module(error), _hook(error)
+        if module is None and hook is None:
+            raise
+        if module is None:
+            raise UserError(f"{hook}: {message(error)} (--debug shows where)") from error
         if isinstance(error, ValueError) and _ours(error):  # which says all there is to say
             raise UserError(message(error)) from error
         last = traceback.extract_tb(error.__traceback__)[-1].line
@@ -94,6 +98,12 @@ def _module(error: BaseException) -> str | None:
     modules = [type(m) for f in frames(error) if isinstance(m := f.f_locals.get("self"), nn.Module)]
     others = [kind.__name__ for kind in modules if not kind.__module__.startswith("torch.")]
     return others[-1] if others else None
+
+
+def _hook(error: BaseException) -> str | None:
+    """The hook of the config that failed, before the first step."""
+    hooks = [type(h) for f in frames(error) if isinstance(h := f.f_locals.get("self"), Hook)]
+    return hooks[-1].__name__ if hooks else None
 
 
 def _ours(error: BaseException) -> bool:

@@ -44,6 +44,7 @@ SWIN = "mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py"
         ),
         ({"model__backbone__kep": 5}, "LTMSwin takes no 'kep': did you mean keep"),
         ({"model__backbone__quux": 5}, "LTMSwin takes no 'quux': it takes pretrain_img_size"),
+        ({"model__backbone__type": "LTMSwin"}, "did you mean ltm_mm.LTMSwin"),
         ({"model__backbone__type": "ltm_mm.LTMSwim"}, "did you mean ltm_mm.LTMSwin"),
         ({"model__type": "MaskRCN"}, "did you mean MaskRCNN"),
         ({"train_cfg__max_epoch": 3}, "EpochBasedTrainLoop takes no 'max_epoch'"),

@@ -25,6 +25,7 @@ from ltm_mm.models.backbones.swin import LTMSwin
 from tests.engine.conftest import SHAPES_CONFIG, line_of
 
 Options = Callable[..., dict[str, object]]
+LOAD = dict(type="LoadAnnotations", with_bbox=True, with_mask=True)
 SMALL = {
     "train_dataloader__dataset__pipeline__2__scale": (96, 96),
     "model__train_cfg__rpn_proposal__max_per_img": 10,
@@ -72,6 +73,35 @@ SMALL = {
         (
             {"default_hooks__visualization__interval": -1},
             "default_hooks.visualization.interval must be an integer >= 1, got -1",
+        ),
+        *(
+            (
+                {"randomness": dict(seed=value)},
+                f"randomness.seed must be an integer from 0 to 4294967295, got {value!r}",
+            )
+            for value in ("a", -1, 1.5, True)
+        ),
+        ({"log_level": "LOUD"}, "log_level must be DEBUG, INFO, WARNING or ERROR, got 'LOUD'"),
+        ({"default_scope": "mmfoo"}, "default_scope is 'mmfoo', and no package of that name is i"),
+        *(
+            (
+                {"param_scheduler": [dict(type=kind, begin=0, end=9, **{factor: 0})]},
+                f"param_scheduler.0.{factor} is 0: the learning rate would stay 0",
+            )
+            for kind, factor in (("LinearLR", "start_factor"), ("ConstantLR", "factor"))
+        ),
+        (
+            {"default_hooks__checkpoint__save_best": "coco/bbox_map"},
+            "save_best is 'coco/bbox_map', which is not measured: did you mean coco/bbox_mAP or",
+        ),
+        (
+            {"custom_hooks": [dict(type="EMAHook", momentumm=0.1)]},
+            "EMAHook: ExponentialMovingAverage.__init__() got an unexpected keyword argument",
+        ),
+        ({"model__test_cfg": None}, "MaskRCNN: 'NoneType' object has no attribute 'rpn' (--debug"),
+        (
+            {"train_dataloader__dataset__pipeline": [dict(type="LoadImageFromFile"), LOAD]},
+            "train_dataloader.dataset.pipeline gives img_path, img_id, ",
         ),
         *(
             (
