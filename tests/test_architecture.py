@@ -21,6 +21,8 @@ PURE = ("ltm_mm.ops", "ltm_mm.merging", "ltm_mm.kernels", "ltm_mm.layers", "ltm_
 ALLOWED = {
     ("ltm_mm", "ltm_mm.adapters"): "the package's own names: apply, remove",
     ("ltm_mm", "ltm_mm.analysis.fidelity.compare"): "the package's own name: fidelity",
+    ("ltm_mm", "ltm_mm.export"): "the package's own name: export",
+    ("ltm_mm", "ltm_mm.learning"): "the package's own names: learn, Learned",
     ("ltm_mm.engine.run", "ltm_mm.export.evaluate"): "testing an exported file in place of a model",
 }
 
