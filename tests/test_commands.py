@@ -27,9 +27,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
+from ltm_mm.checks.options import flatten
 from ltm_mm.datasets import draw_image, ensure_shapes
 from ltm_mm.engine import load_config
-from ltm_mm.engine.config import flatten
 from tests.test_readme import ROOT, blocks, commands, words_of
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ from mmengine.dataset import Compose
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..engine.photos import SUFFIXES as PHOTOS
+from ..errors import PICTURES as PHOTOS
 from ..errors import UserError
 
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")

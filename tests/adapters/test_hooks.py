@@ -103,7 +103,7 @@ def test_grad_cam_as_tutorials_place_it(name, path, shape):
     score().backward()
     assert kept["out"].shape == kept["grad"].shape == shape
     slope, scores = (kept["grad"] * kept["out"]).sum(), []
-    for shift in (-1e-6, 1e-6):
+    for shift in (-1e-6, 1e-6):  # noqa: B007 (the hook reads it)
         scores.append(score().detach())
     assert_close((scores[1] - scores[0]) / 2e-6, slope, rtol=1e-4, atol=1e-6)
 

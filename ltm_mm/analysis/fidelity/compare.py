@@ -220,6 +220,9 @@ def _candidates(
             other = model if timed is subject else form(timed.build(keep))
             found.append(Candidate(row, lambda size: model, lambda size: other))
 
+        if isinstance(keep, LearnedPlan):
+            add(Row(name, "learned", name), lambda model: model)
+            continue
         add(Row(name, "plan", name), lambda model: model)
         if "pooling" in baselines:
             add(Row("pooling", "pooling", name), pooled)

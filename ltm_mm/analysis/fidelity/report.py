@@ -11,6 +11,7 @@ from ..benchmark.report import markdown_line
 
 KINDS = {  # kind of a row -> name, colour and mark in the picture
     "plan": ("merging", "#4477aa", "o"),
+    "learned": ("merging, learned", "#aa3377", "D"),
     "image": ("plain on a smaller image", "#ee6677", "s"),
     "pooling": ("pooling", "#bbbbbb", "v"),
     "tome": ("ToMe", "#228833", "^"),
@@ -23,7 +24,7 @@ class Row:
 
     Attributes:
         name: of the model.
-        kind: 'plain', 'plan', 'image', 'pooling' or 'tome'.
+        kind: 'plain', 'plan', 'learned', 'image', 'pooling' or 'tome'.
         plan: the plan that a baseline is for; a plan's own name.
         macs: multiply-accumulates of the first photo.
         seconds: of each round on the first photo; empty if not measured.
@@ -73,7 +74,10 @@ class Fidelity:
         head += ["error of the maps", *(f"{m} %" for m in measures), *metrics]
         lines = [markdown_line(head), markdown_line(["---"] * len(head))]
         for row in self.rows:
-            cells = ["· " * (row.kind not in ("plain", "plan")) + row.name, f"{row.macs / 1e9:.2f}"]
+            cells = [
+                "· " * (row.kind not in ("plain", "plan", "learned")) + row.name,
+                f"{row.macs / 1e9:.2f}",
+            ]
             if timed:
                 cells += [_quartiles(Spread.of(row.seconds), 1e3), _quartiles(self.speedup(row))]
             cells.append(" / ".join(_short(error) for error in row.errors))
