@@ -147,7 +147,9 @@ def test_python_examples_run(code: str, tmp_path: Path) -> None:
     if "from transformers" in code:
         pytest.importorskip("transformers", minversion="5")
         code = code.replace('"work_dirs/', f'"{tmp_path}/')
-    code = code.replace("steps=300", "steps=3").replace('"work_dirs/learned', f'"{tmp_path}/learned')
+    code = code.replace("steps=300", "steps=3").replace(
+        '"work_dirs/learned', f'"{tmp_path}/learned'
+    )
     model = SwinTransformer(embed_dims=12, num_heads=(1, 1, 1, 1))
     names: dict[str, object] = {"model": model, "__name__": "page"}
     known = set(MODELS.module_dict)

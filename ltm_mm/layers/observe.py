@@ -31,6 +31,11 @@ class Lead(Protocol):
         """
 
 
+def _counting() -> bool:
+    """Whether a tracer or counter of work reads along, which must see what is computed."""
+    return torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
+
+
 @contextmanager
 def hooks_see_all_tokens(block: nn.Module, lead: Lead | None) -> Iterator[None]:
     """While it is open, hooks on the modules inside a block see all tokens.
@@ -41,7 +46,7 @@ def hooks_see_all_tokens(block: nn.Module, lead: Lead | None) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for path, module in list(block.named_modules()):
-            if path and not path.startswith("merge") and observed(module):
+            if path and not path.startswith("merge") and observed(module) and not _counting():
                 if lead is None or module._backward_hooks or module._backward_pre_hooks:
                     _warn(block, path)
                 if lead is not None:
@@ -62,7 +67,10 @@ def _led_back(module: nn.Module, path: str, block: nn.Module, lead: Lead) -> Ite
         undos.append(_same if found is None else found[1])
         if found is None and isinstance(value, Tensor) and _pairs_of_groups(block, value):
             _warn(block, path)
-        return value if found is None else found[0]
+        if found is None:
+            return value
+        undos[-1] = _unless_untouched(value, *found)
+        return found[0]
 
     def down(value: object, undos: Iterator[Undo]) -> object:
         if isinstance(value, tuple):
@@ -99,6 +107,17 @@ def _led_back(module: nn.Module, path: str, block: nn.Module, lead: Lead) -> Ite
 
 def _same(x: Tensor) -> Tensor:
     return x
+
+
+def _unless_untouched(merged: Tensor, full: Tensor, undo: Undo) -> Undo:
+    """``undo``, but ``merged`` itself where hooks have only looked: free of rounding."""
+    version = None if full.is_inference() else full._version
+    looked_at = not full.requires_grad and version is not None
+
+    def back(x: Tensor) -> Tensor:
+        return merged if looked_at and x is full and x._version == version else undo(x)
+
+    return back
 
 
 def _pairs_of_groups(block: nn.Module, x: Tensor) -> bool:

@@ -136,7 +136,9 @@ def test_a_plan_says_how_many_tokens_each_block_works_on():
     model, seen = LTMSwin(**TINY, keep=(None, 9, (None, 36, 25, 1), 1)).eval(), []
     for stage in model.stages:
         for block in stage.blocks:
-            block.attn.w_msa.register_forward_hook(lambda _m, _x, y: seen.append(y.shape[1]))
+            hook = lambda _m, _x, y: seen.append(y.shape[1])  # noqa: E731
+            hook.in_parts = True  # sees what is computed, others see all tokens
+            block.attn.w_msa.register_forward_hook(hook)
     with torch.no_grad():
         model(torch.randn(1, 3, 64, 96))
     assert seen == [49, 49, 9, 9, 49, 36, 25, 4, 1, 4]

@@ -15,7 +15,7 @@ from ...adapters.swin import MergedSwin
 from ...kernels import run_linear
 from ...merging import ChainMerge, Groups, MaskModule, SoftGroups
 from ...merging.grid import GridMerger
-from ...merging.masks import FAR, PADDED, prior_places
+from ...merging.masks import FAR, PADDED, WindowMask, prior_places
 from ...models.backbones.global_blocks import Chain, GlobalBlock, GlobalBlocks
 from ...models.backbones.swin import SwinBlock
 from ...ops import sum_groups, window_regions
@@ -48,7 +48,7 @@ def _device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
-class Pool(MaskModule):
+class Pool(WindowMask):
     """Groups of neighbours: every token joins the nearest of evenly spread places.
 
     It stands in the place of :class:`ltm_mm.merging.Match` and keeps as many tokens. As there,
@@ -62,8 +62,7 @@ class Pool(MaskModule):
     cost: Tensor
 
     def __init__(self, window: int, keep: int, shift: int = 0) -> None:
-        super().__init__()
-        self.keep = keep
+        super().__init__(window, keep, shift)
         places = prior_places(window, keep, shift)  # (P, 2)
         roots = (places.floor() @ torch.tensor([window, 1.0])).long()
         line = torch.arange(window) + 0.5
@@ -83,6 +82,9 @@ class Pool(MaskModule):
         owner = cost.argmin(-1).expand(tokens.shape[:-1])
         sizes = sum_groups(tokens.new_ones(*owner.shape, 1), owner, self.keep).squeeze(-1)
         return Groups(owner, self.roots.expand(sizes.shape), sizes, mass)
+
+    def _like(self, window: int, keep: int, shift: int) -> "Pool":
+        return Pool(window, keep, shift).to(self.cost.device)
 
 
 class GridPool(Pool):

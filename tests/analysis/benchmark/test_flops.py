@@ -163,7 +163,7 @@ def test_merging_a_built_model_counts_as_the_backbone_of_its_own(build):
 
 
 FAMILIES = {
-    "swin": lambda keep: LTMSwin(keep=keep),
+    "swin": lambda keep: LTMSwin(embed_dims=32, num_heads=(1, 2, 4, 8), keep=keep),
     "vit": lambda keep: LTMViT(arch="tiny", keep=keep),
     "efficientvit": lambda keep: LTMEfficientViT(arch="b0", keep=keep),
     "mobilevit": lambda keep: LTMMobileViT(arch="xxs", keep=keep),
