@@ -516,8 +516,9 @@ def test_tool_prints_a_table_and_writes_files(trained, tmp_path, capsys):
     found = run_fidelity(
         *trained, ltm=["(None, (25, 16))"], num_photos=2, rounds=1, threads=1, out=str(tmp_path)
     )
-    assert [row.kind for row in found.rows] == ["plain", "plan", "image", "pooling"]
-    plain, plan, _, pooling = found.rows
+    rows = [row for row in found.rows if row.kind != "image"]  # there where merging saves time
+    assert [row.kind for row in rows] == ["plain", "plan", "pooling"]
+    plain, plan, pooling = rows
     assert plain.errors == [0.0, 0.0]
     assert plain.agreement == {"pixels": 1.0, "within 3 px": 1.0}
     assert plan.errors[0] == 0.0 < plan.errors[1] < pooling.errors[1]
