@@ -31,9 +31,10 @@ $(READY): pyproject.toml $(wildcard requirements/*.txt)
 DEMO := work_dirs/demo
 DEMO_CONFIG := configs/ltm_swin_maskrcnn_shapes.py
 demo: $(READY)  ## train Mask R-CNN with LTM-Swin on built-in data, evaluate, write a report
-	@echo "== Demo: up to 8 minutes of training on two cores, 2 more for test and report =="
+	@echo "== Demo: up to 8 minutes of training on two cores, 5 more for test, learning and report =="
 	$(PY) tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO) --cfg-options train_dataloader.dataset.indices=400
 	$(PY) tools/test.py $(DEMO_CONFIG) $$(cat $(DEMO)/last_checkpoint) --work-dir $(DEMO) --show-dir $(DEMO)/pictures
+	$(PY) tools/learn.py $(DEMO_CONFIG) $$(cat $(DEMO)/last_checkpoint) --ltm fast --steps 60 --crop 224 --out $(DEMO)/learned.pth
 	$(PY) tools/report.py $(DEMO)
 	@echo "== Look at $(DEMO)/report.html (results, which tokens merged) and $(DEMO)/pictures =="
 	@echo "== Next: your own photos, docs/own-data.md; your own checkpoint, docs/faster-checkpoint.md =="

@@ -10,8 +10,9 @@ from . import __version__
 from .families import NAMED
 
 KEEP = (
-    "none, light, balanced, fast, paper, tokens per window (25) or a share of them (0.5), or one "
-    "entry per stage such as '(None, None, (None, 25, 25, 25, 25, 25), None)'"
+    "none, light, balanced, fast, fastest (a Swin's, to be learned), paper, tokens per window (25) "
+    "or a share of them (0.5), or one entry per stage such as "
+    "'(None, None, (None, 25, 25, 25, 25, 25), None)'"
 )
 CONFIG = "a file, or a config of an installed package: mmdet::PATH, mmseg::PATH"
 # Sources that tools which need no training take.

@@ -24,6 +24,8 @@ PRESETS: dict[str, dict[str, tuple]] = {
         "light": ((1.0,), (1.0,), (1.0, 1.0, 0.65, 0.51, 0.33, 0.33), (0.33, 0.1)),
         "balanced": ((1.0,), (1.0,), (0.51, 0.33, 0.33, 0.18, 0.18, 0.18), (0.18, 0.1)),
         "fast": ((1.0, 0.49), (1.0, 0.49), (0.18, 0.18, 0.18, 0.1, 0.1, 0.1), (0.1, 0.1)),
+        # For what was learned on it, see docs/learn.md.
+        "fastest": ((0.33,), (0.245,), (0.18, 0.18, 0.18, 0.1, 0.1, 0.1), (0.1, 0.1)),
     },
     "vit": {"light": (0.75, 1 / 3), "balanced": (0.55, 1 / 3), "fast": (0.36, 1 / 2)},
     "mobilevit": {"light": 0.8, "balanced": 0.65, "fast": 0.5},
@@ -33,7 +35,7 @@ PRESETS: dict[str, dict[str, tuple]] = {
         "fast": ((0.51,),) * 4,
     },
 }
-NAMES = ("light", "balanced", "fast", "paper")
+NAMES = ("light", "balanced", "fast", "fastest", "paper")
 
 
 def evenly(share: float, depth: int) -> tuple[float, ...]:
@@ -129,7 +131,9 @@ def _preset(name: str, depths: tuple[int, ...], model: tuple[str, int]) -> Keep:
         raise ValueError(f"the preset 'paper' exists only for {', '.join(known)}")
     if name not in NAMES:
         raise ValueError(f"unknown preset keep={name!r}: choose from {', '.join(NAMES)}")
-    shares = PRESETS[model[0]][name]
+    shares = PRESETS[model[0]].get(name)
+    if shares is None:
+        raise ValueError(f"the preset {name!r} exists only for a Swin")
     if model[0] == "vit":
         return [midway(*shares, depths[0])]
     if isinstance(shares, float):

@@ -34,12 +34,15 @@ def test_plans(keep, expected):
         (0.0, "keep of stage 0: 0.0 is neither"),
         (1.5, "keep of stage 0: 1.5 is neither"),
         (float("nan"), "keep of stage 0: nan is neither"),
-        (True, "keep must be None, one of light, balanced, fast, paper, a number of tokens"),
+        (
+            True,
+            "keep must be None, one of light, balanced, fast, fastest, paper, a number of tokens",
+        ),
         ((25, True), "keep of stage 1: True is neither"),
         ((25,), "one entry for each of the 2 stages, got"),
         ((25, (9, 9)), "keep of stage 1: give None, a number, or one for each of its 3 blocks"),
         ((25, "fast"), "keep of stage 1: give None, a number"),
-        ("quick", "unknown preset keep='quick': choose from light, balanced, fast, paper"),
+        ("quick", "unknown preset keep='quick': choose from light, balanced, fast, fastest, paper"),
     ],
 )
 def test_what_does_not_fit_is_named(keep, says):
@@ -104,7 +107,9 @@ def test_windows_are_whole(window):
 def test_presets_keep_less_from_one_to_the_next(family, depths):
     tokens = {"swin": 49, "vit": 196, "mobilevit": 64, "efficientvit": 64}[family]
     options = dict(chained=family != "swin", square=family == "efficientvit")
-    assert (*PRESETS[family], "paper") == NAMES
+    assert set(PRESETS[family]) == set(NAMES) - (
+        {"paper"} if family == "swin" else {"fastest", "paper"}
+    )
     totals = [sum(depths) * tokens]
     for name in PRESETS[family]:
         plan = resolve_plan(name, depths, tokens, (family, 0), **options)
@@ -113,4 +118,15 @@ def test_presets_keep_less_from_one_to_the_next(family, depths):
         assert resolve_plan(again, depths, tokens, (family, 0), **options) == plan
         totals.append(sum(map(sum, plan)))
     assert totals == sorted(totals, reverse=True)
-    assert len(set(totals)) == 4
+    assert len(set(totals)) == len(totals)
+
+
+def test_fastest_is_a_swins():
+    assert resolve_plan("fastest", (2, 2, 6, 2), 49, SWIN) == (
+        (16, 16),
+        (12, 12),
+        (9, 9, 9, 5, 5, 5),
+        (5, 5),
+    )
+    with pytest.raises(ValueError, match="the preset 'fastest' exists only for a Swin"):
+        resolve_plan("fastest", (12,), 196, ("vit", 192), chained=True)

@@ -36,9 +36,10 @@ def parse_args() -> argparse.Namespace:
     add(
         "--baselines",
         nargs="*",
-        default=["image", "pooling", "tome"],
+        default=["image", "pooling", "tome", "jpeg"],
         metavar="NAME",
-        help="image (plain on a smaller image of the same time), pooling, tome (of a ViT) [all]",
+        help="image (plain on a smaller image of the same time), pooling, tome (of a ViT), jpeg "
+        "(photos saved once more) [all]",
     )
     add("--threads")
     add("--metric", action="store_true", help="also the config's own metric on its test set")

@@ -114,7 +114,7 @@ def parse_args() -> argparse.Namespace:
     add("--ltm", nargs="+", metavar="KEEP", help="plans [those of the tables, and the presets]")
     add("--every", type=int, default=1, metavar="K", help="every K-th photo [1]")
     add("--rounds", type=int, default=5, help="rounds of timing that count; 0: no timing [5]")
-    add("--baselines", nargs="*", default=["image", "pooling", "tome"], metavar="NAME")
+    add("--baselines", nargs="*", default=["image", "pooling", "tome", "jpeg"], metavar="NAME")
     add("--threads", type=int, help="CPU threads [as PyTorch chooses]")
     add("--cpu-time", action="store_true", help="CPU seconds, with --threads 1")
     add("--out", default="work_dirs/real_weights", metavar="DIR", help="[%(default)s]")
@@ -166,6 +166,7 @@ def print_table(
         watch=None if labels[0] is None else Scores(shared, list(labels)),
         clock=clock,
         timed=timed,
+        saved=lambda image, quality: save_image(shared, args.network, image, quality),
     )
     print(f"\n{args.network}, {len(images)} photos", flush=True)
     if timed:
@@ -177,6 +178,17 @@ def print_table(
     print(f"\n{found.table()}", flush=True)
     for file in found.save(Path(args.out, args.network)):
         print(f"  {file}")
+
+
+def save_image(shared: ModuleType, network: str, image: torch.Tensor, quality: int) -> torch.Tensor:
+    """A normalised image as it is after it was saved as JPEG."""
+    from ltm_mm.engine.photos import jpeg
+
+    mean, std = (np.float32(0.5),) * 2 if network.startswith("vit") else (shared.MEAN, shared.STD)
+    pixels = image[0].permute(1, 2, 0).numpy() * std + mean
+    saved = jpeg((255 * pixels).round().clip(0, 255).astype(np.uint8), quality)
+    again = (saved.astype(np.float32) / 255 - mean) / std
+    return torch.from_numpy(again.transpose(2, 0, 1)[None].copy())
 
 
 def learned_plans(args: argparse.Namespace, shared: ModuleType, plans: dict) -> dict:

@@ -41,11 +41,11 @@ def run_with_maps(
     elif maps is None and not hasattr(model, "forward_intermediates"):
         handles += _catch_stages(model, caught)
     try:
-        out = _plain_output(predict(model, image))
+        out = plain_output(predict(model, image))
     finally:
         for handle in handles:
             handle.remove()
-    found = [m for one in map(_plain_output, caught) for m in _as_list(one)]
+    found = [m for one in map(plain_output, caught) for m in _as_list(one)]
     if _are_maps(out):
         found, out = list(out), None
     elif maps is not None:
@@ -70,7 +70,7 @@ def _catch_stages(model: nn.Module, caught: list[object]) -> list[RemovableHandl
     return [block.register_forward_hook(catch, with_kwargs=True) for block in last]
 
 
-def _plain_output(out: object) -> object:
+def plain_output(out: object) -> object:
     """Logits or maps of an output of transformers (None: it has none); another output as it is."""
     if hasattr(out, "masks_queries_logits"):  # MaskFormer's kinds: classes of masks
         classes = out.class_queries_logits.softmax(-1)[..., :-1]
@@ -103,7 +103,7 @@ def backbone_maps(model: nn.Module, image: object) -> list[Tensor]:
             options["indices"] = sorted({max(depth * k // 4 - 1, 0) for k in (1, 2, 3, 4)})
             options["norm"] = True
         return backbone.forward_intermediates(image, intermediates_only=True, **options)
-    out = _plain_output(backbone(image))
+    out = plain_output(backbone(image))
     if not _are_maps(out):
         raise ValueError(
             f"{type(backbone).__name__} returns no maps: give a function of model and image that "
@@ -134,7 +134,7 @@ def feature_maps(model: nn.Module, images: Tensor) -> list[Tensor]:
     caught: list[object] = []
     handles = _catch_stages(model, caught)
     try:
-        out = _plain_output(inner(images))
+        out = plain_output(inner(images))
     finally:
         for handle in handles:
             handle.remove()

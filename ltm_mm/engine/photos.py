@@ -1,5 +1,6 @@
 """Photos as a config's model takes them: files, test pipeline, size, names of classes."""
 
+import io
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
@@ -155,6 +157,27 @@ def resize_sample(sample: Mapping, size: Size) -> dict:
     factor = (w_scale * size[1] / width, h_scale * size[0] / height)
     info.set_metainfo(dict(img_shape=tuple(size), scale_factor=factor))
     return dict(sample, inputs=scaled.to(image.dtype), data_samples=info)
+
+
+def save_sample(sample: Mapping, quality: int) -> dict:
+    """A packed sample whose image was saved as JPEG of a quality, and read again."""
+    image = sample["inputs"]
+    pixels = image.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    return dict(sample, inputs=torch.from_numpy(jpeg(pixels, quality)).permute(2, 0, 1).to(image))
+
+
+def jpeg(pixels: NDArray, quality: int) -> NDArray:
+    """Pixels ``(H, W, 3)`` uint8 after they were saved as JPEG of a quality."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
+    return np.array(Image.open(buffer))
+
+
+def add_noise_to_sample(sample: Mapping, scale: float) -> dict:
+    """A packed sample with noise of so many standard deviations, always the same for a size."""
+    image = sample["inputs"].float()
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0)).to(image.device)
+    return dict(sample, inputs=image + scale * STD[0] * noise)
 
 
 def resized(x: Tensor, size: Sequence[int]) -> Tensor:

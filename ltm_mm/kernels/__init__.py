@@ -5,6 +5,7 @@ from .conv import ConvNormAct, fold_convs
 from .layers import calm, hooked, run_linear, run_mlp, untouched
 from .linear import CHUNK, add_by_rows, linear
 from .mlp import mlp
+from .norm import norm_to_map
 from .switch import use_kernels, uses_onednn
 from .windows import WindowChunks
 
@@ -18,6 +19,7 @@ __all__ = [
     "hooked",
     "linear",
     "mlp",
+    "norm_to_map",
     "run_linear",
     "run_mlp",
     "untouched",

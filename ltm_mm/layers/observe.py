@@ -63,13 +63,12 @@ def _led_back(module: nn.Module, path: str, block: nn.Module, lead: Lead) -> Ite
     def up(value: object, undos: list[Undo]) -> object:
         if isinstance(value, tuple):
             return tuple(up(v, undos) for v in value)
-        found = lead(path, value) if isinstance(value, Tensor) else None
-        undos.append(_same if found is None else found[1])
-        if found is None and isinstance(value, Tensor) and _pairs_of_groups(block, value):
-            _warn(block, path)
-        if found is None:
+        if not isinstance(value, Tensor) or (found := lead(path, value)) is None:
+            if isinstance(value, Tensor) and _pairs_of_groups(block, value):
+                _warn(block, path)
+            undos.append(_same)
             return value
-        undos[-1] = _unless_untouched(value, *found)
+        undos.append(_unless_untouched(value, *found))
         return found[0]
 
     def down(value: object, undos: Iterator[Undo]) -> object:

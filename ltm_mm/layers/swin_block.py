@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from ..kernels import WindowChunks, add_by_rows, calm
@@ -94,8 +95,11 @@ class SwinView:
         chunks = WindowChunks(self.windows, x, before, at_once=at_once)
         for chunk in chunks:
             chunks.put(chunk, self._attend(chunk.tokens, chunk, None))
-        update = self.norm1(chunks.grid) if self.post_norm else chunks.grid
-        x = x + self.drop_path1(update)
+        update = self.drop_path1(self.norm1(chunks.grid) if self.post_norm else chunks.grid)
+        if torch.is_grad_enabled() or at_once or update.dtype != x.dtype:
+            x = x + update
+        else:  # the grid is the block's own, and no hook has seen it
+            x = update.add_(x)
         if self.block.training or at_once:  # stochastic depth drops whole images
             return self._add_mlp(x)
         return add_by_rows(x, self._mlp_update, self.hidden)

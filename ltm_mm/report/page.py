@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from .. import __version__
 from ..analysis.benchmark.report import Row, to_markdown
+from ..analysis.fidelity.report import Fidelity
 from ..checks.outputs import check_file
 from ..errors import UserError
 from .by_class import class_table, confusion_figure, confusion_note, precision_curve
@@ -34,6 +38,8 @@ class Section:
     confusion_note: str = ""
     speed: list[list[list[str]]] = field(default_factory=list)
     measured_on: str = ""
+    learned: list[list[str]] = field(default_factory=list)
+    learned_picture: str | None = None
 
 
 def write_report(
@@ -127,7 +133,24 @@ def _section(run: Run, images: Sequence[Path] | int, score_thr: float, device: s
     _add_classes(section, run.by_class)
     if run.benchmark:
         _add_speed(section, run.benchmark)
+    _add_learned(section)
     return section
+
+
+def _add_learned(section: Section) -> None:
+    """The table that ``tools/learn.py --out WORK_DIR/learned.pth`` left, and its picture."""
+    table = section.run.folder / "learned.json"
+    if not table.is_file():
+        return
+    try:
+        section.learned = Fidelity.read(table).cells()
+    except ValueError as error:
+        section.run.notes.append(f"{error}.")
+        return
+    picture = table.with_suffix(".png")
+    if picture.is_file():
+        with Image.open(picture) as opened:
+            section.learned_picture = data_uri(np.array(opened.convert("RGB")))
 
 
 def _add_classes(section: Section, found: dict) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ltm_mm.analysis.benchmark.report import Row
+from ltm_mm.analysis.fidelity import report as fidelity
 from ltm_mm.datasets import SHAPES
 from ltm_mm.engine.commands import note_command, read_commands
 from ltm_mm.errors import UserError, clean_errors
@@ -121,6 +122,23 @@ def test_page_of_two_runs(copy: Copy, work_dir: Path, tmp_path: Path) -> None:
     assert "64 × 96 pixels, batch 1, a CPU, 2 threads" in page
     assert ">python tools/train.py a.py</pre>" in page
     assert '<input type="range"' not in page
+
+
+def test_page_shows_what_was_learned(copy: Copy, tmp_path: Path) -> None:
+    folder, out = copy(), str(tmp_path / "page.html")
+    rows = [
+        fidelity.Row("plain", "plain", "", 10**9, [], [0.0], {"objects": 1.0}),
+        fidelity.Row("fast", "plan", "fast", 10**9, [], [0.08], {"objects": 0.9}),
+        fidelity.Row("fast, learned", "learned", "fast", 10**9, [], [0.05], {"objects": 0.95}),
+    ]
+    fidelity.Fidelity(rows, {}).save(folder / "learned")
+    page = write_report([str(folder)], out, num_images=0).read_text()
+    assert "<h2>Learned</h2>" in page
+    assert "<td>95.00</td>" in page
+    (folder / "learned.json").write_text('{"rows": 1}')
+    page = write_report([str(folder)], out, num_images=0).read_text()
+    assert "<h2>Learned</h2>" not in page
+    assert "learned.json holds no table of tools/fidelity.py" in page
 
 
 def test_options_change_the_page(work_dir: Path, tmp_path: Path) -> None:

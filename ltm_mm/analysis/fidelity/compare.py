@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ...adapters.apply import attach
 from ...adapters.copies import Size, by_size, in_our_blocks
 from ...adapters.families import swin_stages
-from ...adapters.maps import run_with_maps
+from ...adapters.maps import plain_output, run_with_maps
 from ...checkpoints.learned import Learned
 from ...engine.photos import resized
 from ...merging import Detail, MaskModule, merges
@@ -29,7 +29,11 @@ from .agreement import Tally, decide, relative_error, tally_of
 from .baselines import pooled, with_tome
 from .report import Fidelity, Row
 
-BASELINES = ("image", "pooling", "tome")
+BASELINES = ("image", "pooling", "tome", "jpeg")
+QUALITIES = (98, 90, 75)  # of photos that are saved as JPEG once more
+NOISE = 1e-4  # standard deviations of the pixels
+STEADY = ("plain", "plan", "learned")  # rows that are run with noise, too
+NOISY_PHOTOS = 8  # how many are run again with noise
 PRESETS = ("light", "balanced", "fast")
 Predict = Callable[[nn.Module, object], object]
 Watch = Callable[[Row, int, object], None]
@@ -55,6 +59,8 @@ class Subject:
         size_of: height and width of an image.
         maps: see :func:`.models.run_with_maps`.
         timed: the subject and the image that times are taken with; None: itself, the first photo.
+        saved: an image as it is after it was saved as JPEG of a quality; None: not known.
+        noisy: an image with noise of so many standard deviations.
     """
 
     plain: nn.Module
@@ -64,16 +70,19 @@ class Subject:
     size_of: Callable[[object], Size]
     maps: Callable[[nn.Module, object], Sequence[Tensor]] | None = None
     timed: "tuple[Subject, object] | None" = None
+    saved: Callable[[object, int], object] | None = None
+    noisy: Callable[[object, float], object] = lambda image, scale: add_noise(image, scale)
 
 
 @dataclass
 class Candidate:
-    """A model to compare, the one that is timed, and the share of the image's sides it gets."""
+    """A model to compare, the one that is timed, and what becomes of the image before it."""
 
     row: Row
     model: Callable[[Size], nn.Module]
     timed: Callable[[Size], nn.Module]
     share: tuple[float, float] = (1.0, 1.0)
+    quality: int | None = None  # of the JPEG that the image is saved as
 
     def size(self, whole: Size) -> Size:
         """What becomes of an image of a size: the nearest in area of those in whole steps."""
@@ -94,6 +103,7 @@ def fidelity(
     progress: bool = True,
     clock: Clock = time.perf_counter,
     timed: tuple[Callable[[Keep], nn.Module], Tensor] | None = None,
+    saved: Callable[[Tensor, int], Tensor] | None = None,
 ) -> Fidelity:
     """What merging would change in a model: error, agreement, work and time.
 
@@ -120,6 +130,8 @@ def fidelity(
         timed: what builds another model of as many blocks with a plan (None: nothing merged), and
             an image: times, and the share of the sides of the smaller image, are of that model. A
             small trained network stands for a large one so. None: of ``model``.
+        saved: gets an image and a quality, and returns the image as it is after it was saved as
+            JPEG: what that changes is a yardstick. None: there is none.
 
     Returns:
         One row per model; ``print(found.table())`` shows them.
@@ -135,6 +147,7 @@ def fidelity(
         lambda image: (image.shape[2], image.shape[3]),
         maps,
         None if timed is None else (_stand_in(timed[0]), timed[1]),
+        saved,
     )
     plans = keep if isinstance(keep, Mapping) else {str(plan): plan for plan in keep}
     if not len(images):
@@ -231,6 +244,11 @@ def _candidates(
             pairs = _pairs(lambda r, keep=keep: _tome_macs(subject, keep, r, image), macs)
             row = Row(f"ToMe, {pairs} a block", "tome", name)
             add(row, lambda model, pairs=pairs: with_tome(model, pairs))
+    if "jpeg" in baselines and subject.saved is not None:
+        reference = _reference(found)
+        for quality in QUALITIES:
+            row = Row(f"photo saved as JPEG, quality {quality}", "jpeg")
+            found.append(Candidate(row, reference.model, reference.timed, quality=quality))
     size = subject.size_of(image)
     for candidate in found:
         candidate.row.macs = _macs(subject, candidate.model(size), image)
@@ -315,15 +333,18 @@ def _measure_time(
 ) -> None:
     """Seconds of every candidate in turn, on an image that is made ready beforehand."""
     runs = {}
-    for number, candidate in enumerate(candidates):
+    timed = [candidate for candidate in candidates if candidate.quality is None]
+    for number, candidate in enumerate(timed):
         size = candidate.size(subject.size_of(image))
         own = image if size == subject.size_of(image) else subject.resize(image, size)
         runs[str(number)] = _run(subject, candidate.timed(size), own)
     bar = tqdm(total=(rounds + 2) * len(runs), desc="time", unit="run", disable=not progress)
     with bar:
         seconds = interleave(runs, rounds, 2, clock, lambda _: bar.update())
-    for candidate, taken in zip(candidates, seconds.values(), strict=True):
+    for candidate, taken in zip(timed, seconds.values(), strict=True):
         candidate.row.seconds = taken
+    for candidate in candidates:  # the plain model on other pixels
+        candidate.row.seconds = candidate.row.seconds or _reference(candidates).row.seconds
 
 
 def _run(subject: Subject, model: nn.Module, image: object) -> Callable[[], None]:
@@ -347,12 +368,16 @@ def _measure_fidelity(
     """Errors and agreement, photo by photo."""
     errors: list[list[list[float]]] = [[] for _ in candidates]
     tallies: list[Tally | None] = [None for _ in candidates]
+    steady: list[Tally | None] = [None for _ in candidates]
     for place, image in enumerate(images):
         whole = subject.size_of(image)
         for number, candidate in enumerate(candidates):
             size = candidate.size(whole)
             own = image if size == whole else subject.resize(image, size)
-            out, maps = run_with_maps(candidate.model(size), own, subject.predict, subject.maps)
+            if candidate.quality is not None and subject.saved is not None:
+                own = subject.saved(own, candidate.quality)
+            model = candidate.model(size)
+            out, maps = run_with_maps(model, own, subject.predict, subject.maps)
             if number == 0:
                 plain, plain_maps = out, maps
             errors[number].append(map_errors(plain_maps, maps))
@@ -361,10 +386,24 @@ def _measure_fidelity(
                 tallies[number] = tallies[number] or tally_of(true)
                 tallies[number].add(true, other)
                 watch(candidate.row, place, other)
+                if candidate.row.kind in STEADY and place < NOISY_PHOTOS:
+                    again = subject.predict(model, subject.noisy(own, NOISE))
+                    steady[number] = steady[number] or tally_of(true)
+                    steady[number].add(other, decide(plain_output(again), plain))
             bar.update()
     for candidate, found, tally in zip(candidates, errors, tallies, strict=True):
         candidate.row.errors = [sum(one) / len(one) for one in zip(*found, strict=True)]
         candidate.row.agreement = {} if tally is None else tally.measures()
+    for candidate, tally in zip(candidates, steady, strict=True):
+        if tally is not None:
+            candidate.row.steadiness = next(iter(tally.measures().values()))
+
+
+def add_noise(image: Tensor, scale: float) -> Tensor:
+    """A normalised image with noise, always the same for a size."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(image.shape, generator=generator).to(image.device)
+    return image + scale * noise
 
 
 def map_errors(plain: Sequence[Tensor], other: Sequence[Tensor]) -> list[float]:

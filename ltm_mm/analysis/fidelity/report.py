@@ -15,6 +15,7 @@ KINDS = {  # kind of a row -> name, colour and mark in the picture
     "image": ("plain on a smaller image", "#ee6677", "s"),
     "pooling": ("pooling", "#bbbbbb", "v"),
     "tome": ("ToMe", "#228833", "^"),
+    "jpeg": ("photo saved as JPEG", "#ccbb44", "_"),
 }
 
 
@@ -24,13 +25,14 @@ class Row:
 
     Attributes:
         name: of the model.
-        kind: 'plain', 'plan', 'learned', 'image', 'pooling' or 'tome'.
+        kind: 'plain', 'plan', 'learned', 'image', 'pooling', 'tome' or 'jpeg'.
         plan: the plan that a baseline is for; a plan's own name.
         macs: multiply-accumulates of the first photo.
         seconds: of each round on the first photo; empty if not measured.
         errors: relative error of each map, the mean over the photos.
         agreement: measure -> share of the plain model's predictions that stay, 0..1.
         metrics: the config's own metrics, where they were asked for.
+        steadiness: share of the model's own predictions that noise leaves, 0..1; NaN if not known.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Row:
     errors: list[float] = field(default_factory=list)
     agreement: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    steadiness: float = math.nan
 
 
 @dataclass
@@ -68,25 +71,49 @@ class Fidelity:
 
     def table(self) -> str:
         """All rows as a markdown table, and a sentence about plans that save no time."""
+        head, *rows = self.cells()
+        lines = [markdown_line(head), markdown_line(["---"] * len(head))]
+        lines += [markdown_line(row) for row in rows]
+        if self.no_faster:
+            lines += ["", f"Merging saves no time at this image size: {', '.join(self.no_faster)}."]
+        return "\n".join(lines)
+
+    def cells(self) -> list[list[str]]:
+        """The table's head and rows."""
         measures, metrics = list(self.rows[0].agreement), list(self.rows[0].metrics)
         timed = bool(self.rows[0].seconds)
         head = ["model", "GMACs", *(["ms (quartiles)", "speed-up (quartiles)"] * timed)]
-        head += ["error of the maps", *(f"{m} %" for m in measures), *metrics]
-        lines = [markdown_line(head), markdown_line(["---"] * len(head))]
+        noise = not all(math.isnan(row.steadiness) for row in self.rows)
+        head += ["error of the maps", *(f"{m} %" for m in measures), *["with noise %"] * noise]
+        head += metrics
+        lines = [head]
         for row in self.rows:
-            cells = [
-                "· " * (row.kind not in ("plain", "plan", "learned")) + row.name,
-                f"{row.macs / 1e9:.2f}",
-            ]
+            mark = "" if row.kind in ("plain", "plan", "learned") else "· "
+            cells = [mark + row.name, f"{row.macs / 1e9:.2f}"]
             if timed:
                 cells += [_quartiles(Spread.of(row.seconds), 1e3), _quartiles(self.speedup(row))]
             cells.append(" / ".join(_short(error) for error in row.errors))
             cells += [_percent(row.agreement[measure]) for measure in measures]
+            cells += ["-" if math.isnan(row.steadiness) else f"{100 * row.steadiness:.3f}"] * noise
             cells += [f"{row.metrics[m]:.4g}" if m in row.metrics else "-" for m in metrics]
-            lines.append(markdown_line(cells))
-        if self.no_faster:
-            lines += ["", f"Merging saves no time at this image size: {', '.join(self.no_faster)}."]
-        return "\n".join(lines)
+            lines.append(cells)
+        return lines
+
+    @classmethod
+    def read(cls, path: Path) -> "Fidelity":
+        """What :meth:`save` wrote as JSON.
+
+        Raises:
+            ValueError: if it is another file.
+        """
+        try:
+            found = json.loads(path.read_text())
+            rows = [
+                Row(**{**row, "steadiness": _known(row["steadiness"])}) for row in found["rows"]
+            ]
+            return cls(rows, found["about"], found["no_faster"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} holds no table of tools/fidelity.py ({error!r})") from error
 
     def save(self, stem: Path) -> list[Path]:
         """Write ``stem.json``, and a picture ``stem.png`` where time was measured.
@@ -131,6 +158,10 @@ class Fidelity:
         axis.grid(alpha=0.3)
         axis.legend()
         figure.savefig(path, dpi=120)
+
+
+def _known(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _unbeaten(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

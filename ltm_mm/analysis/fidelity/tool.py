@@ -13,7 +13,14 @@ from ...checks.outputs import check_folder
 from ...engine.build import model_builder, named_config, scope_of
 from ...engine.config import change_config
 from ...engine.convert import parse_keep, set_detail
-from ...engine.photos import read_photos, resize_sample, resized, some_photos
+from ...engine.photos import (
+    add_noise_to_sample,
+    read_photos,
+    resize_sample,
+    resized,
+    save_sample,
+    some_photos,
+)
 from ...engine.predictions import read_prediction
 from ...errors import UserError
 from ...presets import Keep
@@ -118,7 +125,15 @@ def subject_of(cfg: "Config", build: Callable[[Keep], nn.Module]) -> Subject:
     """The model, and how a photo goes through it."""
     plain = build(None)
     if "type" in cfg.model:
-        return Subject(plain, build, predict_sample, resize_sample, sample_size)
+        return Subject(
+            plain,
+            build,
+            predict_sample,
+            resize_sample,
+            sample_size,
+            saved=save_sample,
+            noisy=add_noise_to_sample,
+        )
     return Subject(plain, build, lambda model, image: model(image), resized, tensor_size)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...checkpoints.learned import Learned, Stages
+from ...kernels import norm_to_map
 from ...layers import ShiftedWindowAttention, SwinView, WindowAttention
 from ...merging import Detail, MergeScope, MergingBlock, build_mask
 from ...merging.masks import REGIONS, check_mask
@@ -46,8 +47,8 @@ class LTMSwin(LTMBackbone):
         arch: 'tiny', 'small', 'base', 'large' (or their first letters): sets
             ``embed_dims``, ``depths`` and ``num_heads``; None leaves them as given.
         keep: tokens kept per window of N = ``window_size ** 2``: None (all of them: no
-            merging), a preset ('light', 'balanced', 'fast', 'paper'), a number for all blocks
-            (an int 1..N or a share of N, a float 0..1), or one entry per stage: None, a
+            merging), a preset ('light', 'balanced', 'fast', 'fastest', 'paper'), a number for all
+            blocks (an int 1..N or a share of N, a float 0..1), or one entry per stage: None, a
             number, or one of them per block, e.g. ``(None, None, (None, 25, 25, 25, 25, 25),
             None)``. A shifted window keeps 4 at least, one for each part that the shift keeps
             apart; fewer count as 4 there.
@@ -203,8 +204,7 @@ class LTMSwin(LTMBackbone):
         for i, stage in enumerate(self.stages):
             x = stage(x)  # (B, H, W, C)
             if i in self.out_indices:
-                channel_first = getattr(self, f"norm{i}")(x).permute(0, 3, 1, 2)
-                outs.append(channel_first.clone(memory_format=torch.contiguous_format))
+                outs.append(norm_to_map(getattr(self, f"norm{i}"), x))
             if stage.downsample is not None:
                 x = stage.downsample(x)
         return tuple(outs)

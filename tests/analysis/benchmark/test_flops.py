@@ -187,7 +187,7 @@ def test_counters_of_others_see_all_that_ours_sees(family):
         assert own.total - unknown <= counter.get_total_flops() / 2 <= own.total
         options = dict(show_table=False, show_arch=False)
         theirs = get_model_complexity_info(model, (3, 160, 160), **options)["flops"]
-        assert own.total - unknown <= theirs <= 1.1 * own.total
+        assert own.total - unknown <= theirs <= 1.15 * own.total
         found.append(theirs)
     assert found[1] < 0.96 * found[0]
     with torch.no_grad():

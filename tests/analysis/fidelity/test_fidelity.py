@@ -1,6 +1,7 @@
 """Fidelity: its measures by hand, its baselines by their laws, and whole runs on tiny models."""
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -462,7 +463,7 @@ def test_a_maps_error_is_nan_where_the_pieces_differ():
     ("change", "says"),
     [
         (dict(images=[]), "images must hold at least one"),
-        (dict(baselines=["rival"]), "baselines must be of image, pooling, tome, got 'rival'"),
+        (dict(baselines=["rival"]), "baselines must be of image, pooling, tome, jpeg, got 'rival'"),
         (dict(keep=[None]), "keep=None merges nothing"),
         (dict(keep=["gentle"]), "unknown preset keep='gentle'"),
         (dict(model=nn.Linear(2, 2)), "Linear has no stages to merge in"),
@@ -517,8 +518,13 @@ def test_tool_prints_a_table_and_writes_files(trained, tmp_path, capsys):
         *trained, ltm=["(None, (25, 16))"], num_photos=2, rounds=1, threads=1, out=str(tmp_path)
     )
     rows = [row for row in found.rows if row.kind != "image"]  # there where merging saves time
-    assert [row.kind for row in rows] == ["plain", "plan", "pooling"]
-    plain, plan, pooling = rows
+    assert [row.kind for row in rows] == ["plain", "plan", "pooling", "jpeg", "jpeg", "jpeg"]
+    plain, plan, pooling, *saved = rows
+    assert [row.name[-2:] for row in saved] == ["98", "90", "75"]
+    assert 0 < saved[0].errors[0] < saved[1].errors[0] < saved[2].errors[0]
+    assert {row.macs for row in saved} == {plain.macs}
+    assert 0.9 < plain.steadiness <= 1
+    assert all(math.isnan(row.steadiness) for row in (pooling, *saved))
     assert plain.errors == [0.0, 0.0]
     assert plain.agreement == {"pixels": 1.0, "within 3 px": 1.0}
     assert plan.errors[0] == 0.0 < plan.errors[1] < pooling.errors[1]
@@ -526,6 +532,7 @@ def test_tool_prints_a_table_and_writes_files(trained, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "2 photos of" in out
     assert found.table() in out
+    assert Fidelity.read(tmp_path / "tiny.json").table() == found.table()
     data = json.loads((tmp_path / "tiny.json").read_text())
     assert data["about"]["size"] == [64, 96]
     assert data["rows"][0]["agreement"] == plain.agreement
@@ -581,7 +588,7 @@ def test_size_changes_what_is_compared(trained, tmp_path):
         (dict(size=(0, 8)), "--size must be 32 or more"),
         (dict(size=(1, 1)), "--size must be 32 or more, got 1 1"),
         (dict(threads=0), "--threads must be 1 or more, got 0"),
-        (dict(baselines=["rival"]), "--baselines takes image, pooling, tome, got rival"),
+        (dict(baselines=["rival"]), "--baselines takes image, pooling, tome, jpeg, got rival"),
         (dict(cpu_time=True), "it needs --threads 1"),
     ],
 )
