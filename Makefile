@@ -38,8 +38,9 @@ demo: $(READY)  ## train Mask R-CNN with LTM-Swin on built-in data, evaluate, wr
 	@echo "== Look at $(DEMO)/report.html (results, which tokens merged) and $(DEMO)/pictures =="
 	@echo "== Next: your own photos, docs/own-data.md; your own checkpoint, docs/faster-checkpoint.md =="
 
-test: $(READY)  ## the default tests
-	$(PY) -m pytest
+# One thread each: processes that wait in OpenMP make each other many times slower.
+test: $(READY)  ## the default tests, on all cores
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal --durations 20
 
 test-slow: $(READY)  ## tests that train, time or build something
 	$(PY) -m pytest -m slow --timeout 3600

@@ -249,7 +249,8 @@ def _unregistered(error: BaseException) -> str | None:
 def no_such_type(name: str, kind: str) -> str:
     """The line for an unknown ``type``, with the nearest ones that are known."""
     own = [family.type for family in FAMILIES.values()] if kind == "model" else []
-    near = difflib.get_close_matches(name, dict.fromkeys([*own, *_known(kind)]), n=3)
+    others = [known for known in dict.fromkeys([*own, *_known(kind)]) if known != name]
+    near = difflib.get_close_matches(name, others, n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     return f"type {name!r}: no {kind} of that name is registered{hint}"
 

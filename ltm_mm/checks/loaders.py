@@ -185,7 +185,7 @@ def _why_empty(error: BaseException, file: str) -> str:
     suffix = getattr(dataset, "img_suffix", None)
     if suffix is None or file:
         rules = getattr(dataset, "filter_cfg", None)
-        return f"is {file} empty?" + f" Its filter_cfg is {dict(rules)}" * bool(rules)
+        return f"is {file} empty?" + (f" Its filter_cfg is {dict(rules)}" if rules else "")
     folder = dataset.data_prefix.get("img_path") or dataset.data_prefix.get("img")
     if not os.path.isdir(folder or ""):
         return f"the folder {folder} does not exist"

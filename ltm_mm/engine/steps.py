@@ -102,7 +102,8 @@ def _module(error: BaseException) -> str | None:
 
 def _hook(error: BaseException) -> str | None:
     """The hook of the config that failed, before the first step."""
-    hooks = [type(h) for f in frames(error) if isinstance(h := f.f_locals.get("self"), Hook)]
+    held = [f.f_locals.get(name) for f in frames(error) for name in ("self", "hook")]
+    hooks = [type(found) for found in held if isinstance(found, Hook)]
     return hooks[-1].__name__ if hooks else None
 
 

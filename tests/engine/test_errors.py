@@ -40,7 +40,7 @@ SWIN = "mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py"
         ({"model__backbone__arch": "XXL"}, "unknown arch 'XXL'"),
         (
             {"train_dataloader__dataset__pipeline__2": dict(type="RandomCrop", crop_size=(0, 0))},
-            "RandomCrop: ",
+            "RandomCrop takes no 'scale'",
         ),
         ({"model__backbone__kep": 5}, "LTMSwin takes no 'kep': did you mean keep"),
         ({"model__backbone__quux": 5}, "LTMSwin takes no 'quux': it takes pretrain_img_size"),

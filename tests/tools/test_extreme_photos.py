@@ -30,6 +30,7 @@ def save(folder: Path, shapes: list[tuple[int, int]]) -> list[Path]:
     return files
 
 
+@pytest.mark.slow
 def test_a_folder_is_drawn_to_its_end(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -71,7 +72,11 @@ def test_photos_to_measure_on(capsys: pytest.CaptureFixture, tmp_path: Path) -> 
 
 def data_set(files: list[Path], training: bool) -> BaseDataset:
     """As mmengine builds it, with the pipeline of a detector up to resizing."""
-    steps = [dict(type="LoadImageFromFile"), dict(type="Resize", scale=(160, 160), keep_ratio=True)]
+    steps = [
+        dict(type="LoadImageFromFile"),
+        dict(type="Resize", scale=(160, 160), keep_ratio=True),
+        dict(type="PackDetInputs", meta_keys=("img_path",)),
+    ]
     with DefaultScope.overwrite_default_scope("mmdet"):
         dataset = BaseDataset(pipeline=steps, lazy_init=True, test_mode=not training)
     dataset.data_list = [dict(img_path=str(file)) for file in files]
@@ -84,7 +89,7 @@ def test_training_passes_over_it(tmp_path: Path) -> None:
     (good,), (bad, _) = save(tmp_path, [(50, 60)]), save(tmp_path, LEFT_OUT)
     dataset = data_set([bad, good], training=True)
     try_pipeline(dataset, "d")  # one works
-    assert {dataset[0]["img_path"] for _ in range(5)} == {str(good)}
+    assert {dataset[0]["data_samples"].img_path for _ in range(5)} == {str(good)}
     pipeline = dataset.pipeline
     assert pipeline.transforms[0].files == {str(bad)}
     assert pipeline.in_a_row == 0
