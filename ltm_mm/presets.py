@@ -5,6 +5,7 @@ window (Swin's, EfficientViT's), or of every N of an image (ViT's, MobileViT's).
 same names for every backbone and are defined here, once.
 """
 
+import numbers
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -116,9 +117,11 @@ def resolve_plan(
 
 
 def _plain(keep: Any) -> Any:
-    """A plan with numpy's numbers and arrays as Python's."""
+    """A plan in Python's own numbers, whatever kind of numbers or arrays they were."""
     if isinstance(keep, list | tuple):
         return type(keep)(map(_plain, keep))
+    if isinstance(keep, numbers.Real) and not isinstance(keep, bool):
+        return int(keep) if isinstance(keep, numbers.Integral) else float(keep)
     return keep.tolist() if type(keep).__module__ == "numpy" else keep
 
 
@@ -147,7 +150,7 @@ def _preset(name: str, depths: tuple[int, ...], model: tuple[str, int]) -> Keep:
 
 def _entries(entry: Entry, depth: int, where: str) -> Sequence[Number | None]:
     """One stage's entry, block by block."""
-    if entry is None:
+    if entry is None or (depth == 0 and entry in ((), [])):
         return [None] * depth
     if depth == 0:
         raise ValueError(
@@ -182,17 +185,3 @@ def _count(value: Number | None, tokens: int, square: bool, where: str) -> int:
             f"near are {', '.join(map(str, sorted({n for n in near if n <= tokens})))}"
         )
     return value
-
-
-def check_window(window: int) -> None:
-    """Raise a ValueError unless the tokens per window side are an int >= 1."""
-    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-        raise ValueError(f"window_size must be an int >= 1, got {window!r}")
-
-
-def check_image_size(size: int | Sequence[int], name: str) -> tuple[int, int]:
-    """Height and width from an int or two of them, >= 1; else raise a ValueError."""
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or any(type(side) is not int or side < 1 for side in pair):
-        raise ValueError(f"{name} must be an int >= 1 or two (height, width), got {size!r}")
-    return pair[0], pair[1]

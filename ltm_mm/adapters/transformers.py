@@ -32,6 +32,15 @@ def of_transformers(module: nn.Module, parts: set[str]) -> bool:
     return hasattr(module, "shift_size") and "head_mask" not in taken
 
 
+def refuse_attentions(wanted: object) -> None:
+    """Raise a ValueError if attention weights are wanted."""
+    if wanted:
+        raise ValueError(
+            "a block that merges has no attention weights of tokens: call it without "
+            "output_attentions, or call ltm_mm.remove(model) first"
+        )
+
+
 class HFSwinLayer(MergedSwin):
     """``SwinLayer``."""
 
@@ -62,7 +71,8 @@ class HFSwinLayer(MergedSwin):
         always_partition: bool = False,
         **options: object,
     ) -> tuple[Tensor, None]:
-        """``(B, H * W, C)``, (H, W) -> the same, and no attention weights."""
+        """``(B, H * W, C)``, (H, W) -> the same; attention weights cannot be had."""
+        refuse_attentions(options.get("output_attentions", self.attention.config.output_attentions))
         if not always_partition:
             self.set_shift_and_window_size(input_dimensions)
         return self.on_grid(hidden_states, input_dimensions), None
@@ -114,11 +124,7 @@ class HFOldSwinLayer(HFSwinLayer):
         always_partition: bool | None = False,
     ) -> tuple[Tensor]:
         """``(B, H * W, C)``, (H, W) -> the same; attention weights cannot be had."""
-        if output_attentions:
-            raise ValueError(
-                "a block that merges has no attention weights of tokens: call it without "
-                "output_attentions, or call ltm_mm.remove(model) first"
-            )
+        refuse_attentions(output_attentions)
         # Donut's fits its windows to the map; MaskFormer's and Swin V2's do not.
         if hasattr(self, "set_shift_and_window_size") and not always_partition:
             self.set_shift_and_window_size(input_dimensions)

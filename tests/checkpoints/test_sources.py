@@ -32,24 +32,33 @@ def as_features_only(weights: Weights) -> Weights:
     return {re.sub(r"^layers\.", "layers_", k): v for k, v in weights.items() if "head" not in k}
 
 
-@pytest.mark.parametrize("build", [SwinTransformer, lambda **kw: LTMSwin(keep=None, **kw)])
+@pytest.mark.parametrize(
+    ("build", "wanted"),
+    [(SwinTransformer, (0, 1, 2)), (LTMSwin, (0, 1, 2)), (LTMSwin, (0, 1)), (LTMSwin, (0,))],
+)
 @pytest.mark.parametrize("source", ["official", "timm", "timm features_only", "OpenMMLab"])
 def test_swin_outputs_are_timms(
-    timm_model: nn.Module, official_weights: Weights, source: str, build: Callable
+    timm_model: nn.Module,
+    official_weights: Weights,
+    source: str,
+    build: Callable,
+    wanted: tuple[int, ...],
 ) -> None:
+    """A backbone whose last stages no map needs takes a checkpoint of them all, too."""
     weights = {
         "official": lambda: official_weights,
         "timm": timm_model.state_dict,
         "timm features_only": lambda: as_features_only(timm_model.state_dict()),
         "OpenMMLab": lambda: swin_converter(official_weights),
     }[source]()
-    backbone = build(**TINY)
+    plain = dict(keep=None) if build is LTMSwin else {}
+    backbone = build(**TINY | {"out_indices": wanted}, **plain)
     backbone.eval()
     missing = backbone.load_state_dict(to_backbone(weights, backbone), strict=False).missing_keys
     assert all(re.search(r"^norm\d|relative_position_index", key) for key in missing)
     x = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        maps = timm_model.forward_intermediates(x, intermediates_only=True)
+        maps = timm_model.forward_intermediates(x, wanted, intermediates_only=True)
         outs = backbone(x)
     for out, reference in zip(outs, maps, strict=True):
         # Our output norms are fresh: plain normalisation over the channels.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from ltm_mm.checkpoints import load_backbone
 from ltm_mm.kernels import use_kernels
 from ltm_mm.merging import record_merges
 from ltm_mm.merging.matching import Matched, match
@@ -312,6 +313,15 @@ class BackboneContract:
             assert_close(a, b, rtol=1e-5, atol=1e-5)
         assert some.out_channels == tuple(whole.out_channels[i] for i in (1, 3))
         assert some.strides == tuple(whole.strides[i] for i in (1, 3))
+
+    def test_what_no_map_needs_is_not_built(self):
+        """A parameter without a gradient stops distributed training."""
+        whole = self.build(keep=0.4)
+        model = self.build(keep=whole.plan, out_indices=(1, 2), **self.deterministic()).train()
+        assert model.plan == whole.plan
+        sum(m.square().mean() for m in model(self.image(2, 64, 75))).backward()
+        assert not [n for n, p in model.named_parameters() if p.grad is None]
+        assert load_backbone(model, whole.state_dict()).fresh == []
 
     def test_frozen_stages_stay_as_they_are(self):
         for frozen in (-1, 0, 2):

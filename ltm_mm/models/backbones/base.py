@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...merging import MaskModule
 from ...presets import Plan
+from .options import check_texts, is_ints
 
 BLOCK = r"stages\.\d+\.(blocks\.)?\d+|blocks\.\d+"  # paths of the blocks of all backbones
 STEM = ("patch_embed.", "absolute_pos_embed", "pos_embed", "cls_token", "reg_token", "norm_pre.")
@@ -50,12 +51,12 @@ class LTMBackbone(nn.Module):
         init_cfg: Mapping | str | os.PathLike | None,
     ) -> None:
         super().__init__()
-        named = range(-out_indices, 0) if isinstance(out_indices, int) else tuple(out_indices)
-        if not named or any(not -num_stages <= i < num_stages for i in named):
+        named = range(-out_indices, 0) if type(out_indices) is int else out_indices
+        if not is_ints(named) or not named or any(not -num_stages <= i < num_stages for i in named):
             raise ValueError(
                 f"out_indices must name stages from 0 to {num_stages - 1}, got {out_indices!r}"
             )
-        if not -1 <= frozen_stages <= num_stages:
+        if type(frozen_stages) is not int or not -1 <= frozen_stages <= num_stages:
             raise ValueError(f"frozen_stages must lie in -1..{num_stages}, got {frozen_stages!r}")
         self.init_cfg = checked_init_cfg(init_cfg)
         self.is_init = False  # mmengine's models initialise a part once
@@ -176,6 +177,7 @@ def norm_option(name: str | None) -> dict[str, type[nn.Module]]:
     Raises:
         ValueError: if there is no such layer.
     """
+    check_texts(norm_layer=name)
     if name is None:
         return {}
     import mmcv.cnn  # noqa: F401  registers 'SyncBN', 'LN2d', ...

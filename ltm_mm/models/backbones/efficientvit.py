@@ -25,8 +25,9 @@ from ...kernels import fold_convs
 from ...layers.exchange import Exchanged, exchange, refuse_tracing
 from ...merging import MergeScope, MergingBlock, recording, tell
 from ...merging.grid import GridMerge, GridMerger, unmerge_all
-from ...presets import Keep, Plan, check_window, resolve_plan
+from ...presets import Keep, Plan, resolve_plan
 from .base import LTMBackbone, norm_option
+from .options import check_arch, check_flags, check_ints
 
 ARCHS = EFFICIENTVIT.archs
 
@@ -77,8 +78,9 @@ class LTMEfficientViT(LTMBackbone):
         with_cp: bool = False,
         init_cfg: dict | str | None = None,
     ) -> None:
-        if arch not in ARCHS:
-            raise ValueError(f"unknown arch {arch!r}: choose from {', '.join(ARCHS)}")
+        check_arch(arch, ARCHS)
+        check_ints(in_channels=in_channels)
+        check_flags(norm_eval=norm_eval, with_cp=with_cp)
         reference = _timm_model(arch, dict(in_chans=in_channels) | norm_option(norm_layer))
         super().__init__(out_indices, len(reference.stages), frozen_stages, init_cfg)
         self.norm_eval = norm_eval
@@ -235,7 +237,7 @@ def resolve_stage_plans(keep: Keep, stages: Sequence[nn.Module], window: int) ->
     Raises:
         ValueError: if the plan does not fit; says what is allowed.
     """
-    check_window(window)
+    check_ints(window_size=window)
     blocks = [[b for b in stage.blocks if hasattr(b, "context_module")] for stage in stages]
     first = next(found[0] for found in blocks if found)
     width = first.context_module.main.proj.norm.weight.numel()

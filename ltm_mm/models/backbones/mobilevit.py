@@ -18,6 +18,7 @@ from ...layers.exchange import Exchanged, exchange, refuse_tracing
 from ...presets import Keep, Plan, resolve_plan
 from .base import LTMBackbone, copy_weights, norm_option
 from .global_blocks import merge_blocks
+from .options import check_arch, check_flags, check_ints, check_rates
 
 ARCHS = MOBILEVIT.archs
 TOKENS = 64  # what a plan's numbers are of
@@ -70,8 +71,10 @@ class LTMMobileViT(LTMBackbone):
         with_cp: bool = False,
         init_cfg: dict | str | None = None,
     ) -> None:
-        if arch not in ARCHS:
-            raise ValueError(f"unknown arch {arch!r}: choose from {', '.join(ARCHS)}")
+        check_arch(arch, ARCHS)
+        check_ints(in_channels=in_channels)
+        check_rates(drop_path_rate=drop_path_rate)
+        check_flags(norm_eval=norm_eval, with_cp=with_cp)
         options = dict(in_chans=in_channels, drop_path_rate=drop_path_rate)
         self_build = (arch, options | norm_option(norm_layer))
         reference = _timm_model(*self_build)

@@ -8,6 +8,7 @@ the block's own windows and residual unmerging are ours: the paper's authors pub
 merging code to compare with.
 """
 
+import os
 from collections.abc import Sequence
 from itertools import accumulate
 from operator import mul
@@ -23,7 +24,8 @@ from ...kernels import norm_to_map
 from ...layers import ShiftedWindowAttention, SwinView, WindowAttention
 from ...merging import Detail, MergeScope, MergingBlock, build_mask
 from ...merging.masks import REGIONS, check_mask
-from ...presets import Keep, Plan, check_image_size, check_window, resolve_plan
+from ...presets import Keep, Plan, resolve_plan
+from . import options
 from .base import LTMBackbone
 from .swin_layers import FeedForward, PatchEmbed, PatchMerging, build_norm
 
@@ -66,7 +68,7 @@ class LTMSwin(LTMBackbone):
         mlp_ratio: hidden over input channels of the MLPs.
         depths, num_heads: blocks and attention heads per stage.
         strides: of the patch embedding and the patch mergings.
-        out_indices: stages whose maps are returned.
+        out_indices: stages whose maps are returned; later stages are not built.
         qkv_bias, qk_scale: bias and logit scale of attention.
         patch_norm: whether patch embedding and patch mergings are normalised.
         drop_rate, attn_drop_rate, drop_path_rate: dropout of tokens, of attention
@@ -114,19 +116,26 @@ class LTMSwin(LTMBackbone):
         arch: str | None = None,
         keep: Keep = "balanced",
         mask: str = "match",
-        detail: bool | str | None = None,
+        detail: bool | str | os.PathLike | None = None,
     ) -> None:
         if arch is not None:
-            if arch not in ARCHS:
-                raise ValueError(f"unknown arch {arch!r}: choose from {', '.join(ARCHS)}")
+            options.check_arch(arch, ARCHS)
             embed_dims, depths, num_heads = (
                 ARCHS[arch][k] for k in ("embed_dims", "depths", "num_heads")
             )
-        if not len(depths) == len(num_heads) == len(strides):
-            raise ValueError(
-                "depths, num_heads and strides must have one entry per stage each, got "
-                f"{depths!r}, {num_heads!r} and {strides!r}"
-            )
+        options.check_ints_per_stage(depths=depths, num_heads=num_heads, strides=strides)
+        options.check_ints(in_channels=in_channels, embed_dims=embed_dims, patch_size=patch_size)
+        options.check_ints(window_size=window_size)
+        options.check_image_size(pretrain_img_size=pretrain_img_size)
+        options.check_rates(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate)
+        options.check_rates(drop_path_rate=drop_path_rate)
+        options.check_positive(mlp_ratio=mlp_ratio)
+        if qk_scale is not None:
+            options.check_positive(qk_scale=qk_scale)
+        options.check_flags(qkv_bias=qkv_bias, patch_norm=patch_norm, with_cp=with_cp)
+        options.check_flags(use_abs_pos_embed=use_abs_pos_embed, convert_weights=convert_weights)
+        options.check_layers(act_cfg=act_cfg, norm_cfg=norm_cfg)
+        options.check_texts(pretrained=pretrained)
         if strides[0] != patch_size:
             raise ValueError(f"strides[0] must equal patch_size {patch_size}, got {strides[0]}")
         if pretrained and init_cfg:
@@ -137,15 +146,13 @@ class LTMSwin(LTMBackbone):
         check_mask(mask)
         norm_cfg = norm_cfg or dict(type="LN")
         patch_norm_cfg = norm_cfg if patch_norm else None
-        check_window(window_size)
-        height, width = check_image_size(pretrain_img_size, "pretrain_img_size")
         self.plan = swin_plan(keep, depths, window_size, embed_dims)
 
-        if type(in_channels) is not int or in_channels < 1:
-            raise ValueError(f"in_channels must be an int >= 1, got {in_channels!r}")
         self.patch_embed = PatchEmbed(in_channels, embed_dims, patch_size, patch_norm_cfg)
         self.absolute_pos_embed: nn.Parameter | None = None
         if use_abs_pos_embed:
+            size = pretrain_img_size
+            height, width = (size, size) if isinstance(size, int) else size
             self.pos_grid = (height // patch_size, width // patch_size)
             self.absolute_pos_embed = nn.Parameter(
                 torch.zeros(1, self.pos_grid[0] * self.pos_grid[1], embed_dims)
@@ -155,9 +162,10 @@ class LTMSwin(LTMBackbone):
         last_block = max(sum(depths) - 1, 1)
         rates = [drop_path_rate * k / last_block for k in range(sum(depths))]
         self.stages = nn.ModuleList()
-        for i, depth in enumerate(depths):
+        wanted = max(self.out_indices)
+        for i, depth in enumerate(depths[: wanted + 1]):
             dim = embed_dims * 2**i
-            last = i == len(depths) - 1
+            merging = PatchMerging(dim, strides[i + 1], patch_norm_cfg) if i < wanted else None
             self.stages.append(
                 SwinStage(
                     dim=dim,
@@ -165,8 +173,8 @@ class LTMSwin(LTMBackbone):
                     window=window_size,
                     plan=self.plan[i],
                     drop_paths=[rates.pop(0) for _ in range(depth)],
-                    downsample=None if last else PatchMerging(dim, strides[i + 1], patch_norm_cfg),
-                    hidden=int(mlp_ratio * dim),
+                    downsample=merging,
+                    hidden=max(int(mlp_ratio * dim), 1),
                     mask=mask,
                     act_cfg=act_cfg or dict(type="GELU"),
                     norm_cfg=norm_cfg,
@@ -213,8 +221,10 @@ class LTMSwin(LTMBackbone):
         """Blocks with their norms, stage by stage."""
         return [[(b, (b.norm1, b.norm2)) for b in stage.blocks] for stage in self.stages]
 
-    def _attach(self, detail: bool | str) -> Learned | None:
+    def _attach(self, detail: bool | str | os.PathLike) -> Learned | None:
         """Give merging blocks fresh details, or a file's."""
+        if not isinstance(detail, bool | str | os.PathLike):
+            raise ValueError(f"detail must be None, True or a file, got {detail!r}")
         if detail is True:
             for stage, width in zip(self.stages, self.num_features, strict=False):
                 for block in stage.blocks:

@@ -4,6 +4,9 @@ Source: Swin Transformer (Liu et al., ICCV 2021); parameter names as in mmdet's 
 (Apache-2.0), so that checkpoints carry over; the code is our own.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,12 +17,13 @@ from ...kernels import CHUNK, linear, run_linear, run_mlp, untouched, uses_onedn
 def build_norm(cfg: dict, channels: int) -> nn.Module:
     """A normalisation layer from mmcv's kind of config; only other kinds than LN need mmcv."""
     options = dict(cfg)
-    if options.pop("type") == "LN":
-        trained = options.pop("requires_grad", True)
-        return nn.LayerNorm(channels, **options).requires_grad_(trained)
-    from mmcv.cnn import build_norm_layer
+    with _naming("norm_cfg", cfg):
+        if options.pop("type") == "LN":
+            trained = options.pop("requires_grad", True)
+            return nn.LayerNorm(channels, **options).requires_grad_(trained)
+        from mmcv.cnn import build_norm_layer
 
-    return build_norm_layer(cfg, channels)[1]
+        return build_norm_layer(cfg, channels)[1]
 
 
 def build_activation(cfg: dict) -> nn.Module:
@@ -28,7 +32,17 @@ def build_activation(cfg: dict) -> nn.Module:
         return nn.GELU()
     from mmcv.cnn import build_activation_layer
 
-    return build_activation_layer(cfg)
+    with _naming("act_cfg", cfg):
+        return build_activation_layer(cfg)
+
+
+@contextmanager
+def _naming(option: str, cfg: dict) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError) as error:
+        reason = str(error.args[0]).splitlines()[0]
+        raise ValueError(f"{option}={cfg!r} names no layer: {reason}") from error
 
 
 class FeedForward(nn.Module):

@@ -19,8 +19,10 @@ from ...families import VIT
 from ...presets import Keep, resolve_plan
 from .base import LTMBackbone, copy_weights, norm_option
 from .global_blocks import merge_blocks
+from .options import check_flags, check_image_size, check_ints, check_rates
 
 ARCHS = VIT.archs
+TIMMS = dict(embed_dims="embed_dim", num_layers="depth")  # timm's names of our keywords
 TOKENS = 196  # patches of an image of 224 x 224 pixels, which a plan's numbers are of
 
 
@@ -81,14 +83,17 @@ class LTMViT(LTMBackbone):
         with_cp: bool = False,
         init_cfg: dict | str | None = None,
     ) -> None:
-        options = dict(
-            img_size=img_size,
-            patch_size=patch_size,
-            embed_dim=embed_dims,
-            depth=num_layers,
-            num_heads=num_heads,
+        sizes = dict(
+            patch_size=patch_size, embed_dims=embed_dims, num_layers=num_layers, num_heads=num_heads
         )
-        options = {k: v for k, v in options.items() if v is not None}
+        sizes = {k: v for k, v in sizes.items() if v is not None}
+        check_ints(in_channels=in_channels, **sizes)
+        check_rates(drop_path_rate=drop_path_rate)
+        check_flags(simple_pyramid=simple_pyramid, final_norm=final_norm, with_cp=with_cp)
+        options: dict = {TIMMS.get(k, k): v for k, v in sizes.items()}
+        if img_size is not None:
+            check_image_size(img_size=img_size)
+            options["img_size"] = img_size
         options |= dict(in_chans=in_channels, drop_path_rate=drop_path_rate)
         options |= norm_option(norm_layer)
         reference = _timm_model(arch, options)
@@ -234,12 +239,14 @@ def _timm_model(arch: str, options: dict) -> nn.Module:
         import timm
     except ImportError as error:
         raise ImportError("LTMViT needs timm: pip install 'timm>=1.0'") from error
-    name = f"vit_{arch}_patch16_224" if arch in ARCHS else arch
+    name = f"vit_{arch}_patch16_224" if arch in ARCHS else str(arch)
     if not timm.models.is_model_in_modules(name.partition(".")[0], ["vision_transformer"]):
         raise ValueError(
             f"unknown arch {arch!r}: choose from {', '.join(ARCHS)}, or a ViT of timm such as "
             "'vit_small_patch16_384'"
         )
-    return timm.create_model(
-        name, num_classes=0, dynamic_img_size=True, dynamic_img_pad=True, **options
-    )
+    options = dict(num_classes=0, dynamic_img_size=True, dynamic_img_pad=True) | options
+    try:
+        return timm.create_model(name, **options)
+    except AssertionError as error:  # heads that channels cannot be shared out to
+        raise ValueError(f"arch {arch!r} cannot be built: {error}") from error
