@@ -51,7 +51,14 @@ def parse_args() -> argparse.Namespace:
     add("--device")
     add("--threads")
     add("--amp", choices=["fp16", "bf16"], help="mixed precision")
-    add("--compile", action="store_true", help="torch.compile the backbones")
+    add(
+        "--compile",
+        nargs="?",
+        const="default",
+        choices=["default", "reduce-overhead", "max-autotune"],
+        metavar="MODE",
+        help="torch.compile the backbones [default]; reduce-overhead: in CUDA graphs",
+    )
     add("--channels-last", action="store_true", help="that memory format")
     add(
         "--runtime",

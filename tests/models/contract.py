@@ -54,10 +54,11 @@ def use_match(monkeypatch: pytest.MonkeyPatch, match: Callable[..., Matched]) ->
 
 
 @contextmanager
-def same_groups() -> Iterator[Callable[[], None]]:
+def same_groups(device: str = "cpu") -> Iterator[Callable[[], None]]:
     """From the call of what this yields on, blocks have the groups of before, one by one.
 
-    Where tokens are nearly equally alike, rounding decides; this leaves that out.
+    Where tokens are nearly equally alike, rounding decides; this leaves that out. ``device`` is
+    where they are wanted then.
     """
     found: list[Matched] = []
 
@@ -67,8 +68,19 @@ def same_groups() -> Iterator[Callable[[], None]]:
 
     with pytest.MonkeyPatch.context() as patch:
         use_match(patch, remember)
-        yield lambda: use_match(patch, lambda *_, **__: replace(found.pop(0), sums=None))
+        yield lambda: use_match(patch, lambda *_, **__: _moved(found.pop(0), device))
     assert not found
+
+
+def _moved(matched: Matched, device: str) -> Matched:
+    """Groups without their sums, on a device."""
+    return Matched(
+        matched.owner.to(device),
+        matched.roots.to(device),
+        matched.sizes.to(device),
+        None,
+        None if matched.lengths is None else matched.lengths.to(device),
+    )
 
 
 def match_by_place(tokens: Tensor, schedule: Sequence[int], *_: object, **__: object) -> Matched:

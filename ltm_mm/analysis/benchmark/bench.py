@@ -28,7 +28,8 @@ class Bench:
         size: height and width of the images in pixels.
         device: 'cpu' or 'cuda'.
         amp: None, 'fp16' or 'bf16'.
-        compiled: compile the backbones with ``torch.compile``.
+        compiled: mode of ``torch.compile`` for the backbones, such as 'default'; None: as they
+            are.
         channels_last: that memory format for weights and images.
         clock: seconds so far; on a GPU wall time.
 
@@ -42,7 +43,7 @@ class Bench:
         size: tuple[int, int],
         device: str = "cpu",
         amp: str | None = None,
-        compiled: bool = False,
+        compiled: str | None = None,
         channels_last: bool = False,
         clock: Clock = time.perf_counter,
     ) -> None:
@@ -60,7 +61,9 @@ class Bench:
         for name, model in tqdm(self.models.items(), desc="work", unit="model", leave=False):
             model.eval()
             self.macs[name] = self._count(model, self.size)
-        self._calls = {n: _compile_backbone(m) if compiled else m for n, m in self.models.items()}
+        self._calls = {
+            n: _compile_backbone(m, compiled) if compiled else m for n, m in self.models.items()
+        }
 
     def measure(
         self, batch: int, rounds: int, train_step: bool = False, shrunk: bool = False
@@ -99,6 +102,10 @@ class Bench:
         if train_step:
             self._measure_training(rows[: len(self.models)], batch, rounds)
         return rows
+
+    def forward(self, name: str, batch: int) -> Callable[[], None]:
+        """One pass of a model, without gradients; on a GPU it ends synchronised."""
+        return self._forward(self._calls[name], batch)
 
     def parts(self, name: str, batch: int) -> dict[str, float]:
         """Part -> seconds of one more pass of a model, which is not compiled."""
@@ -237,9 +244,9 @@ def _counted(run: Callable[[], object], bar: tqdm) -> Callable[[], None]:
     return counted
 
 
-def _compile_backbone(model: nn.Module) -> nn.Module:
+def _compile_backbone(model: nn.Module, mode: str) -> nn.Module:
     """The model with its backbone compiled; the rest runs as it is."""
     if not hasattr(model, "backbone"):
-        return torch.compile(model)
-    model.backbone.compile()
+        return torch.compile(model, mode=mode)
+    model.backbone.compile(mode=mode)
     return model

@@ -28,7 +28,7 @@ def run_benchmark(
     device: str = "cpu",
     threads: int | None = None,
     amp: str | None = None,
-    compile: bool = False,
+    compile: str | None = None,
     channels_last: bool = False,
     train_step: bool = False,
     cpu_time: bool = False,

@@ -271,7 +271,8 @@ def tome_groups(metric: Tensor, pairs: int, sizes: Tensor | None) -> Groups | No
     owner[:, 1::2] = torch.where(gone, second.gather(1, partner), (~gone).cumsum(1) - 1)
     places = torch.arange(count, device=x.device).expand(b, -1)
     roots = torch.empty(b, count - pairs, dtype=torch.long, device=x.device)
-    roots[:, :alone] = places[:, 1::2][~gone].view(b, alone)
+    kept = gone.int().argsort(1, stable=True)[:, :alone]  # without waiting for a GPU
+    roots[:, :alone] = places[:, 1::2].gather(1, kept)
     roots[:, alone:] = places[:, 0::2]
     mass = x.new_ones(b, count) if sizes is None else sizes
     total = sum_groups(mass.unsqueeze(-1), owner, count - pairs).squeeze(-1)

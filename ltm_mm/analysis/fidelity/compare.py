@@ -241,7 +241,7 @@ def _candidates(
             add(Row("pooling", "pooling", name), pooled)
         if "tome" in baselines and _global_blocks(subject.build(keep)) == 1:
             macs = _macs(subject, subject.build(keep), image)
-            pairs = _pairs(lambda r, keep=keep: _tome_macs(subject, keep, r, image), macs)
+            pairs = equal_work_pairs(lambda r, keep=keep: _tome_macs(subject, keep, r, image), macs)
             row = Row(f"ToMe, {pairs} a block", "tome", name)
             add(row, lambda model, pairs=pairs: with_tome(model, pairs))
     if "jpeg" in baselines and subject.saved is not None:
@@ -268,7 +268,7 @@ def _tome_macs(subject: Subject, keep: Keep, pairs: int, image: object) -> int:
     return _macs(subject, with_tome(subject.build(keep), pairs), image)
 
 
-def _pairs(macs: Callable[[int], int], wanted: int, most: int = 4096) -> int:
+def equal_work_pairs(macs: Callable[[int], int], wanted: int, most: int = 4096) -> int:
     """The least number of pairs per block with which ToMe's work is no more than wanted."""
     low, high = 0, 1
     while high < most and macs(high) > wanted:

@@ -411,7 +411,7 @@ def two_stages(keep: object = None) -> LTMSwin:
 def test_tome_gets_the_work_of_the_plan():
     most = {0: 100, 1: 90, 2: 80, 3: 70, 4: 60}
     macs = lambda pairs: most.get(pairs, 50)  # noqa: E731
-    assert [fidelity_run._pairs(macs, wanted) for wanted in (95, 90, 75, 61, 50)] == [1, 1, 3, 4, 5]
+    assert [fidelity_run.equal_work_pairs(macs, wanted) for wanted in (95, 90, 75, 61, 50)] == [1, 1, 3, 4, 5]
 
 
 def mmdet_swin() -> nn.Module:

@@ -1,0 +1,61 @@
+"""The tables of all parts' files, for docs/benchmarks.md (ours)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..report import Row, markdown_line, parts_table, to_markdown
+
+
+def write_tables(folder: Path, parts: Mapping[str, Sequence[dict]]) -> None:
+    """Write ``tables.md``.
+
+    Args:
+        folder: where the parts' files are.
+        parts: part -> its cells, as the files have them.
+    """
+    lines = ["# Measured by tools/gpu_benchmark.py", ""]
+    for part, cells in parts.items():
+        if cells:
+            lines += [f"## {part}", ""]
+        for cell in cells:
+            lines += [f"### {cell['name']}", "", *_body(cell), ""]
+    (folder / "tables.md").write_text("\n".join(lines).rstrip() + "\n")
+
+
+def _body(cell: Mapping) -> list[str]:
+    if "skipped" in cell:
+        return [f"skipped: {cell['skipped']}"]
+    if "error" in cell:
+        return [f"failed: {cell['error']}"]
+    if "rows" in cell:
+        return [to_markdown([Row(**row) for row in cell["rows"]])]
+    if "regions" in cell:
+        return _profile(cell)
+    return [_plain(key, value) for key, value in cell.items() if key not in ("name", "output")]
+
+
+def _profile(cell: Mapping) -> list[str]:
+    lines = [parts_table({"by module": cell["parts"]}), ""]
+    lines += [_shares("by function, ms", cell["regions"]), ""]
+    lines += [f"{cell['launches']} kernels, {cell['seconds'] * 1e3:.2f} ms; the longest:", ""]
+    lines += [markdown_line(["kernel", "calls", "ms"]), markdown_line(["---"] * 3)]
+    for name, calls, seconds in cell["kernels"]:
+        short = name.replace("|", "\\|")[:80]
+        lines.append(markdown_line([f"`{short}`", str(calls), f"{seconds * 1e3:.3f}"]))
+    return lines
+
+
+def _shares(what: str, seconds: Mapping[str, float]) -> str:
+    """Milliseconds (and share), in the order that they have."""
+    total = sum(seconds.values()) or 1.0
+    values = [f"{own * 1e3:.2f} ({own / total:.0%})" for own in seconds.values()]
+    head = [what, *seconds]
+    return "\n".join(map(markdown_line, (head, ["---"] * len(head), ["", *values])))
+
+
+def _plain(key: str, value: object) -> str:
+    if isinstance(value, Mapping):
+        value = ", ".join(f"{name} {own}" for name, own in value.items())
+    if isinstance(value, list):
+        value = ", ".join(map(str, value)) or "none"
+    return f"- {key}: {value}"

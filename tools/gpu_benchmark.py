@@ -1,0 +1,59 @@
+"""All that is worth measuring on a GPU, in less than ten minutes; see docs/benchmarks.md.
+
+python tools/gpu_benchmark.py --out work_dirs/gpu
+"""
+
+import os
+
+# For the processes that it starts, too: PyTorch's profiler has much to say at its start.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+import ltm_mm  # noqa: F401  isort: skip  (first: it provides mmcv's ops where they are not compiled)
+
+import argparse
+import sys
+
+from ltm_mm.arguments import Parser
+from ltm_mm.errors import clean_errors
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = Parser("Measure a GPU, part by part, within a time limit")
+    add = parser.add
+    add(
+        "--parts",
+        nargs="+",
+        default=[],
+        metavar="PART",
+        help="environment, tests, backbones, compiled, models, profile, training [all]",
+    )
+    add(
+        "--budget",
+        type=int,
+        metavar="SECONDS",
+        help="per part; what is left then is skipped [their own, less than ten minutes together]",
+    )
+    add("--rounds", default=20)
+    add(
+        "--dry-run",
+        action="store_true",
+        help="all parts on the CPU: narrow models, small images, one round",
+    )
+    add("--out", default="work_dirs/gpu", help="JSON per part, tables.md [%(default)s]")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Parse the arguments and measure."""
+    args = vars(parse_args())
+    with clean_errors(debug=args.pop("debug")):
+        from ltm_mm.analysis.benchmark.gpu.run import run_gpu_benchmark
+
+        well = run_gpu_benchmark(**args)
+    sys.exit(0 if well else 1)
+
+
+if __name__ == "__main__":
+    main()
