@@ -16,8 +16,11 @@ from ..report import machine
 PACKAGES = ("mmengine", "mmcv", "mmdet", "mmseg", "timm", "torchvision", "triton", "numpy")
 # Operators that compute nothing: views, and tensors that are not filled.
 _NO_WORK = frozenset(
-    "view _unsafe_view permute transpose t expand unsqueeze squeeze slice select narrow alias detach "
-    "as_strided unbind split empty empty_like new_empty empty_strided lift_fresh".split()
+    {
+        *("view", "_unsafe_view", "permute", "transpose", "t", "expand", "unsqueeze", "squeeze"),
+        *("slice", "select", "narrow", "alias", "detach", "as_strided", "unbind", "split"),
+        *("empty", "empty_like", "new_empty", "empty_strided", "lift_fresh"),
+    }
 )
 
 

@@ -1,4 +1,4 @@
-"""Where a merging Swin's forward pass goes, finer than by module, and its longest kernels (ours)."""
+"""Where a merging Swin's forward pass goes, finer than by module, and its longest kernels."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -78,7 +78,8 @@ def profile_regions(run: Callable[[], object], longest: int = 10) -> dict:
 @contextmanager
 def labelled() -> Iterator[None]:
     """Mark the regions' functions for the profiler."""
-    before = [(holder, name, vars(holder)[name]) for own in REGIONS.values() for holder, name in own]
+    places = [place for own in REGIONS.values() for place in own]
+    before = [(holder, name, vars(holder)[name]) for holder, name in places]
     try:
         for region, functions in REGIONS.items():
             for holder, name in functions:

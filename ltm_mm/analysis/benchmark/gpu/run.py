@@ -103,9 +103,7 @@ def _in_a_process(options: dict, limit: float) -> str | None:
     return f"its process ended with status {status}" if status else None
 
 
-def run_part(
-    part: str, out: str, start: float, limit: float, rounds: int, dry_run: bool
-) -> None:
+def run_part(part: str, out: str, start: float, limit: float, rounds: int, dry_run: bool) -> None:
     """One part in this process: every cell is tried until the time is spent.
 
     Args:
