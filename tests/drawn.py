@@ -40,7 +40,10 @@ if importlib.util.find_spec("transformers"):  # mmpretrain cannot be imported be
 OURS = ("LTMSwin", "LTMViT", "LTMMobileViT", "LTMEfficientViT")
 KINDS = (*OURS, *APPLIED, "LTMSwin")  # the one with most options twice
 # Whose patch embedding takes whole patches alone.
-WHOLE_PATCHES = ("timm", "timm v2", "torchvision", "torchvision v2")
+WHOLE_PATCHES = (
+    *("timm", "timm v2", "torchvision", "torchvision v2"),
+    *("official detector", "official detector v2"),
+)
 
 
 @dataclass
@@ -168,8 +171,10 @@ def draw(number: int) -> Case:
         family = name if name in case.kind.lower() and family == "swin" else family
     case.options = _options(r, case.kind)
     if family == "swin":
-        depths, tokens = case.options.get("depths", (2, 2, 4, 2)), 49
         tokens = case.options.get("window_size", 7) ** 2
+        depths = case.options.get("depths")
+        if depths is None:
+            depths = tuple(len(blocks) for blocks in swin_stages(_template(case.kind)))
         case.mask, case.detail = r.choice(MASKS), r.random() < 0.5
     elif family == "vit":
         depths, tokens = (4,), 196

@@ -32,7 +32,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "efficientvit": lambda: LTMEfficientViT("b0", keep="fast"),
     "mobilevit": lambda: LTMMobileViT("xxs", keep="fast"),
 }
-READS = ("item", "local_scalar_dense", "nonzero", "sym_constrain_range")
+READS = ("aten.item", "local_scalar_dense", "nonzero", "sym_constrain_range")
 models = pytest.mark.parametrize("name", MODELS)
 sizes = pytest.mark.parametrize("size", SIZES, ids=str)
 

@@ -271,7 +271,7 @@ def tome_groups(metric: Tensor, pairs: int, sizes: Tensor | None) -> Groups | No
     owner[:, 1::2] = torch.where(gone, second.gather(1, partner), (~gone).cumsum(1) - 1)
     places = torch.arange(count, device=x.device).expand(b, -1)
     roots = torch.empty(b, count - pairs, dtype=torch.long, device=x.device)
-    kept = gone.int().argsort(1, stable=True)[:, :alone]  # without waiting for a GPU
+    kept = gone.int().argsort(dim=1, stable=True)[:, :alone]  # without waiting for a GPU
     roots[:, :alone] = places[:, 1::2].gather(1, kept)
     roots[:, alone:] = places[:, 0::2]
     mass = x.new_ones(b, count) if sizes is None else sizes
