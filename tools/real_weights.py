@@ -16,6 +16,7 @@ import importlib.util
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -206,7 +207,11 @@ def learned_plans(args: argparse.Namespace, shared: ModuleType, plans: dict) -> 
         for own in [plans] if args.together else [{name: keep} for name, keep in plans.items()]:
             model = build(shared, args.network)
             start = time.perf_counter()
-            learned = ltm_mm.learn(model, learn_on, own, train, settings)
+            try:
+                learned = ltm_mm.learn(model, learn_on, own, train, settings)
+            except ValueError as error:
+                print(f"{', '.join(own)}, {train}: {error}", flush=True)
+                continue
             losses = list(learned.history["held_out"].values())
             print(
                 f"{', '.join(own)}: {train} learned on {len(files)} photos in "
@@ -215,6 +220,9 @@ def learned_plans(args: argparse.Namespace, shared: ModuleType, plans: dict) -> 
                 flush=True,
             )
             found |= {f"{n}, {train} learned": LearnedPlan(k, learned) for n, k in own.items()}
+            if learned.weights:  # how far the network without merging has drifted
+                name = f"nothing merged, {train} learned for {', '.join(own)}"
+                found[name] = LearnedPlan(None, replace(learned, details={}))
     return found
 
 

@@ -225,7 +225,7 @@ def _candidates(
         models = (by_size(one.build(None)) for one in (subject, timed))
         found.append(Candidate(Row("plain, our blocks"), *models))
     for name, keep in plans.items():
-        if not merges(subject.build(keep)):
+        if not isinstance(keep, LearnedPlan) and not merges(subject.build(keep)):
             raise ValueError(f"keep={keep!r} merges nothing in this model")
 
         def add(row: Row, form: Callable[[nn.Module], nn.Module], keep: Keep = keep) -> None:
