@@ -1,6 +1,6 @@
 """Token merging on a model in memory: put it on, take it off (ours).
 
-Nothing in the model is replaced: blocks of stages that merge exchange their class for one that
+Nothing in the model is replaced: blocks of stages that merge swap their class for one that
 runs on merged tokens, and reads the block's own layers in every pass.
 """
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints.learned import Learned
-from ..layers.exchange import Exchanged, give_back
+from ..layers.swap_class import SwappedClass, restore_class
 from ..merging.masks import check_mask
 from ..models.backbones.base import LTMBackbone
 from ..presets import Keep, Plan
@@ -53,7 +53,7 @@ def apply(
         OSError: if the detail's file cannot be read.
     """
     learned = Learned.load(detail) if isinstance(detail, str | os.PathLike) else detail
-    exchange_stages(model, keep, mask, window_size)
+    convert_stages(model, keep, mask, window_size)
     try:
         if learned is not None:
             attach(model, learned)
@@ -89,7 +89,7 @@ def _copy_in(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             own[name].copy_(value)
 
 
-def exchange_stages(
+def convert_stages(
     model: nn.Module,
     keep: Keep,
     mask: str = "match",
@@ -163,7 +163,7 @@ def remove(model: nn.Module) -> nn.Module:
         changed meanwhile stay.
     """
     for module in list(_applied(model)):
-        give_back(module)
+        restore_class(module)
     before = vars(model).pop("_ltm_weights_before", None)
     if before:
         _copy_in(model, before)
@@ -176,10 +176,10 @@ def merges(model: nn.Module) -> bool:
 
 
 def _applied(module: nn.Module) -> Iterator[nn.Module]:
-    """Modules whose classes are exchanged; those of our own backbones are not meant."""
+    """Modules whose classes are swapped; those of our own backbones are not meant."""
     if isinstance(module, LTMBackbone):
         return
-    if isinstance(module, Exchanged):
+    if isinstance(module, SwappedClass):
         yield module
     for child in module.children():
         yield from _applied(child)

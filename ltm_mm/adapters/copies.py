@@ -9,7 +9,7 @@ from torch import nn
 
 from ..models.backbones.base import LTMBackbone
 from ..presets import Keep, Plan
-from .apply import exchange_stages, resolve_model_plan
+from .apply import convert_stages, resolve_model_plan
 
 Size = tuple[int, int]
 
@@ -23,7 +23,7 @@ def shared_copy(model: nn.Module) -> nn.Module:
 def in_our_blocks(model: nn.Module, keep: Keep) -> nn.Module:
     """A copy whose stages all run on our code, merged or not, with the same weights.
 
-    :func:`ltm_mm.apply` leaves stages without merging as they are. Here they are exchanged,
+    :func:`ltm_mm.apply` leaves stages without merging as they are. Here they are swapped,
     too, so that times differ by merging alone.
 
     Args:
@@ -34,7 +34,7 @@ def in_our_blocks(model: nn.Module, keep: Keep) -> nn.Module:
         ValueError: as :func:`ltm_mm.apply`.
     """
     model = shared_copy(model)
-    exchange_stages(model, keep, everywhere=True)
+    convert_stages(model, keep, everywhere=True)
     return model
 
 

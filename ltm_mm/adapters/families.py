@@ -71,7 +71,7 @@ class Family:
 
     @staticmethod
     def put_on(stage: Any, counts: Sequence[int], mask: str, window: int | None) -> None:
-        """Exchange the classes of a stage's blocks."""
+        """Swap the classes of a stage's blocks."""
         raise NotImplementedError
 
 
@@ -116,7 +116,7 @@ class Swin(Family):
     def put_on(
         stage: list[nn.Module], counts: Sequence[int], mask: str, window: int | None
     ) -> None:
-        """Exchange the classes of a stage's blocks."""
+        """Swap the classes of a stage's blocks."""
         for block, count in zip(stage, counts, strict=True):
             put_on(block, adapter_of(block), mask, count)
 
@@ -207,7 +207,7 @@ class ViT(Family):
 
     @staticmethod
     def put_on(stage: nn.Module, counts: Sequence[int], mask: str, window: int | None) -> None:
-        """Exchange the classes of the model and its blocks."""
+        """Swap the classes of the model and its blocks."""
         merge_vit(stage, counts)
 
 
@@ -239,7 +239,7 @@ class MobileViT(Family):
 
     @staticmethod
     def put_on(stage: nn.Module, counts: Sequence[int], mask: str, window: int | None) -> None:
-        """Exchange the classes of a block and its transformer's."""
+        """Swap the classes of a block and its transformer's."""
         mobilevit.merge_block(stage, counts)
 
 
@@ -273,7 +273,7 @@ class EfficientViT(Family):
 
     @staticmethod
     def put_on(stage: nn.Module, counts: Sequence[int], mask: str, window: int | None) -> None:
-        """Exchange the classes of a stage and its attention blocks."""
+        """Swap the classes of a stage and its attention blocks."""
         efficientvit.merge_stage(stage, counts, 8 if window is None else window)
 
 

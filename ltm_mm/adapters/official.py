@@ -10,8 +10,8 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from ..layers import SwinView
-from ..layers.exchange import Exchanged
-from ..layers.fast_block import FastMlp, children
+from ..layers.cpu_attention_mlp import FastMlp, children
+from ..layers.swap_class import SwappedClass
 from ..ops import ShiftedWindows
 from .swin import CosineAttention, MergedSwin, QkvAttention, as_grid, hidden, square
 
@@ -39,7 +39,7 @@ class OfficialSwinBlock(MergedSwin):
         return ShiftedWindows(square(block.window_size), square(block.shift_size))
 
     @staticmethod
-    def parts(block: nn.Module) -> dict[nn.Module, type[Exchanged]]:
+    def parts(block: nn.Module) -> dict[nn.Module, type[SwappedClass]]:
         """Attention and MLP."""
         return {block.attn: QkvAttention, block.mlp: FastMlp}
 
@@ -84,7 +84,7 @@ class OfficialSwinV2Block(OfficialSwinBlock):
         )
 
     @staticmethod
-    def parts(block: nn.Module) -> dict[nn.Module, type[Exchanged]]:
+    def parts(block: nn.Module) -> dict[nn.Module, type[SwappedClass]]:
         """Attention and MLP."""
         return {block.attn: CosineAttention, block.mlp: FastMlp}
 

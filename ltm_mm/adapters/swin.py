@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from ..kernels import hooked, linear, run_linear, untouched
 from ..layers import SwinView, WindowContext, attend, scaled_cosine
-from ..layers.exchange import Exchanged, exchange, refuse_tracing
+from ..layers.swap_class import SwappedClass, refuse_tracing, swap_class
 from ..merging import MergeScope, MergingBlock, WindowMask, build_mask
 from ..merging.masks import kept_tokens
 from ..ops import ShiftedWindows
 
 
-class MergedSwin(Exchanged, MergingBlock, MergeScope):
+class MergedSwin(SwappedClass, MergingBlock, MergeScope):
     """A Swin block on merged tokens; a subclass for each library says how to read its blocks."""
 
     EXTRAS = ("merge",)
@@ -26,7 +26,7 @@ class MergedSwin(Exchanged, MergingBlock, MergeScope):
 
     @staticmethod
     def cut(block: nn.Module) -> ShiftedWindows:
-        """The windows of a block that is not exchanged."""
+        """The windows of a block that is not swapped."""
         raise NotImplementedError
 
     @staticmethod
@@ -35,8 +35,8 @@ class MergedSwin(Exchanged, MergingBlock, MergeScope):
         return block.norm1, block.norm2
 
     @staticmethod
-    def parts(block: nn.Module) -> dict[nn.Module, type[Exchanged]]:
-        """Modules in a block whose classes are exchanged, too, and what for."""
+    def parts(block: nn.Module) -> dict[nn.Module, type[SwappedClass]]:
+        """Modules in a block whose classes are swapped, too, and what for."""
         raise NotImplementedError
 
     @staticmethod
@@ -56,7 +56,7 @@ class MergedSwin(Exchanged, MergingBlock, MergeScope):
 
 
 def put_on(block: nn.Module, adapter: type[MergedSwin], mask: str, keep: int) -> None:
-    """Exchange a block's class, so that it keeps ``keep`` tokens of each window."""
+    """Swap a block's class, so that it keeps ``keep`` tokens of each window."""
     windows = adapter.cut(block)
     parts = adapter.parts(block)
     weight = adapter.norms(block)[0].weight
@@ -64,9 +64,9 @@ def put_on(block: nn.Module, adapter: type[MergedSwin], mask: str, keep: int) ->
     if keep < windows.size**2:
         merge = planned_mask(mask, weight.numel(), windows, keep)
         merge.to(weight.device, weight.dtype).train(block.training)
-    exchange(block, adapter, merge=merge)
+    swap_class(block, adapter, merge=merge)
     for module, mixin in parts.items():
-        exchange(module, mixin)
+        swap_class(module, mixin)
 
 
 def planned_mask(kind: str, dim: int, windows: ShiftedWindows, keep: int) -> WindowMask:
@@ -111,7 +111,7 @@ def hidden(layer: nn.Module) -> int:
     return getattr(layer, "out_features", 1024)
 
 
-class QkvAttention(Exchanged):
+class QkvAttention(SwappedClass):
     """Window attention with the attributes of the authors' own, as most libraries have it."""
 
     def forward(self, x: Tensor, mask: object = None) -> Tensor:

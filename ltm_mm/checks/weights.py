@@ -77,7 +77,7 @@ def _type(node: object) -> str:
 def check_weights(cfg: "Config") -> None:
     """Refuse weights that do not exist, or that are of another network by their name.
 
-    A base config's ``model.pretrained`` stays when a config exchanges its backbone.
+    A base config's ``model.pretrained`` stays when a config converts its backbone.
 
     Raises:
         UserError: names the option.

@@ -224,7 +224,7 @@ def plain_model(merged: nn.Module, cfg: "Config") -> nn.Module:
         cfg: what it was built from.
 
     Raises:
-        UserError: if the config's backbone cannot be exchanged.
+        UserError: if the config's backbone cannot be converted.
     """
     if is_applied(merged):
         return plain_twin(merged)

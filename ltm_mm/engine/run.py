@@ -55,7 +55,7 @@ def train(
             of a whole model, plain or merging. Not used where ``resume`` finds a checkpoint.
         trust_checkpoint: read files that may run code, see
             :func:`ltm_mm.checkpoints.read_state_dict`.
-        ltm: exchange the backbone, see :func:`.convert.parse_keep`.
+        ltm: convert the backbone, see :func:`.convert.parse_keep`.
         ib: add the information-bottleneck loss, see :func:`.ib_hook.use_ib`.
         amp: mixed precision (GPU).
         auto_scale_lr: scale the learning rate with the batch, if the config allows it.

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from .nms import portable
-from .pooling import antialiased, exchange_pooling
+from .pooling import antialiased, replace_pooling
 
 ABOUT = "ltm_mm.json"  # in a .pt2 file
 SMALLEST = 33  # pixels: below, EfficientViT's last grid is one token, which timm treats apart
@@ -53,7 +53,7 @@ def export_program(
     if min(size) < smallest:
         raise ValueError(f"size must be at least {smallest} x {smallest} pixels, got {size}")
     # Without gradients: PyTorch loses track of numbers of boxes where it keeps them.
-    model = exchange_pooling(deepcopy(model)).requires_grad_(False)
+    model = replace_pooling(deepcopy(model)).requires_grad_(False)
     model.eval()  # not chained: mmdet's Swin returns None
     with no_assumptions(), _portable():
         program = torch.export.export(

@@ -67,7 +67,7 @@ def predict(
         score_thr: detections below this score are left out.
         pictures: draw the predictions.
         trust_checkpoint: see :func:`ltm_mm.checkpoints.read_state_dict`.
-        ltm: exchange the backbone, see :func:`ltm_mm.engine.parse_keep`.
+        ltm: convert the backbone, see :func:`ltm_mm.engine.parse_keep`.
         cfg_options: changes to the config.
         detail: a file of ``tools/learn.py``.
 

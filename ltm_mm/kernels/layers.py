@@ -77,7 +77,7 @@ def _globally_hooked() -> bool:
     )
 
 
-def calm(module: nn.Module) -> bool:
+def can_run_in_chunks(module: nn.Module) -> bool:
     """Whether what is inside a module may run in parts: no hook is there that minds.
 
     A hook that does not mind has an attribute ``in_parts``.

@@ -97,12 +97,12 @@ class ChainMerge:
 _listeners: list[Callable[[nn.Module, Merge], None]] = []
 
 
-def recording() -> bool:
+def has_listeners() -> bool:
     """Whether anyone listens: then a merge works on a whole grid at once and tells of it."""
     return not torch.compiler.is_compiling() and bool(_listeners)
 
 
-def tell(module: nn.Module, merge: Merge) -> None:
+def notify_merge(module: nn.Module, merge: Merge) -> None:
     """Tell the listeners of a merge.
 
     Args:

@@ -55,7 +55,7 @@ def visualize(
             None: an early, a middle and a late one.
         score_thr: instances below this score are not drawn.
         trust_checkpoint: see :func:`ltm_mm.checkpoints.read_state_dict`.
-        ltm: exchange the backbone, see :func:`ltm_mm.engine.parse_keep`.
+        ltm: convert the backbone, see :func:`ltm_mm.engine.parse_keep`.
         cfg_options: changes to the config.
         device: that the model runs on.
         seed: of the weights that start fresh.
@@ -117,7 +117,7 @@ def build_pair(cfg: Config, checkpoint: str | None, trust: bool, device: str, se
     Raises:
         UserError: if the model does not merge or the checkpoint does not fit.
     """
-    use_ltm(deepcopy(cfg), None)  # says so if there is nothing to exchange
+    use_ltm(deepcopy(cfg), None)  # says so if there is nothing to convert
     build = model_builder(
         cfg, checkpoint, trust=trust, device=device, seed=seed, start_as_training=True
     )

@@ -24,7 +24,7 @@ Size = tuple[int, int]
 
 
 def pooled(model: nn.Module) -> nn.Module:
-    """Exchange the mask modules of a merging model for area pooling, in place.
+    """Replace the mask modules of a merging model by area pooling, in place.
 
     Args:
         model: with merged blocks of any family.
@@ -185,7 +185,7 @@ def _hierarchy(height: int, width: int) -> NDArray:
 
 
 def with_tome(model: nn.Module, pairs: int) -> nn.Module:
-    """Exchange a ViT's blocks for ToMe's, in place.
+    """Replace a ViT's blocks by ToMe's, in place.
 
     Args:
         model: with one :class:`GlobalBlocks`.
