@@ -16,7 +16,7 @@ from ..layers.swap_class import SwappedClass, restore_class
 from ..merging.masks import check_mask
 from ..models.backbones.base import LTMBackbone
 from ..presets import Keep, Plan
-from .families import FAMILIES, SERVED, Family, swin_stages
+from .families import FAMILIES, SUPPORTED, Family, swin_stages
 
 
 def apply(
@@ -111,7 +111,7 @@ def convert_stages(
             whole = family.whole(stages, window_size)
             for stage, counts in zip(stages, plan, strict=True):
                 if counts and (everywhere or min(counts) < whole):
-                    family.put_on(stage, counts, mask, window_size)
+                    family.wrap_stage(stage, counts, mask, window_size)
     except BaseException:
         remove(model)
         raise
@@ -142,7 +142,7 @@ def resolve_model_plan(
         )
     found = [(family, stages) for family in FAMILIES for stages in family.backbones(model)]
     if not found:
-        raise ValueError(f"{type(model).__name__} has no stages to merge in: use {SERVED}")
+        raise ValueError(f"{type(model).__name__} has no stages to merge in: use {SUPPORTED}")
     check_mask(mask)
     for family, _ in found:
         if mask != "match" and not family.masks:

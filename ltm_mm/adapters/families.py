@@ -14,12 +14,12 @@ from ..models.timm_vit import check_vit, merge_vit
 from ..presets import Keep, Plan, resolve_plan
 from .mm import MMSwinBlock
 from .official import OfficialSwinBlock, OfficialSwinV2Block
-from .swin import MergedSwin, comes_from, put_on
+from .swin import MergedSwin, comes_from, wrap_block
 from .timm import TimmSwinBlock, TimmSwinV2Block
 from .torchvision import TorchvisionSwinBlock, TorchvisionSwinV2Block
 from .transformers import HFOldSwinLayer, HFSwinLayer, HFSwinV2Layer
 
-SERVED = (
+SUPPORTED = (
     "a Swin of mmdet, mmseg, mmpretrain, timm, torchvision, transformers or its authors, timm's "
     "EfficientViT (MIT Han Lab), MobileViT or VisionTransformer"
 )
@@ -70,7 +70,7 @@ class Family:
         raise NotImplementedError
 
     @staticmethod
-    def put_on(stage: Any, counts: Sequence[int], mask: str, window: int | None) -> None:
+    def wrap_stage(stage: Any, counts: Sequence[int], mask: str, window: int | None) -> None:
         """Swap the classes of a stage's blocks."""
         raise NotImplementedError
 
@@ -113,12 +113,12 @@ class Swin(Family):
         return swin_plan(keep, [len(stage) for stage in stages], size, width)
 
     @staticmethod
-    def put_on(
+    def wrap_stage(
         stage: list[nn.Module], counts: Sequence[int], mask: str, window: int | None
     ) -> None:
         """Swap the classes of a stage's blocks."""
         for block, count in zip(stage, counts, strict=True):
-            put_on(block, adapter_of(block), mask, count)
+            wrap_block(block, adapter_of(block), mask, count)
 
 
 def by_backbone(stages: Sequence[tuple[str, Any]], number: int = -1) -> list[list[Any]]:
@@ -206,7 +206,7 @@ class ViT(Family):
         return resolve_plan(keep, [len(blocks)], vit.TOKENS, model, True)
 
     @staticmethod
-    def put_on(stage: nn.Module, counts: Sequence[int], mask: str, window: int | None) -> None:
+    def wrap_stage(stage: nn.Module, counts: Sequence[int], mask: str, window: int | None) -> None:
         """Swap the classes of the model and its blocks."""
         merge_vit(stage, counts)
 
@@ -238,7 +238,7 @@ class MobileViT(Family):
         return resolve_plan(keep, depths, mobilevit.TOKENS, model, True)[2:]
 
     @staticmethod
-    def put_on(stage: nn.Module, counts: Sequence[int], mask: str, window: int | None) -> None:
+    def wrap_stage(stage: nn.Module, counts: Sequence[int], mask: str, window: int | None) -> None:
         """Swap the classes of a block and its transformer's."""
         mobilevit.merge_block(stage, counts)
 
@@ -272,7 +272,7 @@ class EfficientViT(Family):
         return efficientvit.resolve_stage_plans(keep, stages, 8 if window is None else window)
 
     @staticmethod
-    def put_on(stage: nn.Module, counts: Sequence[int], mask: str, window: int | None) -> None:
+    def wrap_stage(stage: nn.Module, counts: Sequence[int], mask: str, window: int | None) -> None:
         """Swap the classes of a stage and its attention blocks."""
         efficientvit.merge_stage(stage, counts, 8 if window is None else window)
 

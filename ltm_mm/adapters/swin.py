@@ -55,21 +55,21 @@ class MergedSwin(SwappedClass, MergingBlock, MergeScope):
         return self.view(windows).run(x)
 
 
-def put_on(block: nn.Module, adapter: type[MergedSwin], mask: str, keep: int) -> None:
+def wrap_block(block: nn.Module, adapter: type[MergedSwin], mask: str, keep: int) -> None:
     """Swap a block's class, so that it keeps ``keep`` tokens of each window."""
     windows = adapter.cut(block)
     parts = adapter.parts(block)
     weight = adapter.norms(block)[0].weight
     merge = None
     if keep < windows.size**2:
-        merge = planned_mask(mask, weight.numel(), windows, keep)
+        merge = build_planned_mask(mask, weight.numel(), windows, keep)
         merge.to(weight.device, weight.dtype).train(block.training)
     swap_class(block, adapter, merge=merge)
     for module, mixin in parts.items():
         swap_class(module, mixin)
 
 
-def planned_mask(kind: str, dim: int, windows: ShiftedWindows, keep: int) -> WindowMask:
+def build_planned_mask(kind: str, dim: int, windows: ShiftedWindows, keep: int) -> WindowMask:
     """A mask module of what a plan keeps of these windows, for others as well.
 
     Args:
@@ -170,7 +170,7 @@ def run_biased(layer: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def continuous_bias(mlp: nn.Module, coords: Tensor) -> Tensor:
-    """Swin V2's position biases ``((2w - 1)**2, heads)``, which an MLP makes of places."""
+    """Swin V2's position biases ``((2w - 1)**2, heads)``, which an MLP makes of positions."""
     return 16 * mlp(coords).flatten(0, -2).sigmoid()
 
 

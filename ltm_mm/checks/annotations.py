@@ -103,13 +103,13 @@ def check_loaded(model: nn.Module, dataset: Dataset, path: str, cfg: Config) -> 
     packs = any(type(step).__name__.startswith("Pack") for step in steps)
     if not lacking or not (packs or found):  # the steps of a mixing wrapper may follow
         return
-    places = [i for i, step in enumerate(steps) if hasattr(step, "with_bbox")]
+    box_steps = [i for i, step in enumerate(steps) if hasattr(step, "with_bbox")]
     what = " and ".join(FLAGS[flag] for flag in lacking)
     line = f"the model has heads for {what}, but no LoadAnnotations step of {path}.pipeline has "
     line += " and ".join(f"{flag}=True" for flag in lacking)
-    if places:
-        place = f"{path}.pipeline.{places[0]}"
+    if box_steps:
+        place = f"{path}.pipeline.{box_steps[0]}"
         line += ": set " + " ".join(f"{place}.{flag}=True" for flag in lacking)
     if lacking == ["with_mask"]:
-        line += f"{',' if places else ': add it,'} or {boxes_only(cfg, 'train')}"
+        line += f"{',' if box_steps else ': add it,'} or {boxes_only(cfg, 'train')}"
     raise UserError(line)

@@ -48,8 +48,8 @@ def find_images(source: str) -> list[Path]:
 def some_images(dataset: "Dataset", count: int) -> list[Path]:
     """Files of images of a data set, evenly spread over it; always the same ones."""
     count = min(count, len(dataset))
-    places = [k * len(dataset) // count for k in range(count)]
-    return [Path(dataset.get_data_info(place)["img_path"]) for place in places]
+    indices = [k * len(dataset) // count for k in range(count)]
+    return [Path(dataset.get_data_info(index)["img_path"]) for index in indices]
 
 
 def train_images(cfg: "Config") -> list[Path]:

@@ -96,8 +96,8 @@ def _step_by_index(model: object) -> None:
             continue
         length = ops.gather(ops.shape_of(node.input_value(0)), _number(axis), _number(0))
         stop = ops.squeeze(node.input_value(2), _number(0))
-        places = ops.range(_number(start), ops.minimum(stop, length), _number(step), "i64")
-        taken = ops.gather(node.input_value(0), places, _number(axis))
+        indices = ops.range(_number(start), ops.minimum(stop, length), _number(step), "i64")
+        taken = ops.gather(node.input_value(0), indices, _number(axis))
         node.output(0).replace(taken.output(0))
     model.validate_nodes_and_infer_types()
 

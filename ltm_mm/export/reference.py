@@ -52,7 +52,7 @@ def segment(whole: WholeModel, images: Tensor) -> Tensor:
 def unpack(
     outputs: Sequence[Tensor], about: dict[str, object], size: tuple[int, int]
 ) -> list[Found]:
-    """Detections in the outputs of an exported file, without the places that hold none.
+    """Detections in the outputs of an exported file, without the rows that hold none.
 
     Args:
         outputs: of a file.

@@ -109,10 +109,10 @@ def hold_out(photos: Sequence) -> tuple[list, list]:
             f"{len(photos)}"
         )
     count = min(max(len(photos) // 10, 1), 16)
-    places = {k * len(photos) // count for k in range(count)}
+    held_out = {k * len(photos) // count for k in range(count)}
     return (
-        [photo for k, photo in enumerate(photos) if k not in places],
-        [photo for k, photo in enumerate(photos) if k in places],
+        [photo for k, photo in enumerate(photos) if k not in held_out],
+        [photo for k, photo in enumerate(photos) if k in held_out],
     )
 
 

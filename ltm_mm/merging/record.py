@@ -55,9 +55,11 @@ class WindowMerge:
 
     def groups(self) -> Tensor:
         """``(B, H, W)`` int64."""
-        owner = self.mask.owner  # (B, n, N)
-        first = torch.arange(owner.shape[1], device=owner.device) * self.mask.count
-        return self.windows.join((owner + first[:, None]).unsqueeze(-1), *self.grid).squeeze(-1)
+        group_index = self.mask.group_index  # (B, n, N)
+        first = torch.arange(group_index.shape[1], device=group_index.device) * self.mask.count
+        return self.windows.join((group_index + first[:, None]).unsqueeze(-1), *self.grid).squeeze(
+            -1
+        )
 
 
 @dataclass
@@ -89,9 +91,9 @@ class ChainMerge:
     def groups(self) -> Tensor:
         """``(B, H, W)`` int64."""
         if self.earlier is None:
-            return self.mask.owner.unflatten(1, self.size)
+            return self.mask.group_index.unflatten(1, self.size)
         before = self.earlier.groups()
-        return self.mask.owner.gather(1, before.flatten(1)).view(before.shape)
+        return self.mask.group_index.gather(1, before.flatten(1)).view(before.shape)
 
 
 _listeners: list[Callable[[nn.Module, Merge], None]] = []

@@ -87,16 +87,16 @@ def visualize(
     written: list[Path] = []
     failed: list[str] = []
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
-        for file, place in _places(files, folder):
+        for file, subfolder in _with_folders(files, folder):
             try:
-                written += artist.draw(file, place, points, score_thr)
+                written += artist.draw(file, subfolder, points, score_thr)
             except Exception as error:  # one photo does not end a folder's run
                 if len(files) == 1 or isinstance(error, OSError | MemoryError):
                     raise
                 why = error if isinstance(error, UserError) else f"{file}: {error!r}"
                 failed.append(str(why))
                 tqdm.write(f"left out: {why}", file=sys.stderr)
-    print("\n".join(["Done.", *_places_written(written, folder)]), flush=True)
+    print("\n".join(["Done.", *_summary_lines(written, folder)]), flush=True)
     if failed:
         raise UserError(f"{len(failed)} of {len(files)} images were left out, see above")
     return written
@@ -136,7 +136,7 @@ def build_pair(cfg: Config, checkpoint: str | None, trust: bool, device: str, se
     return Pair(merged, plain, class_names(cfg), f"{Path(cfg.filename).stem}, {weights}")
 
 
-def _places(files: Sequence[Path], folder: Path) -> Iterator[tuple[Path, Path]]:
+def _with_folders(files: Sequence[Path], folder: Path) -> Iterator[tuple[Path, Path]]:
     """Each image and the folder for its pictures; with a progress bar for several."""
     stems = [file.stem for file in files]
     for file in tqdm(files, unit="image", disable=len(files) == 1):
@@ -144,9 +144,9 @@ def _places(files: Sequence[Path], folder: Path) -> Iterator[tuple[Path, Path]]:
         yield file, folder / (file.stem if stems.count(file.stem) == 1 else file.name)
 
 
-def _places_written(files: Sequence[Path], folder: Path) -> list[str]:
+def _summary_lines(files: Sequence[Path], folder: Path) -> list[str]:
     """Lines that say where the pictures are: by name for one image, by folder for several."""
-    places = {file.parent for file in files}
-    if len(places) <= 1:
+    folders = {file.parent for file in files}
+    if len(folders) <= 1:
         return [f"  {file}" for file in files]
-    return [f"  {len(files)} pictures of {len(places)} images in {folder}"]
+    return [f"  {len(files)} pictures of {len(folders)} images in {folder}"]

@@ -103,7 +103,7 @@ def candidates(
 def _best(
     head: nn.Module, level: int, classes: Tensor, deltas: Tensor, cfg: Mapping
 ) -> tuple[Tensor, ...]:
-    """Scores, priors, deltas, labels and places of a level's best boxes."""
+    """Scores, priors, deltas, labels and indices of a level's best boxes."""
     logits = _rows(classes, head.cls_out_channels)
     scores = logits.sigmoid() if head.use_sigmoid_cls else logits.softmax(-1)[..., :-1]
     count = scores.shape[-1]

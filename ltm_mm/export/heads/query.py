@@ -95,8 +95,8 @@ class DetrDetector(WholeModel):
         """``gen_encoder_output_proposals`` of mmdet, without padding."""
         boxes = []
         for level, size in enumerate(sizes):
-            places = centres(size, memory)
-            boxes.append(torch.cat((places, torch.full_like(places, 0.05 * 2.0**level)), dim=1))
+            centers = centres(size, memory)
+            boxes.append(torch.cat((centers, torch.full_like(centers, 0.05 * 2.0**level)), dim=1))
         boxes = torch.cat(boxes)
         outside = ~((boxes > 0.01) & (boxes < 0.99)).all(dim=1, keepdim=True)
         logits = torch.log(boxes / (1 - boxes)).masked_fill(outside, torch.inf)

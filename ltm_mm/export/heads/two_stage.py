@@ -117,16 +117,16 @@ def _extract(self: nn.Module, maps: Sequence[Tensor], rois: Tensor) -> Tensor:
     if len(layers) == 1:
         return _align(layers[0], maps[0], rois)
     levels = self.map_roi_levels(rois, len(layers))
-    found = torch.cat(
+    aligned = torch.cat(
         [
             _align(layer, maps[level], rois[(levels == level).nonzero().squeeze(1)])
             for level, layer in enumerate(layers)
         ]
     )
-    return found[_places(levels, len(layers))]  # back into the order of the boxes
+    return aligned[_sorted_ranks(levels, len(layers))]  # back into the order of the boxes
 
 
-def _places(levels: Tensor, count: int) -> Tensor:
+def _sorted_ranks(levels: Tensor, count: int) -> Tensor:
     """Where each of ``(n,)`` stands when they are sorted by level ``0..count - 1``, stably."""
     member = (levels[:, None] == torch.arange(count, device=levels.device)).long()  # (n, count)
     size = member.sum(0)

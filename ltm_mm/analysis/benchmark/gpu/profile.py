@@ -78,8 +78,8 @@ def profile_regions(run: Callable[[], object], longest: int = 10) -> dict:
 @contextmanager
 def labelled() -> Iterator[None]:
     """Mark the regions' functions for the profiler."""
-    places = [place for own in REGIONS.values() for place in own]
-    before = [(holder, name, vars(holder)[name]) for holder, name in places]
+    marked = [function for functions in REGIONS.values() for function in functions]
+    before = [(holder, name, vars(holder)[name]) for holder, name in marked]
     try:
         for region, functions in REGIONS.items():
             for holder, name in functions:
