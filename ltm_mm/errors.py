@@ -16,7 +16,7 @@ import re
 import sys
 import traceback
 import urllib.error
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -31,6 +31,11 @@ NO_INTERNET = (
 
 class UserError(Exception):
     """A mistake in the input. Its message is one line: what is wrong and what to do."""
+
+
+def preview(items: Sequence[object], count: int = 5) -> str:
+    """The first items, for a message."""
+    return ", ".join(map(str, items[:count])) + (", ..." if len(items) > count else "")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import preview
 from ..merging import grow_details
 from .detect import detect, unwrap
 from .mm import strip_prefixes
@@ -131,7 +132,7 @@ def _check(state: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str, so
     if not any(key in own for key in state):
         raise ValueError(
             f"the checkpoint ({source}) is of another architecture than {name}: it holds "
-            f"{some(list(state))}, the model wants {some(list(own))}"
+            f"{preview(list(state), 3)}, the model wants {preview(list(own), 3)}"
         )
     missing = [k for k in own if k not in state and not OPTIONAL.search(k)]
     extra = [k for k in state if k not in own and not OPTIONAL.search(k) and not _beyond(k, own)]
@@ -141,7 +142,7 @@ def _check(state: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str, so
         if k in own and v.shape != own[k].shape and not OPTIONAL.search(k)
     ]
     parts = (("missing", missing), ("not in the model", extra), ("of another shape", shapes))
-    wrong = [f"{len(keys)} keys {what} ({some(keys)})" for what, keys in parts if keys]
+    wrong = [f"{len(keys)} keys {what} ({preview(keys, 3)})" for what, keys in parts if keys]
     if wrong:
         raise ValueError(
             f"the checkpoint ({source}: {_size(state)}) does not fit {name} ({_size(own)}): "
@@ -170,8 +171,3 @@ def _size(state: Mapping[str, Tensor]) -> str:
             stage, block = int(found[1] or 0), int(found[2])
             last[stage] = max(last.get(stage, 0), block)
     return f"width {width}, blocks {tuple(last[i] + 1 for i in sorted(last))}"
-
-
-def some(items: Sequence[str], count: int = 3) -> str:
-    """The first items, for a message."""
-    return ", ".join(items[:count]) + (", ..." if len(items) > count else "")

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from ..errors import preview
 from .detect import StateDict, unwrap
-from .fit import DERIVED, MERGE, some, to_backbone
+from .fit import DERIVED, MERGE, to_backbone
 from .learned import Learned
 from .optional import is_model_wrapper, print_log
 from .read import read_state_dict
@@ -158,16 +159,16 @@ def _load(
     if strict and (norms or heads):
         raise ValueError(
             f"the checkpoint lacks {len(norms + heads)} parameters of {name}, which would be "
-            f"untrained: {some(misfits or norms + heads)}"
+            f"untrained: {preview(misfits or norms + heads, 3)}"
         )
     origin = "" if isinstance(weights, Mapping) else f" from {os.fspath(weights)}"
     parts = [f"{name}: {len(report.loaded)} of {len(own)} tensors loaded{origin}"]
     if merges:
         parts.append(f"{len(merges)} merging parameters start fresh (e.g. {merges[0]})")
     if norms:
-        parts.append(f"output norms start fresh ({some(norms)})")
+        parts.append(f"output norms start fresh ({preview(norms, 3)})")
     if heads:
-        which = some(misfits or heads)
+        which = preview(misfits or heads, 3)
         parts.append(f"{len(heads)} other parameters start fresh and need training ({which})")
     other = sum(bool(MERGE.search(key)) for key in given)
     other -= sum(bool(MERGE.search(key)) for key in report.loaded)
@@ -176,7 +177,7 @@ def _load(
             f"{other} merging parameters of the checkpoint are of another plan or mask and not used"
         )
     if unused:
-        parts.append(f"{len(unused)} of the checkpoint are not used ({some(unused)})")
+        parts.append(f"{len(unused)} of the checkpoint are not used ({preview(unused, 3)})")
     print_log("; ".join(parts), "current", logging.WARNING if heads else logging.INFO)
     for module in model.modules():
         if isinstance(learned := getattr(module, "learned", None), Learned):

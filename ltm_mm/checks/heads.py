@@ -8,7 +8,7 @@ from torch import nn
 
 from ..errors import UserError
 from ..models.backbones.base import LTMBackbone
-from .notes import say
+from .notes import log_warning
 
 # Their numbers of classes are not those of the data set, as in mmdet's NumClassCheckHook.
 OTHER_HEADS = re.compile(r"(^|\.)(rpn_head|semantic_head|loss\w*)(\.|$)")
@@ -59,7 +59,7 @@ def check_head(
             f"{path} has {len(classes)} classes, but the model's head {outputs}: {advice}"
         )
     if outputs > len(classes):
-        say(f"{path} has {len(classes)} classes, the model's head {outputs}: {advice}")
+        log_warning(f"{path} has {len(classes)} classes, the model's head {outputs}: {advice}")
 
 
 def check_detector(model: nn.Module, classes: Sequence[str], path: str) -> None:

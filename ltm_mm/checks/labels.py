@@ -8,9 +8,9 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ..errors import UserError
-from .notes import first, say
-from .randomness import randomness_kept
+from ..errors import UserError, preview
+from .notes import log_warning
+from .randomness import preserve_rng_state
 from .reading import ReadGuard
 from .sizes import SAMPLED, image_step, loaded_size, spread, stored_size, turning
 
@@ -116,7 +116,7 @@ def _check_sample(
     for info in spread(infos):
         file = str(info.get("seg_map_path"))
         _check_format(file)
-        with randomness_kept():
+        with preserve_rng_state():
             labels = ReadGuard(load, "seg_map_path", skip=False)(dict(info))["gt_seg_map"]
         if why := check(dict(gt_seg_map=labels)):
             raise UserError(f"{file} {why}")
@@ -128,11 +128,11 @@ def _check_sample(
         raise UserError(
             f"the label maps of {path} hold only {' and '.join(map(str, seen))} as loaded, of "
             f"which {check.ignored} does not count ({min(SAMPLED, len(infos))} looked at, the "
-            f"last one {file}): draw {first([f'{n} as {i}' for i, n in enumerate(names)])}"
+            f"last one {file}): draw {preview([f'{n} as {i}' for i, n in enumerate(names)])}"
         )
     absent = [name for i, name in enumerate(names) if i not in seen]
     if absent and len(infos) <= SAMPLED:
-        say(f"{path}: no label map has a pixel of {first(absent)}")
+        log_warning(f"{path}: no label map has a pixel of {preview(absent)}")
 
 
 def _check_format(file: str) -> None:

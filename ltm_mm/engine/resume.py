@@ -13,8 +13,8 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..checkpoints import read_state_dict
-from ..checks.notes import first, say
-from ..errors import UserError
+from ..checks.notes import log_warning
+from ..errors import UserError, preview
 
 TRAINING = {"meta", "message_hub", "optimizer"}
 UNTRUSTED = "--trust-checkpoint"
@@ -150,9 +150,8 @@ def check_trained_classes(runner: Runner, checkpoint: str, trust: bool) -> None:
     own = list(metainfo.get("classes") or ())
     if trained == own or not trained or not own:
         return
-    lines = (
-        f"{checkpoint} was trained on the classes {first(trained)}, the test set has {first(own)}"
-    )
+    lines = f"{checkpoint} was trained on the classes {preview(trained)}, "
+    lines += f"the test set has {preview(own)}"
     if sorted(trained) == sorted(own):
         raise UserError(f"{lines}: give test_dataloader.dataset.metainfo.classes their order")
-    say(lines)
+    log_warning(lines)

@@ -11,7 +11,7 @@ from mmengine.model import BaseModel
 from torch import Tensor
 
 from ..engine.photos import class_names
-from ..errors import UserError
+from ..errors import UserError, preview
 from ..registry import MODELS
 from .files import ExportedFile, open_file
 from .reference import paste, rescaled
@@ -53,8 +53,8 @@ def use_file(
     own, theirs = class_names(cfg), about.get("classes")
     if own and theirs and own != theirs:
         raise UserError(
-            f"{path} knows {len(theirs)} classes ({_first(theirs)}), the test data of "
-            f"{cfg.filename} {len(own)} ({_first(own)}): it was exported from another config"
+            f"{path} knows {len(theirs)} classes ({preview(theirs, 3)}), the test data of "
+            f"{cfg.filename} {len(own)} ({preview(own, 3)}): it was exported from another config"
         )
     kind = "FileSegmentor" if segments else "FileDetector"
     made = dict(cfg.model.get("data_preprocessor") or {})
@@ -72,10 +72,6 @@ def _opened(path: str, bf16: bool) -> ExportedFile:
 @lru_cache(maxsize=1)
 def _open(path: str, bf16: bool, _: int) -> ExportedFile:
     return open_file(path, bf16=bf16)
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 class FileDetector(BaseModel):

@@ -192,8 +192,10 @@ def _write(
                     results = prediction_file(sample, folder, files, metainfo.get("classes"))
                     ends.callback(results.close)
                 if draw and drawings is None:
-                    look = cfg.get("visualizer") or _visualizer(cfg)
-                    drawings = Drawings(folder / "pictures", files, look, metainfo, score_thr)
+                    visualizer_cfg = cfg.get("visualizer") or _visualizer(cfg)
+                    drawings = Drawings(
+                        folder / "pictures", files, visualizer_cfg, metainfo, score_thr
+                    )
                     ends.callback(drawings.close)
                 if "pred_instances" in sample:
                     found = sample.pred_instances

@@ -19,8 +19,8 @@ from ..engine.convert import set_detail
 from ..engine.merging_blocks import mask_modules
 from ..engine.photos import class_names, find_images, pipeline_of
 from ..errors import UserError
-from .artist import Artist, Points
 from .figures import DPI
+from .merge_visualizer import MergeVisualizer, Points
 
 LOW, HIGH = 10, 1200  # dots per inch: figures are 12 inches wide
 
@@ -81,7 +81,7 @@ def visualize(
     if ltm is not None:
         print("\n".join(use_ltm(cfg, parse_keep(ltm))), flush=True)
     pair = build_pair(cfg, checkpoint, trust_checkpoint, device, seed)
-    artist = Artist(
+    visualizer = MergeVisualizer(
         pair.merged, pair.plain, pipeline_of(cfg), pair.classes, pair.caption, dpi, blocks
     )
     written: list[Path] = []
@@ -89,7 +89,7 @@ def visualize(
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
         for file, subfolder in _with_folders(files, folder):
             try:
-                written += artist.draw(file, subfolder, points, score_thr)
+                written += visualizer.draw(file, subfolder, points, score_thr)
             except Exception as error:  # one photo does not end a folder's run
                 if len(files) == 1 or isinstance(error, OSError | MemoryError):
                     raise
