@@ -71,7 +71,7 @@ class Learned:
                 for name, value in detail.state_dict().items()
             }
             state |= self.weights or {}
-        about = dict(
+        metadata = dict(
             widths=self.widths,
             depths=self.depths,
             digest=self.digest,
@@ -79,7 +79,7 @@ class Learned:
             weights=self.weights is not None,
             history=self.history,
         )
-        return dict(state_dict=dict(state), meta={META: about})
+        return dict(state_dict=dict(state), meta={META: metadata})
 
     def attach(self, stages: Stages, share: bool = False) -> None:
         """Put the details into a backbone's merging blocks.
@@ -124,8 +124,8 @@ class Learned:
             ValueError: it is no such file, or damaged.
         """
         content = read_file(path)
-        about = (content.get("meta") or {}).get(META) if isinstance(content, Mapping) else None
-        if about is None:
+        metadata = (content.get("meta") or {}).get(META) if isinstance(content, Mapping) else None
+        if metadata is None:
             raise ValueError(
                 f"{os.fspath(path)} holds no learned detail: tools/learn.py writes one"
             )
@@ -142,12 +142,12 @@ class Learned:
         weights = {k: v for k, v in state.items() if not DETAIL_KEY.search(k)}
         return cls(
             details,
-            tuple(about["widths"]),
-            tuple(about["depths"]),
-            about["digest"],
-            tuple(about["plans"]),
-            weights if about["weights"] else None,
-            about["history"],
+            tuple(metadata["widths"]),
+            tuple(metadata["depths"]),
+            metadata["digest"],
+            tuple(metadata["plans"]),
+            weights if metadata["weights"] else None,
+            metadata["history"],
         )
 
 

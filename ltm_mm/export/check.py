@@ -82,7 +82,7 @@ def compare(
     sizes: Iterable[tuple[int, int]],
     batches: Sequence[int] = (1, 3),
     channels: int = 3,
-    about: dict[str, object] | None = None,
+    metadata: dict[str, object] | None = None,
 ) -> Iterator[Difference]:
     """Run both on the same random images, one size and batch after the other.
 
@@ -93,7 +93,7 @@ def compare(
         sizes: heights and widths in pixels.
         batches: numbers of images.
         channels: of the images.
-        about: what the file says of itself; default: what the model says.
+        metadata: what the file says of itself; default: what the model says.
 
     Raises:
         ValueError: if the outputs are not of the same number or shapes.
@@ -103,7 +103,7 @@ def compare(
     for size in sizes:
         for batch in batches:
             images = torch.randn(batch, channels, *size, generator=generator)
-            results = [partial(_results, model, about=about, run=r) for r in (None, run)]
+            results = [partial(_results, model, metadata=metadata, run=r) for r in (None, run)]
             own, file = (result(images) for result in results)
             difference = _distance(own, file, images)
             if not difference.equal:
@@ -137,14 +137,14 @@ Results = list[Found] | tuple[Tensor, ...]
 def _results(
     model: nn.Module,
     images: Tensor,
-    about: dict[str, object] | None,
+    metadata: dict[str, object] | None,
     run: Callable[[Tensor], Sequence[Tensor] | Tensor] | None,
 ) -> Results:
     """What is found on images: by the model, or by what was exported from it."""
     if isinstance(model, WholeModel) and "boxes" in model.outputs:
         if run is None:
             return predict(model, images)
-        return unpack(_many(run(images)), about or model.about, _size(images))
+        return unpack(_many(run(images)), metadata or model.metadata, _size(images))
     with torch.no_grad():
         return _many((run or _eager(model))(images))
 

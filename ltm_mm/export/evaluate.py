@@ -35,22 +35,22 @@ def use_file(
         if value:
             raise UserError(f"{option} changes the model, and {path} is as it was exported")
     try:
-        about = _opened(path, bf16).about
+        metadata = _opened(path, bf16).metadata
     except ValueError as error:
         raise UserError(str(error)) from error
-    if not about:
+    if not metadata:
         raise UserError(
             f"{path} was not written by tools/export.py: it does not say how it is to be run"
         )
     segments = cfg.get("default_scope") == "mmseg"
-    task = str(about["task"])
+    task = str(metadata["task"])
     evaluated = ("semantic segmentation",) if segments else ("detection", "instance segmentation")
     if task not in evaluated:
         raise UserError(
             f"{path} does {task}, which is not what {cfg.filename} evaluates; export with "
             f"python tools/export.py {cfg.filename} CHECKPOINT --whole-model"
         )
-    own, theirs = class_names(cfg), about.get("classes")
+    own, theirs = class_names(cfg), metadata.get("classes")
     if own and theirs and own != theirs:
         raise UserError(
             f"{path} knows {len(theirs)} classes ({preview(theirs, 3)}), the test data of "
@@ -108,13 +108,13 @@ class FileDetector(BaseModel):
             bboxes=boxes[there] / scale, scores=scores[there], labels=labels[there]
         )
         if len(outputs) > 3:
-            masks, about = outputs[3][0][there], self.file.about
+            masks, metadata = outputs[3][0][there], self.file.metadata
             original = tuple(sample.ori_shape[:2])
-            if about["masks"] == "box":
-                found.masks = paste(masks, found.bboxes, about, size, original)
+            if metadata["masks"] == "box":
+                found.masks = paste(masks, found.bboxes, metadata, size, original)
             else:
                 found.bboxes, found.scores, found.masks = rescaled(
-                    masks, found.scores, about, size, original
+                    masks, found.scores, metadata, size, original
                 )
         sample.pred_instances = found
         return sample
@@ -134,11 +134,11 @@ def _segmentor(path: str, bf16: bool = False, **options: object) -> BaseModel:
         def __init__(self) -> None:
             BaseModel.__init__(self, dict(options["data_preprocessor"]))
             self.file = _opened(path, bf16)
-            about = self.file.about
+            metadata = self.file.metadata
             self.test_cfg = Config(options["test_cfg"])
-            self.align_corners = about["align_corners"]
-            self.out_channels = about["channels_out"]
-            self.decode_head = SimpleNamespace(threshold=about["threshold"])
+            self.align_corners = metadata["align_corners"]
+            self.out_channels = metadata["channels_out"]
+            self.decode_head = SimpleNamespace(threshold=metadata["threshold"])
 
         def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
             return self.file.run(inputs.cpu().contiguous())[0]

@@ -23,7 +23,7 @@ from torch.export import Dim, ExportedProgram
 from .nms import portable
 from .pooling import antialiased, replace_pooling
 
-ABOUT = "ltm_mm.json"  # in a .pt2 file
+METADATA_FILE = "ltm_mm.json"  # in a .pt2 file
 SMALLEST = 33  # pixels: below, EfficientViT's last grid is one token, which timm treats apart
 
 
@@ -67,13 +67,13 @@ def export_program(
     return program
 
 
-def save_program(program: ExportedProgram, path: Path, about: Mapping[str, str]) -> None:
+def save_program(program: ExportedProgram, path: Path, metadata: Mapping[str, str]) -> None:
     """Write a program as a ``.pt2`` file, which needs PyTorch and torchvision only.
 
     Args:
         program: of :func:`export_program`.
         path: the file.
-        about: what the file says of itself, see :mod:`.about`.
+        metadata: what the file says of itself, see :mod:`.metadata`.
     """
     forget_pending(program)
     with no_assumptions(), warnings.catch_warnings():
@@ -81,7 +81,7 @@ def save_program(program: ExportedProgram, path: Path, about: Mapping[str, str])
         program = program.run_decompositions({torch.ops.ltm_mm.kept_boxes.default: portable})
     _drop_assertions(program)
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.export.save(program, path, extra_files={ABOUT: json.dumps(about)})
+    torch.export.save(program, path, extra_files={METADATA_FILE: json.dumps(metadata)})
 
 
 def forget_pending(program: ExportedProgram) -> None:

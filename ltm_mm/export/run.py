@@ -13,10 +13,10 @@ from ..checks.outputs import check_file
 from ..engine.build import AS_CONFIGURED, channels_of, model_builder, named_config
 from ..engine.convert import parse_keep, set_detail
 from ..errors import UserError
-from .about import describe
 from .check import MASK_IOU, TOLERANCE, Difference, compare, other_sizes
 from .files import RUNTIMES, SUFFIXES, import_onnxruntime, import_openvino, open_file
 from .heads import WholeModel, whole_model
+from .metadata import describe
 from .onnx import require_onnx, save_onnx
 from .openvino import import_nncf, save_openvino
 from .program import SMALLEST, export_program, save_program
@@ -77,16 +77,16 @@ def export(
     smallest = getattr(model, "smallest", SMALLEST)
     _check_size(size, smallest)
     weights = "random weights" if checkpoint is None else f"weights {Path(checkpoint).name}"
-    extra = model.about if isinstance(model, WholeModel) else {}
+    extra = model.metadata if isinstance(model, WholeModel) else {}
     extra = {**extra, "smallest": smallest}
-    about = describe(cfg, built, outputs, extra, weights)
+    metadata = describe(cfg, built, outputs, extra, weights)
     _require(format, check, int8 is not None)
     calibration = None if int8 is None else _calibration(cfg, int8)
     start = time.perf_counter()
     print(f"tracing {path.stem}, which takes a minute or so ...", flush=True)
     channels = channels_of(built)
     program = export_program(model, size, channels, smallest)
-    _save(program, path, outputs, about, calibration)
+    _save(program, path, outputs, metadata, calibration)
     taken = time.perf_counter() - start
     size_of = sum(f.stat().st_size for f in (path, path.with_suffix(".bin")) if f.is_file())
     print(f"{path}: {size_of / 2**20:.1f} MiB, {weights}, after {taken:.0f} s")
@@ -149,17 +149,17 @@ def _save(
     program: ExportedProgram,
     path: Path,
     outputs: Sequence[str],
-    about: dict[str, str],
+    metadata: dict[str, str],
     calibration: Sequence[Tensor] | None,
 ) -> None:
     if path.suffix == ".pt2":
-        save_program(program, path, about)
+        save_program(program, path, metadata)
         return
     print("writing ONNX, which takes as long again ...", flush=True)
     if path.suffix == ".onnx":
-        save_onnx(program, path, outputs, about)
+        save_onnx(program, path, outputs, metadata)
     else:
-        save_openvino(program, path, outputs, about, calibration)
+        save_openvino(program, path, outputs, metadata, calibration)
 
 
 def _print_cost(config: str, checkpoint: str, ltm: str | None, path: Path) -> None:
@@ -184,9 +184,9 @@ def _checked(
     for difference in compare(
         model,
         file.run,
-        other_sizes(size, int(file.about["smallest"])),
+        other_sizes(size, int(file.metadata["smallest"])),
         channels=channels,
-        about=file.about,
+        metadata=file.metadata,
     ):
         print(f"  {difference}", flush=True)
         found.append(difference)

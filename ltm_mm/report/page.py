@@ -194,12 +194,12 @@ def _add_speed(section: Section, benchmark: dict) -> None:
             text = to_markdown([row for row in rows if row.batch == batch])
             for table in text.split("\n\n"):
                 section.speed.append(_cells(table))
-        about, settings = benchmark["machine"], benchmark["settings"]
+        metadata, settings = benchmark["machine"], benchmark["settings"]
         size = " × ".join(map(str, settings["size"]))
-        device = about["gpu"] if settings["device"] == "cuda" else about["cpu"]
+        device = metadata["gpu"] if settings["device"] == "cuda" else metadata["cpu"]
         section.measured_on = (
             f"{size} pixels, batch {', '.join(map(str, batches))}, {device}, "
-            f"{about['threads']} threads, torch {about['torch']}"
+            f"{metadata['threads']} threads, torch {metadata['torch']}"
         )
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         section.speed = []

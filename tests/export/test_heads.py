@@ -24,7 +24,7 @@ def test_detectors_find_what_mmdet_finds(name):
     images = torch.randn(2, 3, *SIZE)
     own = predict(whole, images)
     with torch.no_grad():
-        found = unpack(whole(images), whole.about, SIZE)
+        found = unpack(whole(images), whole.metadata, SIZE)
     assert all(len(x.boxes) >= 10 for x in own)
     difference = _detections(own, found, SIZE)
     assert difference.lost == 0
@@ -49,7 +49,7 @@ def test_an_evaluated_file_finds_what_mmdet_finds_in_the_original_image(
         ))
         for _ in range(2)
     ]  # fmt: skip
-    file = ExportedFile(torch.no_grad()(whole), whole.about, "none")
+    file = ExportedFile(torch.no_grad()(whole), whole.metadata, "none")
     monkeypatch.setattr("ltm_mm.export.evaluate._opened", lambda *_: file)
     detector = FileDetector("a.onnx", dict(type="mmdet.DetDataPreprocessor"))
     with torch.no_grad():
@@ -98,7 +98,7 @@ def test_nothing_found():
     with torch.no_grad():
         outputs = whole(torch.randn(1, 3, *SIZE))
     assert (outputs[2] == -1).all()
-    (found,) = unpack(outputs, whole.about, SIZE)
+    (found,) = unpack(outputs, whole.metadata, SIZE)
     assert found.masks.shape == (0, *SIZE)
 
 

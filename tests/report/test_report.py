@@ -107,8 +107,8 @@ def test_page_of_two_runs(copy: Copy, work_dir: Path, tmp_path: Path) -> None:
     test.write_text(json.dumps({"coco/bbox_mAP": 0.512, "coco/bbox_mAP_s": 0.25}))
     rows = [Row("plain", 1, 10**6, {"rest": 10**9}, [0.2, 0.3], {}, 2**20)]
     rows += [Row("balanced", 1, 10**6, {"rest": 10**8}, [0.1, 0.15], {}, 2**20)]
-    about = dict(cpu="a CPU", gpu=None, threads=2, torch="2.x")
-    found = dict(machine=about, settings=dict(size=[64, 96], device="cpu"))
+    metadata = dict(cpu="a CPU", gpu=None, threads=2, torch="2.x")
+    found = dict(machine=metadata, settings=dict(size=[64, 96], device="cpu"))
     (other / "b.json").write_text(json.dumps({**found, "rows": [asdict(row) for row in rows]}))
     (other / "commands.jsonl").write_text(
         '{"line": "python tools/train.py a.py", "time": "", "version": "0.1.0"}\nhalf a li'

@@ -134,9 +134,9 @@ def machine() -> dict[str, object]:
 
 
 def save_json(
-    path: Path, rows: Sequence[Row], settings: Mapping[str, object], about: Mapping[str, object]
+    path: Path, rows: Sequence[Row], settings: Mapping[str, object], metadata: Mapping[str, object]
 ) -> None:
     """Write all that was measured, every round's seconds included."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = dict(machine=dict(about), settings=dict(settings), rows=[asdict(row) for row in rows])
+    data = dict(machine=dict(metadata), settings=dict(settings), rows=[asdict(row) for row in rows])
     path.write_text(json.dumps(data, indent=1) + "\n")

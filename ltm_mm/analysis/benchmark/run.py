@@ -75,7 +75,7 @@ def run_benchmark(
         stem = Path(config.rpartition("::")[2]).stem + ("-runtimes" if runtime else "")
         path = Path(out, stem if len(images) == 1 else f"{stem}-{image[0]}x{image[1]}")
         with use_threads(threads):
-            about = machine()
+            metadata = machine()
             models = build_models(config, ltm, against, image, whole_model, detail)
             bench = Bench(models, image, device, amp, compile, channels_last, clock)
             found: list[Row] = []
@@ -88,9 +88,10 @@ def run_benchmark(
                     found += new
                     print(f"\nbatch {count}, {image[0]} x {image[1]} pixels\n")
                     print(to_markdown(new), flush=True)
-                save_json(path.with_suffix(".json"), found, settings, about)
-        on = about["gpu"] if device == "cuda" else f"{about['cpu']}, {about['threads']} thread(s)"
-        print(f"\n{on}, torch {about['torch']}\n  {path.with_suffix('.json')}", flush=True)
+                save_json(path.with_suffix(".json"), found, settings, metadata)
+        cpu = f"{metadata['cpu']}, {metadata['threads']} thread(s)"
+        on = metadata["gpu"] if device == "cuda" else cpu
+        print(f"\n{on}, torch {metadata['torch']}\n  {path.with_suffix('.json')}", flush=True)
         picture = path.with_suffix(".png")
         plot_latency(picture, found, f"{config}, {image[0]} x {image[1]}, {on}")
         print(f"  {picture}")

@@ -187,8 +187,8 @@ def compare(
     bar = tqdm(total=len(images) * len(candidates), unit="pass", disable=not progress)
     with bar:
         _measure_fidelity(subject, images, candidates, watch or (lambda *_: None), bar)
-    about = machine() | dict(photos=len(images), size=subject.size_of(images[0]))
-    return Fidelity([c.row for c in candidates], about, no_faster)
+    metadata = machine() | dict(photos=len(images), size=subject.size_of(images[0]))
+    return Fidelity([c.row for c in candidates], metadata, no_faster)
 
 
 def with_plan(model: nn.Module, plan: Keep | LearnedPlan) -> nn.Module:

@@ -52,13 +52,13 @@ class Fidelity:
 
     Attributes:
         rows: the plain model first, each plan followed by its baselines.
-        about: machine, photos and settings.
+        metadata: machine, photos and settings.
         no_faster: plans that take no less time than the plain model at this size, so that no
             smaller image takes as long.
     """
 
     rows: list[Row]
-    about: dict[str, object]
+    metadata: dict[str, object]
     no_faster: list[str] = field(default_factory=list)
 
     def reference(self) -> Row:
@@ -111,7 +111,7 @@ class Fidelity:
             rows = [
                 Row(**{**row, "steadiness": _known(row["steadiness"])}) for row in found["rows"]
             ]
-            return cls(rows, found["about"], found["no_faster"])
+            return cls(rows, found["metadata"], found["no_faster"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} holds no table of tools/fidelity.py ({error!r})") from error
 
@@ -124,7 +124,7 @@ class Fidelity:
         stem.parent.mkdir(parents=True, exist_ok=True)
         files = [stem.with_name(f"{stem.name}.json")]
         rows = [asdict(row) for row in self.rows]
-        content = dict(about=self.about, rows=_finite(rows), no_faster=self.no_faster)
+        content = dict(metadata=self.metadata, rows=_finite(rows), no_faster=self.no_faster)
         text = json.dumps(content, indent=1)
         files[0].write_text(text + "\n")
         if self.rows[0].seconds:

@@ -95,7 +95,7 @@ def run_fidelity(
         with use_threads(threads):
             found = compare(subject, images, plans, baselines, rounds, clock=clock)
     settings = dict(config=config, checkpoint=checkpoint, folder=photos, plans=list(plans))
-    found.about.update(settings)
+    found.metadata.update(settings)
     print(f"\n{_headline(found)}\n\n{found.table()}", flush=True)
     if any("AP" in k and math.isnan(v) for k, v in found.rows[0].agreement.items()):
         print(f"\n-: the plain model detects too little with a score from {CONFIDENT:g} on")
@@ -156,11 +156,12 @@ def predict_sample(model: nn.Module, sample: Mapping) -> object:
 
 
 def _headline(found: Fidelity) -> str:
-    about = found.about
-    height, width = about["size"]
+    metadata = found.metadata
+    height, width = metadata["size"]
     return (
-        f"{about['config']}, {about['photos']} photos of {about['folder']}, the first one "
-        f"{height} x {width}, {about['cpu']}, {about['threads']} thread(s), torch {about['torch']}"
+        f"{metadata['config']}, {metadata['photos']} photos of {metadata['folder']}, the first one "
+        f"{height} x {width}, {metadata['cpu']}, {metadata['threads']} thread(s), "
+        f"torch {metadata['torch']}"
     )
 
 

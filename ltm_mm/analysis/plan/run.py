@@ -235,10 +235,10 @@ def make_plan(
     where = "the first photo's size" if images else "pixels"
     print(f"\ntime: of images of {height} x {width}, {where}\nerror: {basis}")
     print(f"\n{report(found, target_time)}", flush=True)
-    about = dict(machine=machine(), config=config, size=[height, width], target=target_time)
-    about["error"] = basis
+    metadata = dict(machine=machine(), config=config, size=[height, width], target=target_time)
+    metadata["error"] = basis
     stem = Path(out, Path(config.rpartition("::")[2]).stem)
-    for file in _save(found, about, stem):
+    for file in _save(found, metadata, stem):
         print(f"  {file}")
     return found
 
@@ -282,7 +282,7 @@ def report(found: Chosen, target: float) -> str:
     return "\n".join([*lines, "", verdict, "", f"--ltm '{as_text(found.keep)}'"])
 
 
-def _save(found: Chosen, about: dict, stem: Path) -> list[Path]:
+def _save(found: Chosen, metadata: dict, stem: Path) -> list[Path]:
     """JSON with everything, and a picture of error over time."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     files = [stem.with_name(f"{stem.name}.json"), stem.with_name(f"{stem.name}.png")]
@@ -294,9 +294,9 @@ def _save(found: Chosen, about: dict, stem: Path) -> list[Path]:
     )
     front = [asdict(p) | dict(keep=as_text(found.keep_of(p))) for p in found.front]
     options = [[asdict(o) for o in unit] for unit in found.options]
-    data = about | dict(chosen=chosen, rest=found.rest, units=options, frontier=front)
+    data = metadata | dict(chosen=chosen, rest=found.rest, units=options, frontier=front)
     files[0].write_text(json.dumps(data, indent=1) + "\n")
-    _draw(found, files[1], about["error"])
+    _draw(found, files[1], metadata["error"])
     return files
 
 

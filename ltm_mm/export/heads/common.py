@@ -25,7 +25,7 @@ class WholeModel(nn.Module):
 
     Attributes:
         outputs: names of the results, in their order.
-        about: what else a file of it should say.
+        metadata: what else a file of it should say.
         smallest: height and width that it takes, in pixels.
     """
 
@@ -35,7 +35,7 @@ class WholeModel(nn.Module):
         super().__init__()
         model.eval()  # not chained: mmdet's Swin returns None
         self.model = model
-        self.about: dict[str, object] = {}
+        self.metadata: dict[str, object] = {}
         self.smallest = SMALLEST
         made = model.data_preprocessor
         self.divisor = getattr(made, "pad_size_divisor", 1) or 1

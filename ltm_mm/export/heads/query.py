@@ -185,7 +185,7 @@ class QueryInstances(_Queries):
                 "instance_on=True, ...)"
             )
         super().__init__(model)
-        self.about.update(masks="image", pad_divisor=self.divisor)
+        self.metadata.update(masks="image", pad_divisor=self.divisor)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Instances of normalised images.
@@ -238,7 +238,7 @@ class QuerySegmentor(_Queries):
         _check_queries(model.decode_head)
         super().__init__(model)
         self.divisor = test_divisor(model)
-        self.about = dict(align_corners=False, channels_out=model.out_channels, threshold=0.0)
+        self.metadata = dict(align_corners=False, channels_out=model.out_channels, threshold=0.0)
 
     def forward(self, image: Tensor) -> Tensor:
         """Normalised images ``(B, 3, H, W)`` to ``(B, classes, H, W)``."""

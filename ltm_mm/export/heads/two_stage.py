@@ -25,8 +25,8 @@ class TwoStageDetector(WholeModel):
         self.outputs = ("boxes", "scores", "labels")
         if model.roi_head.with_mask:
             self.outputs += ("masks",)
-            self.about["masks"] = "box"
-            self.about["mask_threshold"] = model.roi_head.test_cfg["mask_thr_binary"]
+            self.metadata["masks"] = "box"
+            self.metadata["mask_threshold"] = model.roi_head.test_cfg["mask_thr_binary"]
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Detections of normalised images.

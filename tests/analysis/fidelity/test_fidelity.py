@@ -536,7 +536,7 @@ def test_tool_prints_a_table_and_writes_files(trained, tmp_path, capsys):
     assert found.table() in out
     assert Fidelity.read(tmp_path / "tiny.json").table() == found.table()
     data = json.loads((tmp_path / "tiny.json").read_text())
-    assert data["about"]["size"] == [64, 96]
+    assert data["metadata"]["size"] == [64, 96]
     assert data["rows"][0]["agreement"] == plain.agreement
     assert (tmp_path / "tiny.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -569,7 +569,7 @@ def test_size_changes_what_is_compared(trained, tmp_path):
     found = run_fidelity(
         *trained, ltm=["(None, 25)"], size=(40, 64), num_photos=1, rounds=0, out=str(tmp_path)
     )
-    assert found.about["size"] == (40, 64)
+    assert found.metadata["size"] == (40, 64)
     assert not (tmp_path / "tiny.png").exists()
 
 
