@@ -135,7 +135,7 @@ def resolve_model_plan(
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be a built model (an nn.Module), got {model!r}")
-    if merges(model) or any(isinstance(m, LTMBackbone) for m in model.modules()):
+    if is_applied(model) or any(isinstance(m, LTMBackbone) for m in model.modules()):
         raise ValueError(
             "the model merges tokens already: call ltm_mm.remove(model) first, or change its "
             "backbone's `keep`"
@@ -170,7 +170,7 @@ def remove(model: nn.Module) -> nn.Module:
     return model
 
 
-def merges(model: nn.Module) -> bool:
+def is_applied(model: nn.Module) -> bool:
     """Whether :func:`apply` was called on a model."""
     return any(True for _ in _applied(model))
 

@@ -26,7 +26,7 @@ from ..presets import Keep
 from .benchmark.latency import threads as use_threads
 from .fidelity.compare import LearnedPlan, compare
 from .fidelity.report import Fidelity
-from .fidelity.tool import subject_of
+from .fidelity.tool import model_under_test
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -245,8 +245,8 @@ def _judge(
     compared: dict[str, object] = {}
     for name, keep in plans.items():
         compared |= {name: keep, f"{name}, learned": LearnedPlan(keep, learned)}
-    subject = subject_of(cfg, build)
-    return compare(subject, images, compared, (), rounds)  # type: ignore[arg-type]
+    tested = model_under_test(cfg, build)
+    return compare(tested, images, compared, (), rounds)  # type: ignore[arg-type]
 
 
 def _write(learned: Learned, lesson: Lesson, checkpoint: str, trust: bool, out: str) -> None:

@@ -152,9 +152,9 @@ def _load(
     lacking -= {key for key in lacking if has_file and ".merge.detail." in key}
     fresh = [key for key in own if key in lacking]
     report = Report([key for key in own if key not in lacking], fresh, unused)
-    merges = [key for key in fresh if MERGE.search(key)]
+    merge_keys = [key for key in fresh if MERGE.search(key)]
     norms = [key for key in fresh if re.search(r"^(.*backbone\.)?norm\d*\.", key)]
-    heads = [key for key in fresh if key not in {*merges, *norms}]
+    heads = [key for key in fresh if key not in {*merge_keys, *norms}]
     name = type(model).__name__
     if strict and (norms or heads):
         raise ValueError(
@@ -163,8 +163,8 @@ def _load(
         )
     origin = "" if isinstance(weights, Mapping) else f" from {os.fspath(weights)}"
     parts = [f"{name}: {len(report.loaded)} of {len(own)} tensors loaded{origin}"]
-    if merges:
-        parts.append(f"{len(merges)} merging parameters start fresh (e.g. {merges[0]})")
+    if merge_keys:
+        parts.append(f"{len(merge_keys)} merging parameters start fresh (e.g. {merge_keys[0]})")
     if norms:
         parts.append(f"output norms start fresh ({preview(norms, 3)})")
     if heads:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..adapters import merges as is_applied
-from ..adapters import remove
+from ..adapters import is_applied, remove
 from ..checkpoints import load_into, read_state_dict
 from ..checks.weights import check_weights, is_pretrained, naming_weights
 from ..errors import UserError, naming

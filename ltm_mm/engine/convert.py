@@ -81,13 +81,13 @@ def use_ltm(cfg: "Config", keep: Keep) -> list[str]:
     return lines
 
 
-def set_detail(cfg: "Config", detail: str | None, merges: bool = True) -> None:
+def set_detail(cfg: "Config", detail: str | None, converts: bool = True) -> None:
     """Have the Swin of a config take a file of learned details, in place.
 
     Args:
         cfg: of a model, or of a backbone alone.
         detail: a file of ``tools/learn.py``; None: nothing is changed.
-        merges: whether the backbone will be converted where it is not ours.
+        converts: whether the backbone will be converted where it is not ours.
 
     Raises:
         UserError: if the file cannot be read, holds weights, too, or there is no Swin to take it.
@@ -105,7 +105,7 @@ def set_detail(cfg: "Config", detail: str | None, merges: bool = True) -> None:
     for _, backbone in _backbones(cfg.get("model") or {}, "model"):
         ours = of_type(_name(backbone["type"]).rpartition(".")[2]) is SWIN
         short = _name(backbone["type"]).rpartition(".")[2]
-        if ours or (merges and short == "SwinTransformer"):
+        if ours or (converts and short == "SwinTransformer"):
             backbone["detail"] = os.path.abspath(os.path.expanduser(detail))
             found = True
     if not found:

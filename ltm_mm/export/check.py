@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .heads import WholeModel
-from .reference import Found, predict, segment, unpack
+from .reference import ImageDetections, predict, segment, unpack
 
 TOLERANCE = 1e-4
 MASK_IOU = 0.999
@@ -131,7 +131,7 @@ def _worst(found: Sequence[Difference]) -> Difference:
     )
 
 
-Results = list[Found] | tuple[Tensor, ...]
+Results = list[ImageDetections] | tuple[Tensor, ...]
 
 
 def _results(
@@ -183,7 +183,9 @@ def other_sizes(size: tuple[int, int], smallest: int) -> list[tuple[int, int]]:
     return [(max(h, smallest), max(w, smallest)) for h, w in found]
 
 
-def _detections(own: Sequence[Found], other: Sequence[Found], size: tuple[int, int]) -> Difference:
+def _detections(
+    own: Sequence[ImageDetections], other: Sequence[ImageDetections], size: tuple[int, int]
+) -> Difference:
     """Differences of the pairs, each the nearest of the same class; both have the same images."""
     largest, lost, other_pixels, pixels = 0.0, 0, 0, 0
     for mine, theirs in zip(own, other, strict=True):
@@ -202,7 +204,7 @@ def _detections(own: Sequence[Found], other: Sequence[Found], size: tuple[int, i
     return Difference(len(own), size, largest, number, lost, iou)
 
 
-def _pairs(mine: Found, theirs: Found) -> list[tuple[int, int]]:
+def _pairs(mine: ImageDetections, theirs: ImageDetections) -> list[tuple[int, int]]:
     """Places of detections of both that are the same, the nearest pairs first."""
     distance = torch.cdist(mine.boxes, theirs.boxes, p=torch.inf)
     distance = distance + (mine.scores[:, None] - theirs.scores).abs()

@@ -10,7 +10,7 @@ from torch import Tensor
 from .heads import WholeModel
 
 
-class Found(NamedTuple):
+class ImageDetections(NamedTuple):
     """Detections of one image, the best first.
 
     Attributes:
@@ -25,7 +25,7 @@ class Found(NamedTuple):
     masks: Tensor | None
 
 
-def predict(whole: WholeModel, images: Tensor) -> list[Found]:
+def predict(whole: WholeModel, images: Tensor) -> list[ImageDetections]:
     """Run mmdet's own ``predict`` on normalised images ``(B, 3, H, W)``."""
     from mmdet.structures import DetDataSample
 
@@ -36,7 +36,7 @@ def predict(whole: WholeModel, images: Tensor) -> list[Found]:
     with torch.no_grad():
         samples = whole.model.predict(padded, samples, rescale=False)
     found = [sample.pred_instances for sample in samples]
-    return [Found(x.bboxes, x.scores, x.labels, x.get("masks")) for x in found]
+    return [ImageDetections(x.bboxes, x.scores, x.labels, x.get("masks")) for x in found]
 
 
 def segment(whole: WholeModel, images: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def segment(whole: WholeModel, images: Tensor) -> Tensor:
 
 def unpack(
     outputs: Sequence[Tensor], metadata: dict[str, object], size: tuple[int, int]
-) -> list[Found]:
+) -> list[ImageDetections]:
     """Detections in the outputs of an exported file, without the rows that hold none.
 
     Args:
@@ -63,7 +63,7 @@ def unpack(
     found = []
     for index in range(len(boxes)):
         there = labels[index] >= 0
-        own = Found(boxes[index][there], scores[index][there], labels[index][there], None)
+        own = ImageDetections(boxes[index][there], scores[index][there], labels[index][there], None)
         if masks:
             own = own._replace(masks=paste(masks[0][index][there], own.boxes, metadata, size))
         found.append(own)

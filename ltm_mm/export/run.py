@@ -66,7 +66,7 @@ def export(
         raise UserError("--int8 quantises with NNCF for OpenVINO: it needs --format openvino")
     path = _path(config, format, whole_model, out)
     cfg = named_config(config)
-    set_detail(cfg, detail, merges=ltm is not None)
+    set_detail(cfg, detail, converts=ltm is not None)
     if whole_model and "type" not in cfg.model:
         raise UserError(f"{config} is a backbone; the whole model needs a detector's config")
     build = model_builder(
@@ -88,8 +88,8 @@ def export(
     program = export_program(model, size, channels, smallest)
     _save(program, path, outputs, metadata, calibration)
     taken = time.perf_counter() - start
-    size_of = sum(f.stat().st_size for f in (path, path.with_suffix(".bin")) if f.is_file())
-    print(f"{path}: {size_of / 2**20:.1f} MiB, {weights}, after {taken:.0f} s")
+    size_in_bytes = sum(f.stat().st_size for f in (path, path.with_suffix(".bin")) if f.is_file())
+    print(f"{path}: {size_in_bytes / 2**20:.1f} MiB, {weights}, after {taken:.0f} s")
     print(f"  image (batch, {channels}, height, width) -> {', '.join(outputs)}")
     if check and int8 is not None and whole_model and checkpoint is not None:
         _print_cost(config, checkpoint, ltm, path)

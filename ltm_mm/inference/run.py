@@ -87,7 +87,7 @@ def predict(
     cfg = load_config(config, deepcopy(cfg_options))
     require(cfg, "model")
     require_file(checkpoint)
-    set_detail(cfg, detail, merges=ltm is not None)
+    set_detail(cfg, detail, converts=ltm is not None)
     folder = Path(out_dir or Path("work_dirs", Path(cfg.filename).stem, "predict"))
     check_folder("--out-dir", folder)
     model = build(cfg, checkpoint, ltm, device, trust_checkpoint)

@@ -57,10 +57,10 @@ class GridMerge:
 
     def share(self, amounts: Tensor) -> Tensor:
         """``(B, H, W, K)`` -> ``(B, h * w, K)``."""
-        return self._share(amounts).flatten(1, 2)
+        return self._share_on_grid(amounts).flatten(1, 2)
 
-    def _share(self, amounts: Tensor) -> Tensor:
-        own = amounts if self.earlier is None else self.earlier._share(amounts)
+    def _share_on_grid(self, amounts: Tensor) -> Tensor:
+        own = amounts if self.earlier is None else self.earlier._share_on_grid(amounts)
         windows = to_windows(pad_to_windows(own, self.window), self.window)
         return self._edge_takes_all(_product(self.u.transpose(-1, -2).to(windows), windows))
 

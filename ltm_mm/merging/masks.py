@@ -296,7 +296,7 @@ def prior_centers(window: int, keep: int, shift: int = 0) -> Tensor:
     spans = [(0, cut), (cut, window)] if shift else [(0, window)]
     parts = [(rows, cols) for rows in spans for cols in spans]
     areas = [(r[1] - r[0]) * (c[1] - c[0]) for r, c in parts]
-    counts = _shares(areas, keep)
+    counts = _allot(areas, keep)
     centers = [
         (rows[0] + y, cols[0] + x)
         for (rows, cols), count in zip(parts, counts, strict=True)
@@ -305,7 +305,7 @@ def prior_centers(window: int, keep: int, shift: int = 0) -> Tensor:
     return torch.tensor(centers)
 
 
-def _shares(areas: list[int], total: int) -> list[int]:
+def _allot(areas: list[int], total: int) -> list[int]:
     """Whole numbers near the areas' shares of a total, each from 1 to its area."""
     counts = [1] * len(areas)
     while sum(counts) < total:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from .. import __version__
-from ..analysis.benchmark.report import Row, to_markdown
+from ..analysis.benchmark.report import BenchmarkRow, to_markdown
 from ..analysis.fidelity.report import Fidelity
 from ..checks.outputs import check_file
 from ..errors import UserError
@@ -188,7 +188,7 @@ def _commands(run: Run) -> list[str]:
 def _add_speed(section: Section, benchmark: dict) -> None:
     """The benchmark's tables, of one batch size each."""
     try:
-        rows = [Row(**row) for row in benchmark["rows"]]
+        rows = [BenchmarkRow(**row) for row in benchmark["rows"]]
         batches = list(dict.fromkeys(row.batch for row in rows))
         for batch in batches:
             text = to_markdown([row for row in rows if row.batch == batch])

@@ -10,7 +10,7 @@ from ltm_mm.export import whole_model
 from ltm_mm.export.check import _detections
 from ltm_mm.export.evaluate import FileDetector
 from ltm_mm.export.files import ExportedFile
-from ltm_mm.export.reference import Found, predict, unpack
+from ltm_mm.export.reference import ImageDetections, predict, unpack
 from tests.export import tiny
 
 SIZE = (97, 131)  # neither is whole steps of 32
@@ -56,7 +56,7 @@ def test_an_evaluated_file_finds_what_mmdet_finds_in_the_original_image(
         model.predict(image, samples[:1], rescale=True)
     detector(image, samples[1:], mode="predict")
     own, found = (
-        Found(x.bboxes, x.scores, x.labels, x.get("masks"))
+        ImageDetections(x.bboxes, x.scores, x.labels, x.get("masks"))
         for x in (sample.pred_instances for sample in samples)
     )
     difference = _detections([own], [found], original)

@@ -48,7 +48,7 @@ def build_models(
         UserError: if something is unknown, or does not fit the config.
     """
     cfg = named_config(config)
-    set_detail(cfg, detail, merges=bool(plans))
+    set_detail(cfg, detail, converts=bool(plans))
     if whole and "type" not in cfg.model:
         raise UserError(f"{config} is a backbone; the whole model needs a detector's config")
     build = model_builder(cfg, backbone=not whole)
@@ -119,7 +119,7 @@ class TimmMaps(nn.Module):
             ours = construct(backbone)
             self.norm, self.pyramid, self.strides = ours.norm, ours.pyramid, ours.strides
             options["out_indices"] = ours.out_indices
-        name, own = _timm_model(backbone, size)
+        name, own = _timm_arguments(backbone, size)
         torch.manual_seed(0)
         self.model = timm.create_model(name, features_only=True, **{**own, **options})
 
@@ -137,7 +137,7 @@ class TimmMaps(nn.Module):
         return tuple(level[:, :, :height, :width] for level, (height, width) in levels)
 
 
-def _timm_model(backbone: Mapping, size: tuple[int, int]) -> tuple[str, dict[str, object]]:
+def _timm_arguments(backbone: Mapping, size: tuple[int, int]) -> tuple[str, dict[str, object]]:
     """timm's name and keywords for the network of one of our backbones."""
     family = of_type(backbone["type"])
     assert family is not None

@@ -16,7 +16,7 @@ PLAIN = ("keep=none", "plain")  # names of our own path without merging
 
 
 @dataclass
-class Row:
+class BenchmarkRow:
     """What was measured of one model at one batch size.
 
     Attributes:
@@ -47,7 +47,7 @@ class Row:
         return sum(self.macs.values())
 
 
-def to_markdown(rows: Sequence[Row]) -> str:
+def to_markdown(rows: Sequence[BenchmarkRow]) -> str:
     """Two tables of the rows of one batch size: what each model takes, and where.
 
     Speed-ups and shares of memory are against the first row, round by round. 'realised /
@@ -134,7 +134,10 @@ def machine() -> dict[str, object]:
 
 
 def save_json(
-    path: Path, rows: Sequence[Row], settings: Mapping[str, object], metadata: Mapping[str, object]
+    path: Path,
+    rows: Sequence[BenchmarkRow],
+    settings: Mapping[str, object],
+    metadata: Mapping[str, object],
 ) -> None:
     """Write all that was measured, every round's seconds included."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -81,7 +81,7 @@ class LabelMaps:
     def measures(self) -> dict[str, float]:
         """See :class:`Tally`."""
         same, total, same_near, near = self.counts.tolist()
-        return {"pixels": _share(same, total), f"within {NEAR} px": _share(same_near, near)}
+        return {"pixels": _ratio(same, total), f"within {NEAR} px": _ratio(same_near, near)}
 
 
 class TopClasses:
@@ -97,7 +97,7 @@ class TopClasses:
 
     def measures(self) -> dict[str, float]:
         """See :class:`Tally`."""
-        return {"top-1": _share(self.same, self.total)}
+        return {"top-1": _ratio(self.same, self.total)}
 
 
 class Detections:
@@ -241,5 +241,5 @@ def _solid(entry: dict, kind: str) -> bool:
     return int(coco_mask.area(entry["segmentation"])) > 0
 
 
-def _share(part: int, whole: int) -> float:
+def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else float("nan")

@@ -20,7 +20,7 @@ from ...models.backbones.global_blocks import Chain, GlobalBlock, GlobalBlocks
 from ...models.backbones.swin import SwinBlock
 from ...ops import sum_groups, window_regions
 
-Size = tuple[int, int]
+GridSize = tuple[int, int]
 
 
 def pooled(model: nn.Module) -> nn.Module:
@@ -112,7 +112,7 @@ class GlobalPool(MaskModule):
         tokens: what the plan's numbers are of.
     """
 
-    size: Size  # of the grid; set before each pass, see `_pool_globally`
+    size: GridSize  # of the grid; set before each pass, see `_pool_globally`
 
     def __init__(self, plan: tuple[int, ...], tokens: int) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ KINDS = {  # kind of a row -> name, colour and mark in the picture
 
 
 @dataclass
-class Row:
+class FidelityRow:
     """What was found of one model.
 
     Attributes:
@@ -57,15 +57,15 @@ class Fidelity:
             smaller image takes as long.
     """
 
-    rows: list[Row]
+    rows: list[FidelityRow]
     metadata: dict[str, object]
     no_faster: list[str] = field(default_factory=list)
 
-    def reference(self) -> Row:
+    def reference(self) -> FidelityRow:
         """The plain model in the blocks that merging runs in, which times are compared with."""
         return [row for row in self.rows if row.kind == "plain"][-1]
 
-    def speedup(self, row: Row) -> Spread:
+    def speedup(self, row: FidelityRow) -> Spread:
         """How many times faster than the reference a row is, round by round."""
         return ratios(self.reference().seconds, row.seconds)
 
@@ -107,11 +107,12 @@ class Fidelity:
             ValueError: if it is another file.
         """
         try:
-            found = json.loads(path.read_text())
+            content = json.loads(path.read_text())
             rows = [
-                Row(**{**row, "steadiness": _known(row["steadiness"])}) for row in found["rows"]
+                FidelityRow(**{**row, "steadiness": _known(row["steadiness"])})
+                for row in content["rows"]
             ]
-            return cls(rows, found["metadata"], found["no_faster"])
+            return cls(rows, content["metadata"], content["no_faster"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} holds no table of tools/fidelity.py ({error!r})") from error
 

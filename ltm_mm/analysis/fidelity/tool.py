@@ -31,7 +31,7 @@ from ...adapters.copies import Size
 from ..benchmark.latency import clock_of
 from ..benchmark.latency import threads as use_threads
 from .agreement import CONFIDENT
-from .compare import BASELINES, PRESETS, Subject, compare
+from .compare import BASELINES, PRESETS, ModelUnderTest, compare
 from .report import Fidelity
 
 
@@ -90,10 +90,10 @@ def run_fidelity(
     files = some_photos(photos, num_photos)
     build = model_builder(cfg, checkpoint, trust=trust_checkpoint, device=device)
     with scope_of(cfg):
-        subject = subject_of(cfg, build)
+        tested = model_under_test(cfg, build)
         images = read_photos(cfg, files, size, device)
         with use_threads(threads):
-            found = compare(subject, images, plans, baselines, rounds, clock=clock)
+            found = compare(tested, images, plans, baselines, rounds, clock=clock)
     settings = dict(config=config, checkpoint=checkpoint, folder=photos, plans=list(plans))
     found.metadata.update(settings)
     print(f"\n{_headline(found)}\n\n{found.table()}", flush=True)
@@ -121,11 +121,11 @@ def _check(
         raise UserError(f"--baselines takes {', '.join(BASELINES)}, got {unknown[0]}")
 
 
-def subject_of(cfg: "Config", build: Callable[[Keep], nn.Module]) -> Subject:
+def model_under_test(cfg: "Config", build: Callable[[Keep], nn.Module]) -> ModelUnderTest:
     """The model, and how a photo goes through it."""
     plain = build(None)
     if "type" in cfg.model:
-        return Subject(
+        return ModelUnderTest(
             plain,
             build,
             predict_sample,
@@ -134,7 +134,7 @@ def subject_of(cfg: "Config", build: Callable[[Keep], nn.Module]) -> Subject:
             saved=save_sample,
             noisy=add_noise_to_sample,
         )
-    return Subject(plain, build, lambda model, image: model(image), resized, tensor_size)
+    return ModelUnderTest(plain, build, lambda model, image: model(image), resized, tensor_size)
 
 
 def tensor_size(image: Tensor) -> Size:

@@ -19,21 +19,20 @@ from ...engine.config import change_config
 from ...engine.convert import set_detail
 from ...engine.photos import read_photos, some_photos, test_size
 from ...errors import UserError
-from ...presets import Keep
-from ...presets import Plan as Counts
+from ...presets import Keep, Plan
 from ..benchmark.latency import Clock, Spread, clock_of, interleave, ratios
 from ..benchmark.latency import threads as use_threads
 from ..benchmark.report import machine, markdown_line
 from .measure import (
-    Forms,
-    Model,
+    MeasuredModel,
+    MergeVariants,
     Outputs,
     known_errors,
     measure_errors,
     measure_times,
     squared_error,
 )
-from .search import Option, Plan, as_text, best, frontier, to_counts, to_keep
+from .search import Option, TimedPlan, as_text, best, frontier, to_counts, to_keep
 
 BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 TRIES = 3  # of a tighter choice, where a plan as a whole is slower than its blocks promise
@@ -56,15 +55,15 @@ class Chosen:
     """
 
     keep: Keep
-    plan: Plan
+    plan: TimedPlan
     time: Spread
     error: float | None
-    front: list[Plan]
+    front: list[TimedPlan]
     options: list[list[Option]]
     rest: float
-    whole: Counts
+    whole: Plan
 
-    def keep_of(self, plan: Plan) -> Keep:
+    def keep_of(self, plan: TimedPlan) -> Keep:
         """Any of the plans as ``keep`` takes it."""
         return _keep_of(plan, self.whole)
 
@@ -100,19 +99,20 @@ def choose_plan(
         UserError: if no plan is that fast.
     """
     family, whole = whole_plan(model)
-    own = Model(lambda keep: in_our_blocks(model, keep), family, whole, outputs or backbone_maps)
-    other, image = own, images[0]
+    build = lambda keep: in_our_blocks(model, keep)  # noqa: E731
+    measured = MeasuredModel(build, family, whole, outputs or backbone_maps)
+    other, image = measured, images[0]
     if timed is not None:
-        other, image = Model(timed[0], family, whole, backbone_maps), timed[1]
+        other, image = MeasuredModel(timed[0], family, whole, backbone_maps), timed[1]
     with use_threads(threads):
-        return choose(own, images, other, image, target_time, rounds, clock, progress)
+        return choose(measured, images, other, image, target_time, rounds, clock, progress)
 
 
 @torch.no_grad()
 def choose(
-    model: Model,
+    model: MeasuredModel,
     images: Sequence[Tensor],
-    timed: Model,
+    timed: MeasuredModel,
     timed_on: Tensor,
     target: float,
     rounds: int,
@@ -120,10 +120,10 @@ def choose(
     progress: bool = True,
 ) -> Chosen:
     """As :func:`choose_plan`; without images errors are told from token counts."""
-    forms = Forms.of(model, progress)
-    errors = measure_errors(forms, images, progress) if images else known_errors(forms)
-    forms = forms if timed is model else Forms.of(timed, progress)
-    times, rest = measure_times(forms, timed_on, rounds, clock, progress)
+    variants = MergeVariants.of(model, progress)
+    errors = measure_errors(variants, images, progress) if images else known_errors(variants)
+    variants = variants if timed is model else MergeVariants.of(timed, progress)
+    times, rest = measure_times(variants, timed_on, rounds, clock, progress)
     options = [
         [Option(counts, own[counts], error[counts]) for counts in own]
         for own, error in zip(times, errors, strict=True)
@@ -142,11 +142,13 @@ def choose(
     return Chosen(keep, plan, spread, error, front, options, rest, model.whole)
 
 
-def _keep_of(plan: Plan, whole: Counts) -> Keep:
+def _keep_of(plan: TimedPlan, whole: Plan) -> Keep:
     return to_keep(to_counts(plan.units, whole), whole)
 
 
-def _whole_time(model: Model, keep: Keep, image: Tensor, rounds: int, clock: Clock) -> Spread:
+def _whole_time(
+    model: MeasuredModel, keep: Keep, image: Tensor, rounds: int, clock: Clock
+) -> Spread:
     """Measured time of a whole plan, as a share of the plain model's."""
 
     def run(own: nn.Module) -> Callable[[], None]:
@@ -162,7 +164,7 @@ def _whole_time(model: Model, keep: Keep, image: Tensor, rounds: int, clock: Clo
     return ratios(other, base)
 
 
-def _whole_error(model: Model, keep: Keep, images: Sequence[Tensor]) -> float | None:
+def _whole_error(model: MeasuredModel, keep: Keep, images: Sequence[Tensor]) -> float | None:
     """Measured squared error of a whole plan, the mean over images; None without images."""
     plain, merged = model.build(None), model.build(keep)
     errors = [squared_error(model.outputs(plain, x), model.outputs(merged, x)) for x in images]
@@ -216,7 +218,7 @@ def make_plan(
     build = model_builder(cfg, checkpoint, backbone=True, trust=trust_checkpoint, device=device)
     plain = build(None)
     family, whole = whole_plan(plain)
-    model = Model(build, family, whole, lambda model, image: model(image))
+    model = MeasuredModel(build, family, whole, lambda model, image: model(image))
     channels = channels_of(plain)
     images = read_photos(cfg, files, size, device, backbone=True, channels=channels)
     if images:

@@ -31,7 +31,7 @@ from ...merging import (
 )
 
 PARTS = {"norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2"}
-Size = tuple[int, int]
+GridSize = tuple[int, int]
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Chain:
         merges: those made so far.
     """
 
-    size: Size
+    size: GridSize
     with_cp: bool = False
     merges: list[ChainMerge] = field(default_factory=list)
 
@@ -60,7 +60,7 @@ class GlobalBlocks(SwappedClass, MergeScope):
     def forward(
         self,
         x: Tensor,
-        size: Size | None = None,
+        size: GridSize | None = None,
         take: Iterable[int] | None = None,
         with_cp: bool = False,
     ) -> list[Tensor] | Tensor:
@@ -130,7 +130,7 @@ class GlobalBlock(SwappedClass, MergingBlock):
         return x
 
     def _run(
-        self, x: Tensor, size: Size, earlier: ChainMerge | None
+        self, x: Tensor, size: GridSize, earlier: ChainMerge | None
     ) -> tuple[Tensor, ChainMerge | None]:
         options = {}
         if earlier is not None:
