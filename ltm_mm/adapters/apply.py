@@ -70,11 +70,11 @@ def attach(model: nn.Module, learned: Learned) -> None:
         ValueError: if it does not fit.
     """
     if learned.weights:
-        own = dict(model.named_parameters())
+        parameters = dict(model.named_parameters())
         for name, value in learned.weights.items():
-            if name not in own or own[name].shape != value.shape:
+            if name not in parameters or parameters[name].shape != value.shape:
                 raise ValueError(f"the learned weights are of another model: {name} does not fit")
-        model._ltm_weights_before = {n: own[n].detach().clone() for n in learned.weights}
+        model._ltm_weights_before = {n: parameters[n].detach().clone() for n in learned.weights}
         _copy_in(model, learned.weights)
     if learned.details:
         stages = swin_stages(model)
@@ -83,10 +83,10 @@ def attach(model: nn.Module, learned: Learned) -> None:
 
 
 def _copy_in(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    own = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, value in weights.items():
-            own[name].copy_(value)
+            parameters[name].copy_(value)
 
 
 def convert_stages(
@@ -140,16 +140,16 @@ def resolve_model_plan(
             "the model merges tokens already: call ltm_mm.remove(model) first, or change its "
             "backbone's `keep`"
         )
-    found = [(family, stages) for family in FAMILIES for stages in family.backbones(model)]
-    if not found:
+    backbones = [(family, stages) for family in FAMILIES for stages in family.backbones(model)]
+    if not backbones:
         raise ValueError(f"{type(model).__name__} has no stages to merge in: use {SUPPORTED}")
     check_mask(mask)
-    for family, _ in found:
+    for family, _ in backbones:
         if mask != "match" and not family.masks:
             raise ValueError(f"mask={mask!r} is for a Swin; this is a {family.name}")
         if window_size is not None and not family.takes_window:
             raise ValueError(f"window_size is for an EfficientViT; this is a {family.name}")
-    return [BackbonePlan(f, stages, f.plan(keep, stages, window_size)) for f, stages in found]
+    return [BackbonePlan(f, stages, f.plan(keep, stages, window_size)) for f, stages in backbones]
 
 
 def remove(model: nn.Module) -> nn.Module:

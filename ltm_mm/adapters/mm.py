@@ -31,9 +31,9 @@ class MMSwinBlock(MergedSwin):
     @staticmethod
     def parts(block: nn.Module) -> dict[nn.Module, type[SwappedClass]]:
         """Attention and MLP."""
-        found = {block.attn: Shifted, block.attn.w_msa: QkvAttention}
+        swapped = {block.attn: Shifted, block.attn.w_msa: QkvAttention}
         plain = children(block.ffn) == {"layers", "dropout_layer", "gamma2"}
-        return found | ({block.ffn: FFN} if plain and len(block.ffn.layers) == 3 else {})
+        return swapped | ({block.ffn: FFN} if plain and len(block.ffn.layers) == 3 else {})
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """``(B, H * W, C)``, (H, W) -> ``(B, H * W, C)``."""

@@ -69,11 +69,11 @@ def wrap_block(block: nn.Module, adapter: type[MergedSwin], mask: str, keep: int
         swap_class(module, mixin)
 
 
-def build_planned_mask(kind: str, dim: int, windows: ShiftedWindows, keep: int) -> WindowMask:
+def build_planned_mask(mask_type: str, dim: int, windows: ShiftedWindows, keep: int) -> WindowMask:
     """A mask module of what a plan keeps of these windows, for others as well.
 
     Args:
-        kind, dim: as :func:`ltm_mm.merging.build_mask`.
+        mask_type, dim: as :func:`ltm_mm.merging.build_mask`.
         windows: the block's at present; perhaps so small that nothing merges in them.
         keep: tokens that the plan keeps of them.
     """
@@ -81,7 +81,7 @@ def build_planned_mask(kind: str, dim: int, windows: ShiftedWindows, keep: int) 
     kept = kept_tokens(keep, size, size, shift)
     if kept >= size**2:  # none of its parts could be left out
         kept, shift = keep, 0
-    made = build_mask(kind, dim, size, kept, shift)
+    made = build_mask(mask_type, dim, size, kept, shift)
     made.planned = (keep, size)
     return made
 
@@ -183,5 +183,5 @@ def weigher(softmax: nn.Module, dropout: nn.Module) -> Callable[[Tensor], Tensor
 
 def comes_from(module: nn.Module, package: str, *names: str) -> bool:
     """Whether a module is of a package's class of one of these names."""
-    kind = type(module)
-    return kind.__name__ in names and kind.__module__.partition(".")[0] == package
+    module_type = type(module)
+    return module_type.__name__ in names and module_type.__module__.partition(".")[0] == package

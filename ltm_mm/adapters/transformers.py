@@ -25,10 +25,10 @@ OLD = {"attention", "layernorm_before", "layernorm_after", "intermediate", "outp
 
 def of_transformers(module: nn.Module, parts: set[str]) -> bool:
     """Whether a module is a layer of transformers 5 with windows and these parts."""
-    kind = type(module)
-    if kind.__module__.partition(".")[0] != "transformers" or children(module) != parts:
+    module_type = type(module)
+    if module_type.__module__.partition(".")[0] != "transformers" or children(module) != parts:
         return False
-    taken = inspect.signature(kind.forward).parameters
+    taken = inspect.signature(module_type.forward).parameters
     return hasattr(module, "shift_size") and "head_mask" not in taken
 
 

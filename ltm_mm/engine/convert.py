@@ -101,14 +101,14 @@ def set_detail(cfg: "Config", detail: str | None, converts: bool = True) -> None
             f"--detail {detail}: the file holds weights, too, which its detail was learned with: "
             "give it in place of the checkpoint, without --detail"
         )
-    found = False
+    takes_detail = False
     for _, backbone in _backbones(cfg.get("model") or {}, "model"):
         ours = of_type(_name(backbone["type"]).rpartition(".")[2]) is SWIN
         short = _name(backbone["type"]).rpartition(".")[2]
         if ours or (converts and short == "SwinTransformer"):
             backbone["detail"] = os.path.abspath(os.path.expanduser(detail))
-            found = True
-    if not found:
+            takes_detail = True
+    if not takes_detail:
         raise UserError(
             f"--detail {detail}: details are for a merging Swin; give --ltm with a Swin's config"
         )
@@ -132,20 +132,20 @@ def _convert(backbone: dict, scope: str) -> str | None:
     name = _name(backbone["type"])
     package, _, short = name.rpartition(".")
     package = package.partition(".")[0] or scope
-    if own := of_type(short):
-        return own.type
+    if family := of_type(short):
+        return family.type
     if short == "SwinTransformer" and package not in OTHER_SWIN_SCOPES:
         return SWIN.type
-    if short == "TIMMBackbone" and (found := _timm_counterpart(backbone)):
-        kind, arch = found
+    if short == "TIMMBackbone" and (counterpart := _timm_counterpart(backbone)):
+        type_name, arch = counterpart
         _fit_timm(backbone, arch)
-        return kind
+        return type_name
     return None
 
 
-def _name(kind: object) -> str:
+def _name(given: object) -> str:
     """A type's name, which a lazily imported config holds as a class."""
-    return kind if isinstance(kind, str) else f"{kind.__module__.split('.')[0]}.{kind.__name__}"
+    return given if isinstance(given, str) else f"{given.__module__.split('.')[0]}.{given.__name__}"
 
 
 def _variant(backbone: Mapping) -> str:

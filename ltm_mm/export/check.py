@@ -104,13 +104,13 @@ def compare(
         for batch in batches:
             images = torch.randn(batch, channels, *size, generator=generator)
             results = [partial(_results, model, metadata=metadata, run=r) for r in (None, run)]
-            own, file = (result(images) for result in results)
-            difference = _distance(own, file, images)
+            expected, file = (result(images) for result in results)
+            difference = _distance(expected, file, images)
             if not difference.equal:
                 others = [_nudged(images, generator) for _ in range(TRIES)]
                 difference = replace(
                     difference,
-                    own=_worst([_distance(own, results[0](x), images) for x in others]),
+                    own=_worst([_distance(expected, results[0](x), images) for x in others]),
                     of_file=_worst([_distance(file, results[1](x), images) for x in others]),
                 )
             yield difference
@@ -121,13 +121,13 @@ def _nudged(images: Tensor, generator: torch.Generator) -> Tensor:
     return images + NOISE * torch.randn(images.shape, generator=generator)
 
 
-def _worst(found: Sequence[Difference]) -> Difference:
+def _worst(differences: Sequence[Difference]) -> Difference:
     """The largest of each figure."""
     return replace(
-        found[0],
-        largest=max(x.largest for x in found),
-        lost=max(x.lost for x in found),
-        mask_iou=min(x.mask_iou for x in found),
+        differences[0],
+        largest=max(x.largest for x in differences),
+        lost=max(x.lost for x in differences),
+        mask_iou=min(x.mask_iou for x in differences),
     )
 
 
@@ -149,17 +149,17 @@ def _results(
         return _many((run or _eager(model))(images))
 
 
-def _distance(own: Results, other: Results, images: Tensor) -> Difference:
-    if isinstance(own, list):
-        return _detections(own, other, _size(images))
-    for a, b in zip(own, other, strict=True):
+def _distance(expected: Results, actual: Results, images: Tensor) -> Difference:
+    if isinstance(expected, list):
+        return _detections(expected, actual, _size(images))
+    for a, b in zip(expected, actual, strict=True):
         if a.shape != b.shape:
             raise ValueError(
                 f"images of {tuple(images.shape)} give {tuple(b.shape)} where the model gives "
                 f"{tuple(a.shape)}"
             )
     # Not Python's max, which passes over NaN.
-    largest = torch.stack([_difference(a, b) for a, b in zip(own, other, strict=True)]).max()
+    largest = torch.stack([_difference(a, b) for a, b in zip(expected, actual, strict=True)]).max()
     return Difference(len(images), _size(images), largest.item())
 
 
@@ -174,21 +174,21 @@ def _size(images: Tensor) -> tuple[int, int]:
 def other_sizes(size: tuple[int, int], smallest: int) -> list[tuple[int, int]]:
     """The traced size and three others: no multiple of anything, upright, and small."""
     height, width = size
-    found = [
+    sizes = [
         (height, width),
         (height - 5, width + 3),
         (height + width // 3 + 1, width),
         (height // 2 + 1, width * 3 // 4),
     ]
-    return [(max(h, smallest), max(w, smallest)) for h, w in found]
+    return [(max(h, smallest), max(w, smallest)) for h, w in sizes]
 
 
 def _detections(
-    own: Sequence[ImageDetections], other: Sequence[ImageDetections], size: tuple[int, int]
+    expected: Sequence[ImageDetections], actual: Sequence[ImageDetections], size: tuple[int, int]
 ) -> Difference:
     """Differences of the pairs, each the nearest of the same class; both have the same images."""
     largest, lost, other_pixels, pixels = 0.0, 0, 0, 0
-    for mine, theirs in zip(own, other, strict=True):
+    for mine, theirs in zip(expected, actual, strict=True):
         pairs = _pairs(mine, theirs)
         lost += len(mine.boxes) + len(theirs.boxes) - 2 * len(pairs)
         for a, b in pairs:
@@ -199,9 +199,9 @@ def _detections(
                 differing = int((mine.masks[a] ^ theirs.masks[b]).sum())
                 other_pixels += max(differing - 1, 0)
                 pixels += int((mine.masks[a] | theirs.masks[b]).sum())
-    number = sum(len(x.boxes) for x in own)
+    number = sum(len(x.boxes) for x in expected)
     iou = 1 - other_pixels / max(pixels, 1)
-    return Difference(len(own), size, largest, number, lost, iou)
+    return Difference(len(expected), size, largest, number, lost, iou)
 
 
 def _pairs(mine: ImageDetections, theirs: ImageDetections) -> list[tuple[int, int]]:
@@ -217,8 +217,8 @@ def _pairs(mine: ImageDetections, theirs: ImageDetections) -> list[tuple[int, in
     return pairs
 
 
-def _difference(own: Tensor, other: Tensor) -> Tensor:
-    return (own - other).abs().max() / own.abs().max().clamp(min=1e-12)
+def _difference(expected: Tensor, actual: Tensor) -> Tensor:
+    return (expected - actual).abs().max() / expected.abs().max().clamp(min=1e-12)
 
 
 def _many(outputs: Sequence[Tensor] | Tensor) -> tuple[Tensor, ...]:

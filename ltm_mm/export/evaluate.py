@@ -50,16 +50,19 @@ def use_file(
             f"{path} does {task}, which is not what {cfg.filename} evaluates; export with "
             f"python tools/export.py {cfg.filename} CHECKPOINT --whole-model"
         )
-    own, theirs = class_names(cfg), metadata.get("classes")
-    if own and theirs and own != theirs:
+    classes, theirs = class_names(cfg), metadata.get("classes")
+    if classes and theirs and classes != theirs:
         raise UserError(
             f"{path} knows {len(theirs)} classes ({preview(theirs, 3)}), the test data of "
-            f"{cfg.filename} {len(own)} ({preview(own, 3)}): it was exported from another config"
+            f"{cfg.filename} {len(classes)} ({preview(classes, 3)}): it was exported from another "
+            "config"
         )
-    kind = "FileSegmentor" if segments else "FileDetector"
-    made = dict(cfg.model.get("data_preprocessor") or {})
+    model_type = "FileSegmentor" if segments else "FileDetector"
+    preprocessor = dict(cfg.model.get("data_preprocessor") or {})
     tests = dict(cfg.model.get("test_cfg") or dict(mode="whole"))
-    cfg.model = dict(type=f"ltm_mm.{kind}", path=str(Path(path)), bf16=bf16, data_preprocessor=made)
+    cfg.model = dict(
+        type=f"ltm_mm.{model_type}", path=str(Path(path)), bf16=bf16, data_preprocessor=preprocessor
+    )
     if segments:
         cfg.model["test_cfg"] = tests
 
@@ -104,19 +107,19 @@ class FileDetector(BaseModel):
         boxes, scores, labels = (out[0] for out in outputs[:3])
         there = labels >= 0
         scale = torch.tensor(sample.scale_factor[:2]).repeat(2).to(boxes)
-        found = InstanceData(
+        instances = InstanceData(
             bboxes=boxes[there] / scale, scores=scores[there], labels=labels[there]
         )
         if len(outputs) > 3:
             masks, metadata = outputs[3][0][there], self.file.metadata
             original = tuple(sample.ori_shape[:2])
             if metadata["masks"] == "box":
-                found.masks = paste(masks, found.bboxes, metadata, size, original)
+                instances.masks = paste(masks, instances.bboxes, metadata, size, original)
             else:
-                found.bboxes, found.scores, found.masks = rescaled(
-                    masks, found.scores, metadata, size, original
+                instances.bboxes, instances.scores, instances.masks = rescaled(
+                    masks, instances.scores, metadata, size, original
                 )
-        sample.pred_instances = found
+        sample.pred_instances = instances
         return sample
 
 

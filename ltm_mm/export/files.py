@@ -142,8 +142,8 @@ def _open_openvino(path: Path, threads: int, bf16: bool = False) -> tuple[Callab
     compiled = openvino.Core().compile_model(model, "CPU", openvino_settings(threads, bf16))
 
     def run(images: Tensor) -> tuple[Tensor, ...]:
-        found = compiled(images.numpy())
-        return tuple(torch.from_numpy(np.array(found[out])) for out in compiled.outputs)
+        results = compiled(images.numpy())
+        return tuple(torch.from_numpy(np.array(results[out])) for out in compiled.outputs)
 
     return run, entries
 
@@ -163,8 +163,8 @@ def _open_program(path: Path, threads: int) -> tuple[Callable, dict[str, str]]:
 
     def run(images: Tensor) -> tuple[Tensor, ...]:
         with torch.no_grad():
-            found = module(images)
-        return (found,) if isinstance(found, Tensor) else tuple(found)
+            outputs = module(images)
+        return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
     return run, json.loads(extra[METADATA_FILE] or "{}")
 

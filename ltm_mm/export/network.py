@@ -128,11 +128,11 @@ def _checked_path(path: str | Path, check: bool) -> Path:
 def _compared(
     network: nn.Module, path: Path, sizes: list[tuple[int, int]], channels: int
 ) -> list[Difference]:
-    found = list(compare(network, open_file(path).run, sizes, channels=channels))
-    worst = max(found, key=lambda difference: (not difference.equal, difference.largest))
+    differences = list(compare(network, open_file(path).run, sizes, channels=channels))
+    worst = max(differences, key=lambda difference: (not difference.equal, difference.largest))
     if not worst.equal:
         raise UserError(f"{path} differs from the model by more than rounding at {worst}")
-    return found
+    return differences
 
 
 def _described(value: Any) -> str:

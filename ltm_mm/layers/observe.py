@@ -56,20 +56,20 @@ def hooks_see_all_tokens(block: nn.Module, lead: Lead | None) -> Iterator[None]:
 
 @contextmanager
 def _led_back(module: nn.Module, path: str, block: nn.Module, lead: Lead) -> Iterator[None]:
-    own, patched = module.forward, vars(module).get("forward")
+    inner_forward, patched = module.forward, vars(module).get("forward")
     undo_args: list[Undo] = []
     undo_outs: list[Undo] = []
 
     def up(value: object, undos: list[Undo]) -> object:
         if isinstance(value, tuple):
             return tuple(up(v, undos) for v in value)
-        if not isinstance(value, Tensor) or (found := lead(path, value)) is None:
+        if not isinstance(value, Tensor) or (led_back := lead(path, value)) is None:
             if isinstance(value, Tensor) and _pairs_of_groups(block, value):
                 _warn(block, path)
             undos.append(_same)
             return value
-        undos.append(_unless_untouched(value, *found))
-        return found[0]
+        undos.append(_unless_untouched(value, *led_back))
+        return led_back[0]
 
     def down(value: object, undos: Iterator[Undo]) -> object:
         if isinstance(value, tuple):
@@ -82,7 +82,7 @@ def _led_back(module: nn.Module, path: str, block: nn.Module, lead: Lead) -> Ite
         return up(args, undo_args)
 
     def forward(*args: object, **kwargs: object) -> object:
-        out = own(*down(args, iter(undo_args)), **kwargs)  # type: ignore[misc]
+        out = inner_forward(*down(args, iter(undo_args)), **kwargs)  # type: ignore[misc]
         undo_outs.clear()
         return up(out, undo_outs)
 

@@ -23,26 +23,28 @@ class SwappedClass(nn.Module):
 
     def __reduce_ex__(self, protocol: object) -> tuple:
         """A class made while running has no name to be found by: name what it is made of."""
-        mixin, kind = type(self).__bases__
+        mixin, original = type(self).__bases__
         state = getattr(self, "__getstate__", lambda: self.__dict__)()  # Python < 3.11 has none
-        return _blank, (mixin, kind), state
+        return _blank, (mixin, original), state
 
 
 _made: dict[tuple[type, type], type] = {}
 
 
-def _swapped_class(mixin: type, kind: type) -> type:
+def _swapped_class(mixin: type, original: type) -> type:
     """The class that comes of both; one object, as a class has to be."""
-    if (mixin, kind) not in _made:
+    if (mixin, original) not in _made:
         names = dict(
-            __module__=kind.__module__, __qualname__=kind.__qualname__, __doc__=kind.__doc__
+            __module__=original.__module__,
+            __qualname__=original.__qualname__,
+            __doc__=original.__doc__,
         )
-        _made[mixin, kind] = type(kind.__name__, (mixin, kind), names)
-    return _made[mixin, kind]
+        _made[mixin, original] = type(original.__name__, (mixin, original), names)
+    return _made[mixin, original]
 
 
-def _blank(mixin: type[SwappedClass], kind: type[nn.Module]) -> nn.Module:
-    made: Any = _swapped_class(mixin, kind)
+def _blank(mixin: type[SwappedClass], original: type[nn.Module]) -> nn.Module:
+    made: Any = _swapped_class(mixin, original)
     return made.__new__(made)
 
 
@@ -83,8 +85,8 @@ def restore_class(module: nn.Module) -> None:
             f"{type(module).__name__} has got another class since merging was put on (sharding, "
             "as FSDP does it?): remove merging before that"
         )
-    _, kind = type(module).__bases__
+    _, original = type(module).__bases__
     for name in module.EXTRAS:
         if hasattr(module, name):
             delattr(module, name)
-    module.__class__ = kind
+    module.__class__ = original

@@ -21,11 +21,11 @@ REGIONS = 4  # a shifted window's parts that may not see each other
 REGION_PENALTY, PADDING_PENALTY = 100.0, 10.0
 
 
-def build_mask(kind: str, dim: int, window: int, keep: int, shift: int = 0) -> "WindowMask":
+def build_mask(mask_type: str, dim: int, window: int, keep: int, shift: int = 0) -> "WindowMask":
     """A mask module for windows of ``window x window`` tokens, ``keep`` of which are left.
 
     Args:
-        kind: 'match', 'weighted' or 'soft'.
+        mask_type: 'match', 'weighted' or 'soft'.
         dim: channels of the tokens (C).
         window: tokens per window side (w).
         keep: merged tokens per window (P), 1 .. N - 1.
@@ -34,22 +34,22 @@ def build_mask(kind: str, dim: int, window: int, keep: int, shift: int = 0) -> "
     Raises:
         ValueError: if an argument is out of range.
     """
-    check_mask(kind)
+    check_mask(mask_type)
     least = min(REGIONS, window * window) if shift else 1
     if not least <= keep < window * window:
         raise ValueError(
             f"keep must lie in {least}..{window * window - 1} for a window of {window} x {window} "
             f"tokens{' that is shifted' * (shift > 0)}, got {keep!r}"
         )
-    if kind == "weighted":
+    if mask_type == "weighted":
         return WeightedMatch(dim, window, keep, shift)
-    return {"match": Match, "soft": Soft}[kind](window, keep, shift)
+    return {"match": Match, "soft": Soft}[mask_type](window, keep, shift)
 
 
-def check_mask(kind: str) -> None:
-    """Raise a ValueError unless there is such a kind of mask."""
-    if kind not in MASKS:
-        raise ValueError(f"mask must be one of {', '.join(MASKS)}, got {kind!r}")
+def check_mask(mask_type: str) -> None:
+    """Raise a ValueError unless there is such a mask."""
+    if mask_type not in MASKS:
+        raise ValueError(f"mask must be one of {', '.join(MASKS)}, got {mask_type!r}")
 
 
 class WindowMask(MaskModule):
@@ -120,8 +120,8 @@ class Match(WindowMask):
             shift_index: which shift mask each window takes ``(n,)``; None: not shifted.
         """
         learns = torch.is_grad_enabled() and tokens.requires_grad
-        found = self._match(tokens, mass, shift_index, sums=not learns)
-        return Groups.of(found, mass, tokens.dtype)
+        matched = self._match(tokens, mass, shift_index, sums=not learns)
+        return Groups.of(matched, mass, tokens.dtype)
 
     def _match(
         self, tokens: Tensor, mass: Tensor | None, shift_index: Tensor | None, sums: bool
@@ -156,8 +156,8 @@ class WeightedMatch(Match):
 
     def forward(self, tokens: Tensor, mass: Tensor | None, shift_index: Tensor | None) -> Groups:
         """As :meth:`Match.forward`."""
-        found = self._match(tokens, mass, shift_index, sums=False)
-        groups = Groups.of(found, mass, tokens.dtype)
+        matched = self._match(tokens, mass, shift_index, sums=False)
+        groups = Groups.of(matched, mass, tokens.dtype)
         # At most e^4 each way: one token may outweigh its group, but not overflow.
         logits = F.layer_norm(tokens, (len(self.weight),)).float() @ self.weight.float()
         groups.weights = logits.clamp(-4, 4).exp()
@@ -165,10 +165,10 @@ class WeightedMatch(Match):
 
     def at(self, window: int, shift: int) -> "WindowMask | None":
         """As :meth:`WindowMask.at`; the weights are this module's."""
-        found = super().at(window, shift)
-        if found is not None and found.weight is not self.weight:
-            found.weight = self.weight
-        return found
+        mask = super().at(window, shift)
+        if mask is not None and mask.weight is not self.weight:
+            mask.weight = self.weight
+        return mask
 
     def _like(self, window: int, keep: int, shift: int) -> "WeightedMatch":
         return WeightedMatch(len(self.weight), window, keep, shift)
@@ -199,8 +199,8 @@ class Soft(WindowMask):
         apart = None
         if shift:
             regions = window_regions(window, shift)  # (4, N)
-            own = regions[:, self.roots]  # (4, P)
-            apart = (regions.unsqueeze(-1) != own.unsqueeze(-2)) * -1e4  # (4, N, P)
+            root_regions = regions[:, self.roots]  # (4, P)
+            apart = (regions.unsqueeze(-1) != root_regions.unsqueeze(-2)) * -1e4  # (4, N, P)
         self.register_buffer("apart", apart, False)
         # Learned as differences to the start, to which weight decay then leads back.
         self.prior_offset = nn.Parameter(torch.zeros_like(self.start))
@@ -319,8 +319,8 @@ def _spread(height: int, width: int, count: int) -> list[tuple[float, float]]:
     lines = min(max(round((count * height / width) ** 0.5), -(-count // width)), height, count)
     centers = []
     for i in range(lines):
-        own = count * (i + 1) // lines - count * i // lines
-        centers += [((i + 0.5) * height / lines, (k + 0.5) * width / own) for k in range(own)]
+        cols = count * (i + 1) // lines - count * i // lines
+        centers += [((i + 0.5) * height / lines, (k + 0.5) * width / cols) for k in range(cols)]
     return centers
 
 

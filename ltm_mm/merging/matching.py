@@ -32,12 +32,12 @@ def rounds(count: int, keep: int, regions: int = 1) -> tuple[int, ...]:
     >>> rounds(49, 25), rounds(49, 9), rounds(49, 9, regions=4)
     ((17, 7), (17, 11, 7, 5), (17, 11, 7, 5))
     """
-    found, left = [], count
+    schedule, left = [], count
     while left > keep:
         most = max(min(-(-left // 3), (left - regions + 1) // 2), 1)
-        found.append(min(most, left - keep))
-        left -= found[-1]
-    return tuple(found)
+        schedule.append(min(most, left - keep))
+        left -= schedule[-1]
+    return tuple(schedule)
 
 
 @dataclass

@@ -85,8 +85,8 @@ class ChainMerge:
 
     def share(self, amounts: Tensor) -> Tensor:
         """``(B, H, W, K)`` -> ``(B, M, K)``."""
-        own = amounts.flatten(1, 2) if self.earlier is None else self.earlier.share(amounts)
-        return self.mask.share(own)
+        incoming = amounts.flatten(1, 2) if self.earlier is None else self.earlier.share(amounts)
+        return self.mask.share(incoming)
 
     def groups(self) -> Tensor:
         """``(B, H, W)`` int64."""
@@ -126,14 +126,14 @@ def record_merges(model: nn.Module) -> Iterator[list[tuple[str, Merge]]]:
         Path of the mask module in the model, and the merge, in order.
     """
     names = {module: name for name, module in model.named_modules()}
-    found: list[tuple[str, Merge]] = []
+    recorded: list[tuple[str, Merge]] = []
 
     def listen(module: nn.Module, merge: Merge) -> None:
         if module in names:
-            found.append((names[module], merge))
+            recorded.append((names[module], merge))
 
     _listeners.append(listen)
     try:
-        yield found
+        yield recorded
     finally:
         _listeners.remove(listen)

@@ -239,9 +239,9 @@ def resolve_stage_plans(keep: Keep, stages: Sequence[nn.Module], window: int) ->
     """
     check_ints(window_size=window)
     blocks = [[b for b in stage.blocks if hasattr(b, "context_module")] for stage in stages]
-    first = next(found[0] for found in blocks if found)
+    first = next(in_stage[0] for in_stage in blocks if in_stage)
     width = first.context_module.main.proj.norm.weight.numel()
-    depths = [len(found) for found in blocks]
+    depths = [len(in_stage) for in_stage in blocks]
     return resolve_plan(keep, depths, window**2, ("efficientvit", width), True, square=True)
 
 

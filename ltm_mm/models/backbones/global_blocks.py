@@ -231,8 +231,8 @@ class GlobalMatch(MaskModule):
             if not pairs:
                 return None
         learns = torch.is_grad_enabled() and x.requires_grad
-        found = match(x, pairs, sizes, sums=not learns)
-        return Groups.of(found, sizes, x.dtype)
+        matched = match(x, pairs, sizes, sums=not learns)
+        return Groups.of(matched, sizes, x.dtype)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""

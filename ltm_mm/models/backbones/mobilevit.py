@@ -195,8 +195,8 @@ def resolve_stage_plans(keep: Keep, stages: Sequence[nn.Module]) -> Plan:
         ValueError: if the plan does not fit; says what is allowed.
     """
     transformers = [[b.transformer for b in s if hasattr(b, "transformer")] for s in stages]
-    depths = [sum(len(t) for t in found) for found in transformers]
-    width = next(t[0].norm1.weight.numel() for found in transformers for t in found)
+    depths = [sum(len(t) for t in in_stage) for in_stage in transformers]
+    width = next(t[0].norm1.weight.numel() for in_stage in transformers for t in in_stage)
     return resolve_plan(keep, depths, TOKENS, ("mobilevit", width), chained=True)
 
 
