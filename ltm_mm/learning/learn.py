@@ -52,10 +52,10 @@ def learn(
     plans = keep if isinstance(keep, Mapping) else _named(keep)
 
     train = train or default_train(plans, has_swin(model))
-    own = model if train == "detail" else deepcopy(model)
+    source = model if train == "detail" else deepcopy(model)
 
     def build(plan: Keep) -> nn.Module:
-        copy = shared_copy(own)
+        copy = shared_copy(source)
         if plan is not None:
             apply(copy, plan)
         copy.eval()  # which returns nothing from mmdet's Swin
@@ -203,16 +203,16 @@ class Lesson:
         return [group for group in groups if group["params"]]
 
     def _weights_of_maps(self, photo: Tensor, crop: int) -> list[Tensor]:
-        own = {p for detail in self.details.values() for p in detail.parameters()}
-        found: dict[Tensor, None] = {}
+        details = {p for detail in self.details.values() for p in detail.parameters()}
+        weights: dict[Tensor, None] = {}
         with torch.enable_grad():
             for student in self.students.values():
                 student.requires_grad_(True)
                 maps = feature_maps(student, photo[:, :, :crop, :crop])
                 sum(m.sum() for m in maps).backward()  # type: ignore[union-attr]
-                found |= {p: None for p in student.parameters() if p.grad is not None}
+                weights |= {p: None for p in student.parameters() if p.grad is not None}
                 student.zero_grad(set_to_none=True)
-        return [p for p in found if p not in own]
+        return [p for p in weights if p not in details]
 
     def learned(self, progress: Progress) -> Learned:
         """What was learned, as a live object; weights under the plain model's names."""

@@ -16,7 +16,7 @@ from ..checks.outputs import check_file
 from ..errors import UserError
 from .by_class import class_table, confusion_figure, confusion_note, precision_curve
 from .curves import loss_curve, metric_curves, parts_curve
-from .pictures import Picture, data_uri, draw_pictures
+from .pictures import ReportPicture, data_uri, draw_pictures
 from .summary import metric_table, summary
 from .work_dir import Run, read_run
 
@@ -30,7 +30,7 @@ class Section:
     run: Run
     config: str
     commands: list[str]
-    pictures: list[Picture] = field(default_factory=list)
+    pictures: list[ReportPicture] = field(default_factory=list)
     parts: str | None = None
     classes: list[list[str]] = field(default_factory=list)
     precision: str | None = None
@@ -105,12 +105,12 @@ def render(runs: Sequence[Run], sections: Sequence[Section]) -> str:
     )
     loss = loss_curve(runs)
     summaries = [summary(run) for run in runs]
-    labels = list(dict.fromkeys(label for found in summaries for label in found))
+    labels = list(dict.fromkeys(label for values in summaries for label in values))
     return loaded.get_template(TEMPLATE).render(
         title=" and ".join(run.name for run in runs) if len(runs) < 3 else f"{len(runs)} runs",
         runs=runs,
         sections=sections,
-        summary=[(label, [found.get(label, "–") for found in summaries]) for label in labels],
+        summary=[(label, [values.get(label, "–") for values in summaries]) for label in labels],
         metrics=metric_table(runs),
         metrics_of=[_metrics_of(run) for run in runs],
         loss=loss and data_uri(loss),
@@ -153,16 +153,16 @@ def _add_learned(section: Section) -> None:
             section.learned_picture = data_uri(np.array(opened.convert("RGB")))
 
 
-def _add_classes(section: Section, found: dict) -> None:
+def _add_classes(section: Section, by_class: dict) -> None:
     """What the test found per class; a file of another version, or a damaged one, adds nothing."""
-    if not found.get("classes"):
+    if not by_class.get("classes"):
         return
     try:
-        section.classes = class_table(found)
-        precision, confusion = precision_curve(found), confusion_figure(found)
+        section.classes = class_table(by_class)
+        precision, confusion = precision_curve(by_class), confusion_figure(by_class)
         section.precision = precision and data_uri(precision)
         section.confusion = confusion and data_uri(confusion)
-        section.confusion_note = confusion_note(found)
+        section.confusion_note = confusion_note(by_class)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         section.run.notes.append(f"What was found per class cannot be read ({error!r}).")
 

@@ -26,7 +26,7 @@ SIDE, DPI = 720, 130  # pixels of a picture's longer side; lettering legible on 
 
 
 @dataclass
-class Picture:
+class ReportPicture:
     """One image of the page; all pictures are data URIs.
 
     Attributes:
@@ -51,7 +51,7 @@ class Picture:
 
 def draw_pictures(
     run: Run, images: Sequence[Path] | int = 3, score_thr: float = 0.3, device: str = "cpu"
-) -> list[Picture]:
+) -> list[ReportPicture]:
     """Draw some images with a run's newest checkpoint.
 
     Args:
@@ -87,7 +87,7 @@ def _validation_images(run: Run, count: int) -> list[Path]:
         ) from error
 
 
-def _picture(visualizer: MergeVisualizer, file: Path, score_thr: float) -> Picture:
+def _picture(visualizer: MergeVisualizer, file: Path, score_thr: float) -> ReportPicture:
     comparison = visualizer.compare(file, score_thr)
     image, plain, merged = comparison.scene.image, comparison.plain, comparison.merged
     colours = class_colours([plain, merged], visualizer.classes)
@@ -99,12 +99,12 @@ def _picture(visualizer: MergeVisualizer, file: Path, score_thr: float) -> Pictu
     drawn = [
         _bare(
             image,
-            lambda axis, p=found: draw_prediction(axis, image, p, colours, visualizer.classes),
+            lambda axis, p=prediction: draw_prediction(axis, image, p, colours, visualizer.classes),
         )
-        for found in (plain, merged)
+        for prediction in (plain, merged)
     ]
     drawn.append(_bare(image, differences))
-    return Picture(
+    return ReportPicture(
         file.name,
         (drawn[0].shape[1], drawn[0].shape[0]),
         *(data_uri(pixels) for pixels in drawn),
@@ -115,8 +115,8 @@ def _picture(visualizer: MergeVisualizer, file: Path, score_thr: float) -> Pictu
     )
 
 
-def _says(found: Prediction) -> str:
-    return f"{len(found)} objects" if isinstance(found, Instances) else "a label map"
+def _says(prediction: Prediction) -> str:
+    return f"{len(prediction)} objects" if isinstance(prediction, Instances) else "a label map"
 
 
 def _bare(image: Pixels, draw: Callable[[Axes], None]) -> Pixels:

@@ -80,8 +80,8 @@ class MergeVisualizer:
 
     def predictions_figure(self, comparison: ImageComparison, score_thr: float) -> Figure:
         """What both models predict, and where they differ."""
-        found = isinstance(comparison.plain, Instances)
-        note = f"{self.caption}{f', scores from {score_thr:g}' * found}"
+        scored = isinstance(comparison.plain, Instances)
+        note = f"{self.caption}{f', scores from {score_thr:g}' * scored}"
         return comparison_figure(
             comparison.scene.image, comparison.plain, comparison.merged, self.classes, note
         )
@@ -155,11 +155,11 @@ class MergeVisualizer:
         batch = {key: [value] for key, value in data.items()}
         inputs = self.merged.data_preprocessor(batch, False)["inputs"]
         view = View.from_meta(data["data_samples"].metainfo)
-        found = merge_groups_of(self.merged.backbone, inputs)
-        if not found:
+        groups = merge_groups_of(self.merged.backbone, inputs)
+        if not groups:
             raise UserError(f"an image of {view.image} pixels has too few tokens to merge")
         try:
-            blocks = choose_blocks(found, self.blocks)
+            blocks = choose_blocks(groups, self.blocks)
         except ValueError as error:
             raise UserError(str(error)) from error
         return Scene(image, view, blocks, self.caption)
