@@ -116,7 +116,7 @@ def _whole(
     """A whole model's state dict with its backbones adapted, and the misfits beside them."""
     given_whole = {re.sub(r"^(module\.|_orig_mod\.)+", "", k): v for k, v in given.items()}
     inside = tuple(f"{name}." for name in names)
-    own = model.state_dict()
+    model_state = model.state_dict()
     # The metadata lets heads convert the names of their older versions.
     state, misfits = StateDict(), []
     state._metadata = getattr(given, "_metadata", None)
@@ -127,10 +127,12 @@ def _whole(
     if not any(key.startswith(inside) for key in given_whole):
         return state, []  # backbone weights alone
     for key, value in given_whole.items():
-        if key in own and own[key].shape != value.shape and not key.startswith(inside):
-            shapes = f"checkpoint {tuple(value.shape)}, model {tuple(own[key].shape)}"
+        if key.startswith(inside):
+            continue
+        if key in model_state and model_state[key].shape != value.shape:
+            shapes = f"checkpoint {tuple(value.shape)}, model {tuple(model_state[key].shape)}"
             misfits.append(f"{key}: {shapes}")
-        elif not key.startswith(inside):
+        else:
             state[key] = value
     return state, misfits
 
@@ -144,14 +146,14 @@ def _load(
     strict: bool = False,
 ) -> Report:
     """Load what fits, log one line, and report."""
-    own = [key for key in model.state_dict() if not DERIVED.search(key)]
+    names = [key for key in model.state_dict() if not DERIVED.search(key)]
     missing, unused = model.load_state_dict(state, strict=False)
     lacking = set(missing)
     # Details that a backbone took from a file of their own are no concern of the checkpoint's.
     has_file = any(getattr(module, "learned", None) for module in model.modules())
     lacking -= {key for key in lacking if has_file and ".merge.detail." in key}
-    fresh = [key for key in own if key in lacking]
-    report = Report([key for key in own if key not in lacking], fresh, unused)
+    fresh = [key for key in names if key in lacking]
+    report = Report([key for key in names if key not in lacking], fresh, unused)
     merge_keys = [key for key in fresh if MERGE.search(key)]
     norms = [key for key in fresh if re.search(r"^(.*backbone\.)?norm\d*\.", key)]
     heads = [key for key in fresh if key not in {*merge_keys, *norms}]
@@ -162,7 +164,7 @@ def _load(
             f"untrained: {preview(misfits or norms + heads, 3)}"
         )
     origin = "" if isinstance(weights, Mapping) else f" from {os.fspath(weights)}"
-    parts = [f"{name}: {len(report.loaded)} of {len(own)} tensors loaded{origin}"]
+    parts = [f"{name}: {len(report.loaded)} of {len(names)} tensors loaded{origin}"]
     if merge_keys:
         parts.append(f"{len(merge_keys)} merging parameters start fresh (e.g. {merge_keys[0]})")
     if norms:

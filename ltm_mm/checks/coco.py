@@ -217,10 +217,10 @@ def _hashable(value: object) -> object:
 
 
 def _list(content: Mapping, key: str, file: str, needed: bool = True) -> list:
-    found = content.get(key, None if needed else [])
-    if not isinstance(found, list):
+    entries = content.get(key, None if needed else [])
+    if not isinstance(entries, list):
         raise UserError(f"{file} lacks {key!r}, a list: it is no COCO annotation file")
-    return found
+    return entries
 
 
 def _entries(content: Mapping, key: str, needed: Sequence[str], file: str) -> Iterator[dict]:
@@ -233,13 +233,14 @@ def _entries(content: Mapping, key: str, needed: Sequence[str], file: str) -> It
         name = entry[needed[1]]
         if not isinstance(name, str):
             raise UserError(f"{file}: an entry of {key!r} has the {needed[1]} {name!r}, no text")
-        own = _hashable(entry["id"])
-        if own in seen:
+        entry_id = _hashable(entry["id"])
+        if entry_id in seen:
             raise UserError(
-                f"{file}: two of its {key} have the id {own!r}, {seen[own]!r} and {name!r}, and "
-                "one of them would take the other's annotations; give every one an id of its own"
+                f"{file}: two of its {key} have the id {entry_id!r}, {seen[entry_id]!r} and "
+                f"{name!r}, and one of them would take the other's annotations; give every one an "
+                "id of its own"
             )
-        seen[own] = name
+        seen[entry_id] = name
         yield entry
 
 

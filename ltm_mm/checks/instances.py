@@ -89,18 +89,18 @@ def _refuse(summary: CocoSummary, faults: Iterable[str], advice: str) -> None:
 
 
 def check_order(
-    found: Sequence[str], classes: Sequence[str], summary: CocoSummary, option: str
+    file_order: Sequence[str], classes: Sequence[str], summary: CocoSummary, option: str
 ) -> None:
     """Refuse class names that the file lacks, has twice, or has in another order.
 
     Args:
-        found: names of the file's categories that are among the classes, in the order in which
-            labels are numbered.
+        file_order: names of the file's categories that are among the classes, in the order in
+            which labels are numbered.
         classes: as the config names them.
         summary: of the file.
         option: the config's, for the message.
     """
-    lacking = [name for name in classes if name not in found]
+    lacking = [name for name in classes if name not in file_order]
     if lacking:
         near = [difflib.get_close_matches(n, summary.categories, n=1) for n in lacking[:3]]
         hint = ", ".join(f"{n!r} is {m[0]!r}" for n, m in zip(lacking, near, strict=False) if m)
@@ -110,7 +110,7 @@ def check_order(
             f"{preview(lacking)} and has {preview(summary.categories)}; spell {option} as there"
             + (f" ({hint}?)" if hint else "")
         )
-    twice = [name for name in dict.fromkeys(found) if found.count(name) > 1]
+    twice = [name for name in dict.fromkeys(file_order) if file_order.count(name) > 1]
     if twice:
         ids = [key for key, name in summary.ids.items() if name == twice[0]]
         raise UserError(
@@ -118,9 +118,9 @@ def check_order(
             f"{twice[0]}, which would be labels of their own: give their annotations one "
             "category_id"
         )
-    if list(found) != list(classes):
+    if list(file_order) != list(classes):
         raise UserError(
-            f"{summary.file} lists its categories in the order {preview(found)}, {option} is "
+            f"{summary.file} lists its categories in the order {preview(file_order)}, {option} is "
             f"{preview(classes)}: mmdet numbers labels in the file's order, so names would be "
             "exchanged. Write the classes in the file's order, and bring the 'categories' of all "
             "splits' files into one (docs/own-data.md has a line for that)"
@@ -185,9 +185,17 @@ def check_save_best(metrics: Sequence[BaseMetric], cfg: Config) -> None:
         prefix = f"{metric.prefix}/" if metric.prefix else ""
         if type(metric).__name__ == "CocoMetric" and not metric.classwise:
             items = metric.metric_items or MEASURED["CocoMetric"][2]
-            kinds = [kind for kind in metric.metrics if not kind.startswith("proposal")]
-            known += [f"{prefix}{kind}_{item}" for kind in kinds for item in items]
-            known += [f"{prefix}{item}" for item in items if len(kinds) < len(metric.metrics)]
+            metric_types = [
+                metric_type
+                for metric_type in metric.metrics
+                if not metric_type.startswith("proposal")
+            ]
+            known += [
+                f"{prefix}{metric_type}_{item}" for metric_type in metric_types for item in items
+            ]
+            known += [
+                f"{prefix}{item}" for item in items if len(metric_types) < len(metric.metrics)
+            ]
         elif type(metric).__name__ == "IoUMetric":
             known += [f"{prefix}{name}" for name in ("aAcc", "mAcc", *metric.metrics)]
             known += [f"{prefix}{name}" for name in ("mPrecision", "mRecall")]
@@ -250,8 +258,8 @@ def check_metric(
         )
     if summary is None or getattr(metric, "format_only", False):
         return
-    found = [summary.ids[i] for i in metric._coco_api.get_cat_ids(cat_names=list(classes))]
-    check_order(found, classes, summary, f"{split}_dataloader.dataset.metainfo.classes")
+    file_order = [summary.ids[i] for i in metric._coco_api.get_cat_ids(cat_names=list(classes))]
+    check_order(file_order, classes, summary, f"{split}_dataloader.dataset.metainfo.classes")
     if data is not None and data.file != summary.file:
         _same_images(summary, data, option)
     _refuse(summary, (NO_CROWD_FLAG,), "add it")
@@ -301,11 +309,11 @@ def check_sizes(dataset: Dataset, path: str, summary: CocoSummary) -> None:
     folder, (_, step) = dataset.data_prefix.get("img") or "", image_step(dataset)
     for key in spread(list(summary.images), HEADERS):
         image, size = os.path.join(folder, summary.images[key]), summary.sizes[key]
-        found = loaded_size(image, step)
-        if found and found != tuple(size):
+        loaded = loaded_size(image, step)
+        if loaded and loaded != tuple(size):
             why = turning(image, dataset, path)
             raise UserError(
                 f"{summary.file}: image {key!r} is of {size[0]} x {size[1]} pixels (height x "
-                f"width) there, {image} of {found[0]} x {found[1]} as it is loaded"
+                f"width) there, {image} of {loaded[0]} x {loaded[1]} as it is loaded"
                 + (why or ": were images resized without their annotations?")
             )

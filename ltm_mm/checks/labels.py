@@ -79,11 +79,11 @@ def check_labels(dataset: Dataset, path: str) -> None:
     )
     if check is None or load is None:
         return
-    own = getattr(load, "reduce_zero_label", None)
-    if own is not None and own != dataset.reduce_zero_label:
+    reduces = getattr(load, "reduce_zero_label", None)
+    if reduces is not None and reduces != dataset.reduce_zero_label:
         raise UserError(
-            f"{path}.pipeline.{index} (LoadAnnotations) has reduce_zero_label={own}, the data set "
-            f"{dataset.reduce_zero_label}: set {path}.reduce_zero_label=True if label 0 means "
+            f"{path}.pipeline.{index} (LoadAnnotations) has reduce_zero_label={reduces}, the data "
+            f"set {dataset.reduce_zero_label}: set {path}.reduce_zero_label=True if label 0 means "
             f"'other' and does not count, else {path}.pipeline.{index}.reduce_zero_label=False"
         )
     infos = [dataset.get_data_info(i) for i in range(len(dataset))]
@@ -139,7 +139,7 @@ def _check_format(file: str) -> None:
     """Say what would change labels on the way: lossy files, numbers beyond eight bits."""
     try:
         with Image.open(file) as picture:
-            kind, high = picture.format, picture.mode[0] in "IF"
+            file_format, high = picture.format, picture.mode[0] in "IF"
             largest = int(np.asarray(picture).max()) if high else 0
     except (OSError, SyntaxError, ValueError):
         return
@@ -148,7 +148,7 @@ def _check_format(file: str) -> None:
             f"{file} has the label {largest}, and mmseg reads 8 bits per pixel (0 to 255): it "
             "would be taken for another one"
         )
-    if kind == "JPEG":
+    if file_format == "JPEG":
         raise UserError(
             f"{file} is a JPEG, whose compression changes labels: write label maps as PNG"
         )

@@ -109,8 +109,8 @@ def build_loader(runner: Runner, cfg: Mapping, name: str) -> DataLoader:
                 raise UserError(
                     f"the annotation file of {name} is not valid JSON ({link}): {file}"
                 ) from error
-        if found := re.search(r"Failed to load `ann_file` (.+)", message(error)):  # mmseg's words
-            lost = FileNotFoundError(errno.ENOENT, "does not exist", found[1])
+        if match := re.search(r"Failed to load `ann_file` (.+)", message(error)):  # mmseg's words
+            lost = FileNotFoundError(errno.ENOENT, "does not exist", match[1])
             raise UserError(missing(runner.cfg, lost)) from error
         if "need at least one array to concatenate" in message(error):  # mmengine packing nothing
             raise UserError(f"{name} has no image left: {_why_empty(error, file)}") from error
@@ -161,8 +161,8 @@ def _check_batches(loader: DataLoader, name: str) -> None:
 
 def _building(error: BaseException) -> BaseDataset | None:
     """The data set that was being built when an error was raised."""
-    owners = [frame.f_locals.get("self") for frame in frames(error)]
-    datasets = [o for o in owners if isinstance(o, BaseDataset) or hasattr(o, "img_suffix")]
+    holders = [frame.f_locals.get("self") for frame in frames(error)]
+    datasets = [o for o in holders if isinstance(o, BaseDataset) or hasattr(o, "img_suffix")]
     return datasets[-1] if datasets else None
 
 
@@ -170,10 +170,10 @@ def _beyond(error: BaseException) -> str | None:
     """Which of a data set's ``indices`` is beyond its end, if one is."""
     dataset = _building(error)
     indices, count = getattr(dataset, "_indices", None), len(getattr(dataset, "data_list", ()))
-    for place in indices if isinstance(indices, Sequence) else ():
-        if not -count <= place < count:
+    for index in indices if isinstance(indices, Sequence) else ():
+        if not -count <= index < count:
             return (
-                f"its data set's indices have {place}, but it has {count} images, 0 to {count - 1}"
+                f"its data set's indices have {index}, but it has {count} images, 0 to {count - 1}"
             )
     return None
 
@@ -229,8 +229,8 @@ def naming_options(cfg: Config) -> Iterator[None]:
 
 def missing(cfg: Config, error: FileNotFoundError) -> str:
     """One line for a missing file of a data set or a metric: its path and who names it."""
-    found = re.search(r"'([^']+)'", message(error))
-    path = str(error.filename or (found[1] if found else message(error)))
+    match = re.search(r"'([^']+)'", message(error))
+    path = str(error.filename or (match[1] if match else message(error)))
     keys = [
         key
         for key, value in flatten(cfg)
@@ -348,8 +348,8 @@ def check_names(dataset: Dataset, path: str) -> None:
         raise UserError(
             f"{path}.metainfo.classes is the text {classes!r}: write a tuple, ({classes!r},)"
         )
-    own = list((getattr(dataset, "METAINFO", None) or {}).get("classes") or ())
-    if list(classes) == own:
+    of_class = list((getattr(dataset, "METAINFO", None) or {}).get("classes") or ())
+    if list(classes) == of_class:
         return
     twice = [name for name in dict.fromkeys(classes) if list(classes).count(name) > 1]
     if twice:
@@ -395,19 +395,19 @@ def _check_evaluator(
     if not isinstance(cfg, (Mapping, list, tuple)):
         return
     evaluator = runner.build_evaluator(cfg)
-    (own, *others) = datasets(dataset, f"{split}_dataloader.dataset")
-    data = None if others else summaries.get(str(getattr(own[0], "ann_file", "")))
-    if data is not None and len(own[0]) < len(data.images):
+    ((dataset, path), *others) = datasets(dataset, f"{split}_dataloader.dataset")
+    data = None if others else summaries.get(str(getattr(dataset, "ann_file", "")))
+    if data is not None and len(dataset) < len(data.images):
         log_warning(
-            f"{own[1]} has {len(own[0])} of the {len(data.images)} images of {data.file}: COCO's "
+            f"{path} has {len(dataset)} of the {len(data.images)} images of {data.file}: COCO's "
             "metrics count the objects of all of them"
         )
     for index, metric in enumerate(evaluator.metrics):
-        place = f".{index}" if isinstance(cfg, (list, tuple)) else ""
-        option = f"{split}_evaluator{place}.ann_file"
-        check_measured(metric, f"{split}_evaluator{place}")
+        suffix = f".{index}" if isinstance(cfg, (list, tuple)) else ""
+        option = f"{split}_evaluator{suffix}.ann_file"
+        check_measured(metric, f"{split}_evaluator{suffix}")
         advice = boxes_only(runner.cfg, split)
-        check_metric(metric, option, data, _classes(own[0]), unwrapped(runner.model), advice)
+        check_metric(metric, option, data, _classes(dataset), unwrapped(runner.model), advice)
     if split == "val":
         check_save_best(evaluator.metrics, runner.cfg)
     setattr(runner, f"_{split}_evaluator", evaluator)

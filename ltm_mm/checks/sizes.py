@@ -40,9 +40,9 @@ def loaded_size(file: str, step: Step | None) -> Size | None:
     Returns:
         None if it cannot be told.
     """
-    found = _header(file)
-    if found is None or not found[1]:
-        return found and found[0]
+    header = _header(file)
+    if header is None or not header[1]:
+        return header and header[0]
     try:
         with preserve_rng_state():
             loaded = step(dict(img_path=file)) if step else None

@@ -129,13 +129,13 @@ class Bench:
         merging = [name for name in runs if sum(self.macs[name].values()) < whole]
         # Images are made once per size, so that no pass is timed with them.
         passes = cache(lambda size: self._forward(self._calls[plain], batch, size))
-        found = {}
+        sizes = {}
         for name in tqdm(merging, desc="image of equal time", unit="model", leave=False):
             height, width = equal_time_size(
                 self.size, lambda size: passes(size)(), runs[name], self.clock
             )
-            found[f"{plain} at {height} x {width} (as long as {name})"] = (height, width)
-        return found
+            sizes[f"{plain} at {height} x {width} (as long as {name})"] = (height, width)
+        return sizes
 
     def _count(self, model: nn.Module, size: tuple[int, int]) -> dict[str, int]:
         """Multiply-accumulates of one image, by part."""

@@ -101,14 +101,14 @@ def parts_table(rows: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def _times(base: Sequence[float], own: Sequence[float]) -> list[str]:
-    spread, ratio = Spread.of(own), ratios(base, own)
+def _times(base: Sequence[float], seconds: Sequence[float]) -> list[str]:
+    spread, ratio = Spread.of(seconds), ratios(base, seconds)
     iqr = (spread.high - spread.low) * 1e3
     return [f"{spread.median * 1e3:.1f} ({iqr:.1f})", f"{ratio.median:.2f}x"]
 
 
-def _memory(base: int, own: int) -> str:
-    return f"{own / 2**20:.0f} ({own / base:.2f}x)"
+def _memory(base: int, held: int) -> str:
+    return f"{held / 2**20:.0f} ({held / base:.2f}x)"
 
 
 def markdown_line(cells: Sequence[str]) -> str:

@@ -78,22 +78,22 @@ def run_benchmark(
             metadata = machine()
             models = build_models(config, ltm, against, image, whole_model, detail)
             bench = Bench(models, image, device, amp, compile, channels_last, clock)
-            found: list[BenchmarkRow] = []
+            measured: list[BenchmarkRow] = []
             for count in batch:
                 if runtime:
-                    own = [name for name in models if name not in against]
-                    found += measure_files(bench, own, runtime, count, rounds)
+                    names = [name for name in models if name not in against]
+                    measured += measure_files(bench, names, runtime, count, rounds)
                 else:
                     new = bench.measure(count, rounds, train_step, equal_time_image)
-                    found += new
+                    measured += new
                     print(f"\nbatch {count}, {image[0]} x {image[1]} pixels\n")
                     print(to_markdown(new), flush=True)
-                save_json(path.with_suffix(".json"), found, settings, metadata)
+                save_json(path.with_suffix(".json"), measured, settings, metadata)
         cpu = f"{metadata['cpu']}, {metadata['threads']} thread(s)"
         on = metadata["gpu"] if device == "cuda" else cpu
         print(f"\n{on}, torch {metadata['torch']}\n  {path.with_suffix('.json')}", flush=True)
         picture = path.with_suffix(".png")
-        plot_latency(picture, found, f"{config}, {image[0]} x {image[1]}, {on}")
+        plot_latency(picture, measured, f"{config}, {image[0]} x {image[1]}, {on}")
         print(f"  {picture}")
-        rows += found
+        rows += measured
     return rows

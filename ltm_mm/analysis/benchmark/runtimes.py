@@ -63,15 +63,15 @@ def measure_files(
                 profiles[key] = partial(part_times, path, images, parts, threads, bf16)
                 rows[key] = name
         seconds = bench.time_with(batch, rounds, runs)
-        found = []
+        measured = []
         for key, taken in seconds.items():
             name = rows.get(key, key.rpartition(", ")[0])
             parts = profiles[key]() if key in profiles else bench.parts(name, batch)
             count = sum(p.numel() for p in bench.models[name].parameters())
-            found.append(BenchmarkRow(key, batch, count, bench.macs[name], taken, parts, 0))
-    print(f"\nbatch {batch}, {size[0]} x {size[1]} pixels\n\n{runtime_table(found)}\n")
-    print(parts_table({row.name: row.parts for row in found}), flush=True)
-    return found
+            measured.append(BenchmarkRow(key, batch, count, bench.macs[name], taken, parts, 0))
+    print(f"\nbatch {batch}, {size[0]} x {size[1]} pixels\n\n{runtime_table(measured)}\n")
+    print(parts_table({row.name: row.parts for row in measured}), flush=True)
+    return measured
 
 
 def _files(

@@ -171,10 +171,10 @@ def average_precision(
     if any(one.masks is not None for one in plain):
         kinds["mask"] = "segm"
     truth = [one for k, p in enumerate(plain) for one in _entries(p, k + 1, confident)]
-    found = [one for k, o in enumerate(other) for one in _entries(o, k + 1, 0.0)]
+    predicted = [one for k, o in enumerate(other) for one in _entries(o, k + 1, 0.0)]
     measures = {}
     for name, kind in kinds.items():
-        precision, small = (round(ap, 9) for ap in _coco(truth, found, kind, len(plain)))
+        precision, small = (round(ap, 9) for ap in _coco(truth, predicted, kind, len(plain)))
         measures[f"{name} AP"] = precision
         if kind == "bbox":
             measures["box AP small"] = small
@@ -204,21 +204,23 @@ def _entries(instances: "Instances", photo: int, least: float) -> list[dict]:
     return entries
 
 
-def _coco(truth: list[dict], found: list[dict], kind: str, photos: int) -> tuple[float, float]:
+def _coco(truth: list[dict], predicted: list[dict], kind: str, photos: int) -> tuple[float, float]:
     """AP, and AP of small objects, by COCO's evaluation; it divides with a rest of 1e-16."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     # What has no area has no IoU: not even with itself.
-    truth, found = ([dict(e) for e in entries if _solid(e, kind)] for entries in (truth, found))
-    for number, entry in enumerate((*truth, *found)):
+    truth, predicted = (
+        [dict(entry) for entry in entries if _solid(entry, kind)] for entries in (truth, predicted)
+    )
+    for number, entry in enumerate((*truth, *predicted)):
         entry["id"] = number + 1
     classes = sorted({entry["category_id"] for entry in truth})
     if not classes:
         return float("nan"), float("nan")
     data = [COCO(), COCO()]
     with contextlib.redirect_stdout(io.StringIO()):
-        for one, entries in zip(data, (truth, found), strict=True):
+        for one, entries in zip(data, (truth, predicted), strict=True):
             one.dataset = dict(
                 images=[dict(id=k + 1, height=0, width=0) for k in range(photos)],
                 categories=[dict(id=c) for c in classes],

@@ -34,8 +34,8 @@ def pooled(model: nn.Module) -> nn.Module:
     """
     for module in list(model.modules()):
         if isinstance(module, SwinBlock | MergedSwin) and module.merge is not None:
-            own = isinstance(module, SwinBlock)
-            windows = module.attn.windows if own else module.cut(module)
+            is_ours = isinstance(module, SwinBlock)
+            windows = module.attn.windows if is_ours else module.cut(module)
             module.merge = Pool(windows.size, module.merge.keep, windows.shift).to(_device(module))
         elif isinstance(module, GridMerger):
             module.mask = GridPool(module.window, module.side**2).to(_device(module))
@@ -164,8 +164,8 @@ def _neighbours(height: int, width: int, before: int, after: int) -> tuple[Tenso
 
 def _first_members(group_index: Tensor) -> Tensor:
     """The first token of each group ``(P,)``."""
-    found = torch.full((int(group_index.max()) + 1,), len(group_index))
-    return found.scatter_reduce(0, group_index, torch.arange(len(group_index)), "amin")
+    first = torch.full((int(group_index.max()) + 1,), len(group_index))
+    return first.scatter_reduce(0, group_index, torch.arange(len(group_index)), "amin")
 
 
 def _groups(height: int, width: int, count: int) -> Tensor:
@@ -234,16 +234,16 @@ class TomeBlock(nn.Module):
 
     def _attend(self, x: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor]:
         """Attention's output ``(B, M, C)`` and the heads' mean key ``(B, M, d)``."""
-        own, (b, n, _) = self.attn, x.shape
-        qkv = run_linear(own.qkv, x).reshape(b, n, 3, own.num_heads, -1)
+        attn, (b, n, _) = self.attn, x.shape
+        qkv = run_linear(attn.qkv, x).reshape(b, n, 3, attn.num_heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, M, d)
-        q, k = own.q_norm(q), own.k_norm(k)
+        q, k = attn.q_norm(q), attn.k_norm(k)
         bias = None
         if sizes is not None:
             bias = F.pad(sizes.log(), (self.prefix, 0))[:, None, None].to(q.dtype)
-        out = F.scaled_dot_product_attention(q, k, v, bias, scale=own.scale)
-        out = own.norm(out.transpose(1, 2).reshape(b, n, -1))
-        return own.proj_drop(run_linear(own.proj, out)), k.mean(1)
+        out = F.scaled_dot_product_attention(q, k, v, bias, scale=attn.scale)
+        out = attn.norm(out.transpose(1, 2).reshape(b, n, -1))
+        return attn.proj_drop(run_linear(attn.proj, out)), k.mean(1)
 
 
 def tome_groups(metric: Tensor, pairs: int, sizes: Tensor | None) -> Groups | None:

@@ -167,11 +167,11 @@ def _known(value: float | None) -> float:
 
 def _unbeaten(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Of points in order of time those with less error than all faster ones."""
-    found: list[tuple[float, float]] = []
+    front: list[tuple[float, float]] = []
     for point in points:
-        if not found or point[1] < found[-1][1]:
-            found.append(point)
-    return found
+        if not front or point[1] < front[-1][1]:
+            front.append(point)
+    return front
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -93,18 +93,18 @@ def run_fidelity(
         tested = model_under_test(cfg, build)
         images = read_photos(cfg, files, size, device)
         with use_threads(threads):
-            found = compare(tested, images, plans, baselines, rounds, clock=clock)
+            fidelity = compare(tested, images, plans, baselines, rounds, clock=clock)
     settings = dict(config=config, checkpoint=checkpoint, folder=photos, plans=list(plans))
-    found.metadata.update(settings)
-    print(f"\n{_headline(found)}\n\n{found.table()}", flush=True)
-    if any("AP" in k and math.isnan(v) for k, v in found.rows[0].agreement.items()):
+    fidelity.metadata.update(settings)
+    print(f"\n{_headline(fidelity)}\n\n{fidelity.table()}", flush=True)
+    if any("AP" in k and math.isnan(v) for k, v in fidelity.rows[0].agreement.items()):
         print(f"\n-: the plain model detects too little with a score from {CONFIDENT:g} on")
     if metric:
-        _evaluate(found, config, checkpoint, out, trust_checkpoint, cfg_options, detail)
-        print(f"\n{found.table()}", flush=True)
-    written = found.save(Path(out, Path(config.rpartition("::")[2]).stem))
+        _evaluate(fidelity, config, checkpoint, out, trust_checkpoint, cfg_options, detail)
+        print(f"\n{fidelity.table()}", flush=True)
+    written = fidelity.save(Path(out, Path(config.rpartition("::")[2]).stem))
     print("\n" + "\n".join(f"  {file}" for file in written))
-    return found
+    return fidelity
 
 
 def _check(
@@ -149,14 +149,14 @@ def sample_size(sample: Mapping) -> Size:
 
 def predict_sample(model: nn.Module, sample: Mapping) -> object:
     """What mmdet's, mmseg's or mmpretrain's model predicts, at the photo's own size."""
-    found = model.test_step({key: [value] for key, value in sample.items()})[0].cpu()
-    if "pred_label" in found:
-        return found.pred_label.numpy()
-    return read_prediction(found, 0.0)
+    sample_out = model.test_step({key: [value] for key, value in sample.items()})[0].cpu()
+    if "pred_label" in sample_out:
+        return sample_out.pred_label.numpy()
+    return read_prediction(sample_out, 0.0)
 
 
-def _headline(found: Fidelity) -> str:
-    metadata = found.metadata
+def _headline(fidelity: Fidelity) -> str:
+    metadata = fidelity.metadata
     height, width = metadata["size"]
     return (
         f"{metadata['config']}, {metadata['photos']} photos of {metadata['folder']}, the first one "
@@ -166,7 +166,7 @@ def _headline(found: Fidelity) -> str:
 
 
 def _evaluate(
-    found: Fidelity,
+    fidelity: Fidelity,
     config: str,
     checkpoint: str,
     out: str,
@@ -177,7 +177,7 @@ def _evaluate(
     """The config's own metrics of the plain model and of every plan."""
     from ...engine.run import evaluate  # which needs mmengine, as nothing else here does
 
-    rows = [row for row in found.rows if row.kind in ("plain", "plan")]
+    rows = [row for row in fidelity.rows if row.kind in ("plain", "plan")]
     for number, row in enumerate(rows):
         metrics = evaluate(
             config,

@@ -97,9 +97,9 @@ class MergeVariants:
         tried = [options_of(model.family, len(u.plain), max(u.plain)) for u in units]
         modules = [{unit.plain: plain.get_submodule(unit.path)} for unit in units]
         for k in tqdm(range(len(tried[0])), desc="variants", disable=not progress, leave=False):
-            merged = model.build(to_keep(to_counts([own[k] for own in tried], whole), whole))
-            for unit, own, found in zip(units, tried, modules, strict=True):
-                found.setdefault(own[k], merged.get_submodule(unit.path))
+            merged = model.build(to_keep(to_counts([counts[k] for counts in tried], whole), whole))
+            for unit, counts, of_unit in zip(units, tried, modules, strict=True):
+                of_unit.setdefault(counts[k], merged.get_submodule(unit.path))
         return cls(model, plain, units, modules)
 
 
@@ -123,15 +123,15 @@ def measure_times(
     inputs = _inputs(variants, image)
     known: dict[str, dict[Entry, float]] = {}
     units = tqdm(variants.units, desc="time", unit="block", disable=not progress)
-    for unit, own in zip(units, variants.modules, strict=True):
+    for unit, modules in zip(units, variants.modules, strict=True):
         if unit.timed_as not in known:
-            known[unit.timed_as] = _seconds(own, inputs[unit.path], rounds, clock)
+            known[unit.timed_as] = _seconds(modules, inputs[unit.path], rounds, clock)
     run = {(): lambda: variants.model.outputs(variants.plain, image)}
     whole = _seconds(run, (), rounds, clock)[()]
-    found = [known[unit.timed_as] for unit in variants.units]
-    inside = sum(own[unit.plain] for unit, own in zip(variants.units, found, strict=True))
+    taken = [known[unit.timed_as] for unit in variants.units]
+    inside = sum(seconds[unit.plain] for unit, seconds in zip(variants.units, taken, strict=True))
     whole = max(whole, inside)  # timed apart, parts can add up to more
-    shares = [{counts: s / whole for counts, s in own.items()} for own in found]
+    shares = [{counts: s / whole for counts, s in seconds.items()} for seconds in taken]
     return shares, 1 - inside / whole
 
 
@@ -149,19 +149,20 @@ def measure_errors(
         progress: whether progress is shown.
     """
     model, plain = variants.model, variants.plain
-    found = [dict.fromkeys(own, 0.0) for own in variants.modules]
-    count = len(images) * sum(len(own) - 1 for own in variants.modules)
+    all_errors = [dict.fromkeys(modules, 0.0) for modules in variants.modules]
+    count = len(images) * sum(len(modules) - 1 for modules in variants.modules)
     with tqdm(total=count, desc="error", unit="pass", disable=not progress) as bar:
         for image in images:
             before = model.outputs(plain, image)
-            for unit, own, errors in zip(variants.units, variants.modules, found, strict=True):
-                for counts in (c for c in own if c != unit.plain):
-                    _put(plain, unit.path, own[counts])
+            of_units = zip(variants.units, variants.modules, all_errors, strict=True)
+            for unit, modules, errors in of_units:
+                for counts in (c for c in modules if c != unit.plain):
+                    _put(plain, unit.path, modules[counts])
                     after = model.outputs(plain, image)
                     errors[counts] += squared_error(before, after) / len(images)
                     bar.update()
-                _put(plain, unit.path, own[unit.plain])
-    return found
+                _put(plain, unit.path, modules[unit.plain])
+    return all_errors
 
 
 def known_errors(variants: MergeVariants) -> list[dict[Entry, float]]:
@@ -171,9 +172,9 @@ def known_errors(variants: MergeVariants) -> list[dict[Entry, float]]:
         {
             counts: (weights[min(unit.stage, len(weights) - 1)] if weights else 1.0)
             * sum((1 - count / max(unit.plain)) ** 2 for count in counts)
-            for counts in own
+            for counts in modules
         }
-        for unit, own in zip(variants.units, variants.modules, strict=True)
+        for unit, modules in zip(variants.units, variants.modules, strict=True)
     ]
 
 

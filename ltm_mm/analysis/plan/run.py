@@ -125,8 +125,8 @@ def choose(
     variants = variants if timed is model else MergeVariants.of(timed, progress)
     times, rest = measure_times(variants, timed_on, rounds, clock, progress)
     options = [
-        [Option(counts, own[counts], error[counts]) for counts in own]
-        for own, error in zip(times, errors, strict=True)
+        [Option(counts, seconds[counts], error[counts]) for counts in seconds]
+        for seconds, error in zip(times, errors, strict=True)
     ]
     front = frontier(options, rest)
     budget = target
@@ -151,9 +151,9 @@ def _whole_time(
 ) -> Spread:
     """Measured time of a whole plan, as a share of the plain model's."""
 
-    def run(own: nn.Module) -> Callable[[], None]:
+    def run(built: nn.Module) -> Callable[[], None]:
         def call() -> None:
-            model.outputs(own, image)
+            model.outputs(built, image)
             if image.is_cuda:
                 torch.cuda.synchronize()
 
@@ -228,7 +228,7 @@ def make_plan(
         timed_on = torch.randn(1, channels, *(size or test_size(cfg)), generator=noise).to(device)
     height, width = timed_on.shape[2:]
     with use_threads(threads):
-        found = choose(model, images, model, timed_on, target_time, rounds, clock)
+        chosen = choose(model, images, model, timed_on, target_time, rounds, clock)
     basis = (
         f"relative error of the maps, measured on {len(images)} photos"
         if images
@@ -236,13 +236,13 @@ def make_plan(
     )
     where = "the first photo's size" if images else "pixels"
     print(f"\ntime: of images of {height} x {width}, {where}\nerror: {basis}")
-    print(f"\n{report(found, target_time)}", flush=True)
+    print(f"\n{report(chosen, target_time)}", flush=True)
     metadata = dict(machine=machine(), config=config, size=[height, width], target=target_time)
     metadata["error"] = basis
     stem = Path(out, Path(config.rpartition("::")[2]).stem)
-    for file in _save(found, metadata, stem):
+    for file in _save(chosen, metadata, stem):
         print(f"  {file}")
-    return found
+    return chosen
 
 
 def _check(
@@ -264,56 +264,58 @@ def _check(
         raise UserError("errors are measured with --checkpoint and --photos: give both or none")
 
 
-def report(found: Chosen, target: float) -> str:
+def report(chosen: Chosen, target: float) -> str:
     """The best plans of several budgets, the chosen one, and what it takes as a whole."""
     budgets = sorted({*BUDGETS, target}, reverse=True)
-    rows = [(f"{b:g}", best(found.front, b)) for b in budgets if found.front[0].time <= b]
-    rows += [("fastest", found.front[0]), ("**chosen**", found.plan)]
+    rows = [(f"{b:g}", best(chosen.front, b)) for b in budgets if chosen.front[0].time <= b]
+    rows += [("fastest", chosen.front[0]), ("**chosen**", chosen.plan)]
     lines = [markdown_line(["budget", "estimated time", "estimated error", "--ltm"])]
     lines.append(markdown_line(["---"] * 4))
     for name, plan in rows:
         cells = [name, f"{plan.time:.2f}", f"{math.sqrt(plan.error):.3f}"]
-        lines.append(markdown_line([*cells, as_text(found.keep_of(plan))]))
-    whole, own = found.time, found.plan
+        lines.append(markdown_line([*cells, as_text(chosen.keep_of(plan))]))
+    whole, estimate = chosen.time, chosen.plan
     verdict = (
         f"chosen: time {whole.median:.2f} ({whole.low:.2f} - {whole.high:.2f}) of the plain "
-        f"model's as a whole, {own.time:.2f} estimated"
+        f"model's as a whole, {estimate.time:.2f} estimated"
     )
-    if found.error is not None:
-        verdict += f"; error {math.sqrt(found.error):.3f}, {math.sqrt(own.error):.3f} estimated"
-    return "\n".join([*lines, "", verdict, "", f"--ltm '{as_text(found.keep)}'"])
+    if chosen.error is not None:
+        verdict += (
+            f"; error {math.sqrt(chosen.error):.3f}, {math.sqrt(estimate.error):.3f} estimated"
+        )
+    return "\n".join([*lines, "", verdict, "", f"--ltm '{as_text(chosen.keep)}'"])
 
 
-def _save(found: Chosen, metadata: dict, stem: Path) -> list[Path]:
+def _save(chosen: Chosen, metadata: dict, stem: Path) -> list[Path]:
     """JSON with everything, and a picture of error over time."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     files = [stem.with_name(f"{stem.name}.json"), stem.with_name(f"{stem.name}.png")]
-    chosen = dict(
-        keep=as_text(found.keep),
-        time=asdict(found.time),
-        error=found.error,
-        plan=asdict(found.plan),
+    summary = dict(
+        keep=as_text(chosen.keep),
+        time=asdict(chosen.time),
+        error=chosen.error,
+        plan=asdict(chosen.plan),
     )
-    front = [asdict(p) | dict(keep=as_text(found.keep_of(p))) for p in found.front]
-    options = [[asdict(o) for o in unit] for unit in found.options]
-    data = metadata | dict(chosen=chosen, rest=found.rest, units=options, frontier=front)
+    front = [asdict(p) | dict(keep=as_text(chosen.keep_of(p))) for p in chosen.front]
+    options = [[asdict(o) for o in unit] for unit in chosen.options]
+    data = metadata | dict(chosen=summary, rest=chosen.rest, units=options, frontier=front)
     files[0].write_text(json.dumps(data, indent=1) + "\n")
-    _draw(found, files[1], metadata["error"])
+    _draw(chosen, files[1], metadata["error"])
     return files
 
 
-def _draw(found: Chosen, path: Path, basis: str) -> None:
+def _draw(chosen: Chosen, path: Path, basis: str) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("pictures need matplotlib: pip install matplotlib") from error
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis = figure.subplots()
-    front = found.front
+    front = chosen.front
     axis.plot([p.time for p in front], [math.sqrt(p.error) for p in front], label="best plans")
-    axis.plot(found.plan.time, math.sqrt(found.plan.error), "o", color="#ee6677", label="chosen")
-    if found.error is not None:
-        whole = (found.time.median, math.sqrt(found.error))
+    axis.plot(chosen.plan.time, math.sqrt(chosen.plan.error), "o", color="#ee6677", label="chosen")
+    if chosen.error is not None:
+        whole = (chosen.time.median, math.sqrt(chosen.error))
         axis.plot(*whole, "x", color="#ee6677", label="chosen, measured as a whole")
     axis.set_xlabel("time, share of the plain model's")
     axis.set_ylabel("error")

@@ -66,9 +66,9 @@ def profile_regions(run: Callable[[], object], longest: int = 10) -> dict:
     total = sum(kernels.values())
     for inner, outer in WITHIN.items():
         regions[outer] -= regions[inner]
-    found = {name: regions[name] / 1e6 for name in REGIONS}
+    seconds = {name: regions[name] / 1e6 for name in REGIONS}
     return dict(
-        regions=found | {"rest": max(total / 1e6 - sum(found.values()), 0.0)},
+        regions=seconds | {"rest": max(total / 1e6 - sum(seconds.values()), 0.0)},
         kernels=[[name, calls[name], time / 1e6] for name, time in kernels.most_common(longest)],
         launches=calls.total(),
         seconds=total / 1e6,

@@ -48,14 +48,14 @@ def _profile(cell: Mapping) -> list[str]:
 def _times_line(what: str, seconds: Mapping[str, float]) -> str:
     """Milliseconds (and share), in the order that they have."""
     total = sum(seconds.values()) or 1.0
-    values = [f"{own * 1e3:.2f} ({own / total:.0%})" for own in seconds.values()]
+    values = [f"{value * 1e3:.2f} ({value / total:.0%})" for value in seconds.values()]
     head = [what, *seconds]
     return "\n".join(map(markdown_line, (head, ["---"] * len(head), ["", *values])))
 
 
 def _plain(key: str, value: object) -> str:
     if isinstance(value, Mapping):
-        value = ", ".join(f"{name} {own}" for name, own in value.items())
+        value = ", ".join(f"{name} {entry}" for name, entry in value.items())
     if isinstance(value, list):
         value = ", ".join(map(str, value)) or "none"
     return f"- {key}: {value}"
