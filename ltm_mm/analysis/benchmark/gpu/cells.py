@@ -159,7 +159,7 @@ def _cell(
     tome: bool = False,
     train_step: bool = False,
 ) -> Cell:
-    """A cell that is one table of rows; built take turns."""
+    """A cell that is one table of rows; models take turns."""
     image = scale.size(*size)
     title = f"{name}, {image[0]} x {image[1]}, batch {batch}, {amp or 'fp32'}"
     title += f", compiled ({mode})" if mode else ""
@@ -184,7 +184,7 @@ def _models(
 ) -> dict[str, nn.Module]:
     """Models that the cells of a part share."""
     built = build_models(config, plans, against, size, whole)
-    return built | _tome(config, plans[-1], size) if tome else models
+    return built | _tome(config, plans[-1], size) if tome else built
 
 
 def _tome(config: str, plan: str, size: tuple[int, int]) -> dict[str, nn.Module]:
