@@ -127,8 +127,8 @@ def try_config(name: str, cfg: Config, change: str, size: int = 128) -> Coverage
         What happened; a failure is reported in it, not raised.
     """
     head = cfg.model.get("decode_head")
-    kind = f"{cfg.model.type} + {head.type}" if head and "type" in head else cfg.model.type
-    result = Coverage(name, kind, change)
+    model_type = f"{cfg.model.type} + {head.type}" if head and "type" in head else cfg.model.type
+    result = Coverage(name, model_type, change)
     if cfg.model.type in NEEDS_DOWNLOAD:
         result.problem = "not run: its text encoder has to be downloaded"
         return result

@@ -86,13 +86,13 @@ def _pass(model: nn.Module, images: torch.Tensor) -> Callable[[], None]:
     return run
 
 
-def to_markdown(points: Sequence[Point], found: Sequence[PointFigures]) -> str:
+def to_markdown(points: Sequence[Point], figures: Sequence[PointFigures]) -> str:
     """The table of the README; starred figures are the paper's."""
-    timed = any(f.speedup for f in found)
+    timed = any(f.speedup for f in figures)
     head = ["model, pixels", "GMACs plain*", "LTM*", "GMACs plain", "`'paper'`"]
     head += ["parameters plain", "`'paper'`", *["speed-up"] * timed]
     lines = [head, ["---"] * len(head)]
-    for point, f in zip(points, found, strict=True):
+    for point, f in zip(points, figures, strict=True):
         name = point.model.removeprefix("ltm_").replace("_", "-")
         cells = [f"{name}, {point.size}", f"{point.plain:.4g}*", f"{point.merged:.4g}*"]
         cells += [f"{f.plain_macs:.2f}", f"{f.macs:.2f} ({f.macs / f.plain_macs:.2f}x)"]

@@ -173,9 +173,9 @@ def summarize(content: object, file: str) -> CocoSummary:
     return summary
 
 
-def _no_object(file: str, kind: str) -> str:
+def _no_object(file: str, type_name: str) -> str:
     return (
-        f"{file} holds a {kind}, and no object with the lists 'images', 'annotations' and "
+        f"{file} holds a {type_name}, and no object with the lists 'images', 'annotations' and "
         "'categories': it is no COCO annotation file"
     )
 
@@ -292,8 +292,8 @@ def inspect_coco_files() -> Iterator[dict[str, CocoSummary]]:
             except (json.JSONDecodeError, UnicodeDecodeError) as error:
                 raise UserError(f"{self.file} is not valid JSON ({error})") from error
             except AssertionError as error:  # of pycocotools: another type than a dict
-                kind = re.search(r"<class '(\w+)'>", str(error))
-                raise UserError(_no_object(self.file, kind[1] if kind else "list")) from error
+                match = re.search(r"<class '(\w+)'>", str(error))
+                raise UserError(_no_object(self.file, match[1] if match else "list")) from error
 
         def createIndex(self) -> None:
             self.summary = summaries[self.file] = summarize(self.dataset, self.file)

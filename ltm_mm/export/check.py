@@ -25,9 +25,9 @@ class Difference:
         size: their height and width in pixels.
         largest: largest difference of two numbers, as a share of the output's largest
             number; the worst of all outputs. For boxes of pairs of detections.
-        found: detections of the model; None where there are none to be found.
+        detections: of the model; None where it is no detector.
         lost: detections that only one of the two has.
-        own, of_file: the same of the model and itself, and of the file and itself, for images
+        of_model, of_file: the same of the model and itself, and of the file and itself, for images
             that differ by ``NOISE``; None where the two results are alike without.
         mask_iou: of the masks of all pairs together, where one pixel of each may sit on the
             threshold (it would be more than a thousandth of a small mask); 1 without masks.
@@ -36,26 +36,28 @@ class Difference:
     batch: int
     size: tuple[int, int]
     largest: float
-    found: int | None = None
+    detections: int | None = None
     lost: int = 0
     mask_iou: float = 1.0
-    own: "Difference | None" = None
+    of_model: "Difference | None" = None
     of_file: "Difference | None" = None
 
     def __str__(self) -> str:
         text = f"batch {self.batch}, {self.size[0]} x {self.size[1]}: {self._figures()}"
-        if self.own is None or self.of_file is None:
+        if self.of_model is None or self.of_file is None:
             return text
         return (
             f"{text} (with pixels changed by {NOISE:g}, the model from itself: "
-            f"{self.own._figures()}; the file from itself: {self.of_file._figures()})"
+            f"{self.of_model._figures()}; the file from itself: {self.of_file._figures()})"
         )
 
     def _figures(self) -> str:
         text = f"{self.largest:.1e}"
-        if self.found is None:
+        if self.detections is None:
             return text
-        return f"{text}, {self.found} detections, {self.lost} lost, mask IoU {self.mask_iou:.4f}"
+        return (
+            f"{text}, {self.detections} detections, {self.lost} lost, mask IoU {self.mask_iou:.4f}"
+        )
 
     @property
     def equal(self) -> bool:
@@ -66,12 +68,12 @@ class Difference:
         another way, so there may be such a tie for it alone.
         """
         exact = Difference(0, self.size, 0.0, 0)
-        return any(map(self._within, filter(None, (exact, self.own, self.of_file))))
+        return any(map(self._within, filter(None, (exact, self.of_model, self.of_file))))
 
     def _within(self, other: "Difference") -> bool:
         return (
             self.largest <= max(TOLERANCE, 2 * other.largest)
-            and self.lost <= max((self.found or 0) / 100, 2 * other.lost)
+            and self.lost <= max((self.detections or 0) / 100, 2 * other.lost)
             and 1 - self.mask_iou < max(1 - MASK_IOU, 2 * (1 - other.mask_iou))
         )
 
@@ -110,7 +112,7 @@ def compare(
                 others = [_nudged(images, generator) for _ in range(TRIES)]
                 difference = replace(
                     difference,
-                    own=_worst([_distance(expected, results[0](x), images) for x in others]),
+                    of_model=_worst([_distance(expected, results[0](x), images) for x in others]),
                     of_file=_worst([_distance(file, results[1](x), images) for x in others]),
                 )
             yield difference

@@ -144,8 +144,8 @@ def _portable() -> Iterator[None]:
     def resized(
         x: Tensor, size: Sequence[int] | None = None, *args: object, **options: object
     ) -> Tensor:
-        kind = [options.get(key) for key in ("mode", "antialias", "align_corners")]
-        if kind in (["bicubic", True, None], ["bicubic", True, False]) and size is not None:
+        how = [options.get(key) for key in ("mode", "antialias", "align_corners")]
+        if how in (["bicubic", True, None], ["bicubic", True, False]) and size is not None:
             return antialiased(x, (size[0], size[1]))
         return resize(x, size, *args, **options)
 

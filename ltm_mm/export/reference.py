@@ -35,8 +35,8 @@ def predict(whole: WholeModel, images: Tensor) -> list[ImageDetections]:
     samples = [DetDataSample(metainfo={**meta, "scale_factor": (1.0, 1.0)}) for _ in images]
     with torch.no_grad():
         samples = whole.model.predict(padded, samples, rescale=False)
-    found = [sample.pred_instances for sample in samples]
-    return [ImageDetections(x.bboxes, x.scores, x.labels, x.get("masks")) for x in found]
+    instances = [sample.pred_instances for sample in samples]
+    return [ImageDetections(x.bboxes, x.scores, x.labels, x.get("masks")) for x in instances]
 
 
 def segment(whole: WholeModel, images: Tensor) -> Tensor:
@@ -60,14 +60,15 @@ def unpack(
         size: height and width of the images.
     """
     boxes, scores, labels, *masks = outputs
-    found = []
+    detections = []
     for index in range(len(boxes)):
         there = labels[index] >= 0
-        own = ImageDetections(boxes[index][there], scores[index][there], labels[index][there], None)
+        of_image = ImageDetections(*(t[index][there] for t in (boxes, scores, labels)), None)
         if masks:
-            own = own._replace(masks=paste(masks[0][index][there], own.boxes, metadata, size))
-        found.append(own)
-    return found
+            pasted = paste(masks[0][index][there], of_image.boxes, metadata, size)
+            of_image = of_image._replace(masks=pasted)
+        detections.append(of_image)
+    return detections
 
 
 def paste(

@@ -180,7 +180,7 @@ def _checked(
 ) -> list[Difference]:
     file = open_file(path)
     print(f"largest difference between {RUNTIMES[path.suffix]} and the model:", flush=True)
-    found = []
+    differences = []
     for difference in compare(
         model,
         file.run,
@@ -189,13 +189,13 @@ def _checked(
         metadata=file.metadata,
     ):
         print(f"  {difference}", flush=True)
-        found.append(difference)
-    worst = max(found, key=lambda difference: (not difference.equal, difference.largest))
+        differences.append(difference)
+    worst = max(differences, key=lambda difference: (not difference.equal, difference.largest))
     if quantised:
-        return found
+        return differences
     if not worst.equal:
         raise UserError(f"--check: {path} differs from the model by more than rounding at {worst}")
-    limits = f"{TOLERANCE:.0e}" + ("" if worst.found is None else f", masks {MASK_IOU}")
-    alike = any(difference.own is not None for difference in found)
+    limits = f"{TOLERANCE:.0e}" + ("" if worst.detections is None else f", masks {MASK_IOU}")
+    alike = any(difference.of_model is not None for difference in differences)
     print(f"all within {limits}" + (", or as near as one of the two is to itself" * alike))
-    return found
+    return differences

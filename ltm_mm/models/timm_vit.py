@@ -61,10 +61,12 @@ class MergedVisionTransformer(SwappedClass):
             maps = [y.unflatten(1, size).permute(0, 3, 1, 2).contiguous() for y in maps]
         with_prefixes = return_prefix_tokens and count > 0
         if output_dict:
-            found: dict[str, list | Tensor] = {"image_intermediates": maps}
+            features: dict[str, list | Tensor] = {"image_intermediates": maps}
             if with_prefixes:
-                found["image_intermediates_prefix"] = prefixes
-            return found if intermediates_only else found | {"image_features": self.norm(taken[-1])}
+                features["image_intermediates_prefix"] = prefixes
+            if not intermediates_only:
+                features["image_features"] = self.norm(taken[-1])
+            return features
         pairs = list(zip(maps, prefixes, strict=True)) if with_prefixes else maps
         return pairs if intermediates_only else (self.norm(taken[-1]), pairs)
 

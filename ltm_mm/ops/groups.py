@@ -60,11 +60,11 @@ def flat_index(group_index: Tensor, count: int) -> Tensor:
 
 def full_precision(x: Tensor) -> AbstractContextManager:
     """Autocast off: similarities and means lose too much in half precision."""
-    kind = x.device.type
-    if kind == "meta":  # nothing is computed there, and autocast does not know it
+    device_type = x.device.type
+    if device_type == "meta":  # nothing is computed there, and autocast does not know it
         return nullcontext()
-    active = torch.is_autocast_enabled(kind)
-    return torch.autocast(kind, enabled=False) if active else nullcontext()
+    active = torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, enabled=False) if active else nullcontext()
 
 
 def by_index(x: Tensor) -> bool:

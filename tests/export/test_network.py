@@ -122,7 +122,7 @@ def test_sizes_and_outputs_of_a_backbone(tmp_path):
 
 
 def test_a_file_that_differs_is_refused(monkeypatch, tmp_path):
-    worse = Difference(1, SIZE, 0.5, own=Difference(1, SIZE, 0.1))
+    worse = Difference(1, SIZE, 0.5, of_model=Difference(1, SIZE, 0.1))
     monkeypatch.setattr("ltm_mm.export.network.compare", lambda *_, **__: [worse])
     with pytest.raises(UserError, match="differs from the model by more than rounding at batch 1"):
         ltm_mm.export(nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 40, 40), tmp_path / "a.pt2")

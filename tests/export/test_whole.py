@@ -77,9 +77,9 @@ def test_files_are_the_model(name, keep, format, tmp_path_factory):
     found = list(compare(whole, open_file(path).run, [TRACED, *OTHERS], batches=(1, 2)))
     assert len(found) == 8
     for difference in found:
-        assert difference.own is None, difference  # not only as near as the model is to itself
+        assert difference.of_model is None, difference  # not only as near as the model is to itself
         assert difference.lost == 0
-        assert difference.found is None or difference.found > 5
+        assert difference.detections is None or difference.detections > 5
 
 
 class Boxes(nn.Module):

@@ -167,16 +167,16 @@ def average_precision(
     Raises:
         ImportError: if pycocotools is missing.
     """
-    kinds = {"box": "bbox"}
+    iou_types = {"box": "bbox"}
     if any(one.masks is not None for one in plain):
-        kinds["mask"] = "segm"
+        iou_types["mask"] = "segm"
     truth = [one for k, p in enumerate(plain) for one in _entries(p, k + 1, confident)]
     predicted = [one for k, o in enumerate(other) for one in _entries(o, k + 1, 0.0)]
     measures = {}
-    for name, kind in kinds.items():
-        precision, small = (round(ap, 9) for ap in _coco(truth, predicted, kind, len(plain)))
+    for name, iou_type in iou_types.items():
+        precision, small = (round(ap, 9) for ap in _coco(truth, predicted, iou_type, len(plain)))
         measures[f"{name} AP"] = precision
-        if kind == "bbox":
+        if iou_type == "bbox":
             measures["box AP small"] = small
     return measures
 
@@ -204,14 +204,17 @@ def _entries(instances: "Instances", photo: int, least: float) -> list[dict]:
     return entries
 
 
-def _coco(truth: list[dict], predicted: list[dict], kind: str, photos: int) -> tuple[float, float]:
+def _coco(
+    truth: list[dict], predicted: list[dict], iou_type: str, photos: int
+) -> tuple[float, float]:
     """AP, and AP of small objects, by COCO's evaluation; it divides with a rest of 1e-16."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     # What has no area has no IoU: not even with itself.
     truth, predicted = (
-        [dict(entry) for entry in entries if _solid(entry, kind)] for entries in (truth, predicted)
+        [dict(entry) for entry in entries if _solid(entry, iou_type)]
+        for entries in (truth, predicted)
     )
     for number, entry in enumerate((*truth, *predicted)):
         entry["id"] = number + 1
@@ -227,7 +230,7 @@ def _coco(truth: list[dict], predicted: list[dict], kind: str, photos: int) -> t
                 annotations=entries,
             )
             one.createIndex()
-        evaluation = COCOeval(*data, kind)
+        evaluation = COCOeval(*data, iou_type)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -235,8 +238,8 @@ def _coco(truth: list[dict], predicted: list[dict], kind: str, photos: int) -> t
     return whole, small if small >= 0 else float("nan")
 
 
-def _solid(entry: dict, kind: str) -> bool:
-    if kind == "bbox":
+def _solid(entry: dict, iou_type: str) -> bool:
+    if iou_type == "bbox":
         return min(entry["bbox"][2:]) > 0
     from pycocotools import mask as coco_mask
 

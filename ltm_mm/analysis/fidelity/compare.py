@@ -396,8 +396,8 @@ def _measure_fidelity(
                     steady[number] = steady[number] or tally_of(true)
                     steady[number].add(other, decide(plain_output(again), plain))
             bar.update()
-    for candidate, found, tally in zip(candidates, errors, tallies, strict=True):
-        candidate.row.errors = [sum(one) / len(one) for one in zip(*found, strict=True)]
+    for candidate, of_photos, tally in zip(candidates, errors, tallies, strict=True):
+        candidate.row.errors = [sum(one) / len(one) for one in zip(*of_photos, strict=True)]
         candidate.row.agreement = {} if tally is None else tally.measures()
     for candidate, tally in zip(candidates, steady, strict=True):
         if tally is not None:

@@ -144,7 +144,7 @@ def to_counts(units: Sequence[Entry], whole: Plan) -> Plan:
 
 def to_keep(counts: Plan, whole: Plan) -> Keep:
     """Counts as ``keep`` takes them; None if nothing is merged."""
-    entries = [_entry(stage, own) for stage, own in zip(counts, whole, strict=True)]
+    entries = [_entry(stage, all_tokens) for stage, all_tokens in zip(counts, whole, strict=True)]
     return tuple(entries) if any(entry is not None for entry in entries) else None
 
 
