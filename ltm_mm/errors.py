@@ -1,4 +1,4 @@
-"""A mistake in the input ends in one clear line (ours).
+"""A mistake in the input ends in one clear line.
 
 Everything the tools do runs inside :func:`clean_errors`. Our own code raises
 :class:`UserError` or a ValueError with a full sentence; what mmengine, mmdet, mmseg and

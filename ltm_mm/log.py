@@ -1,4 +1,4 @@
-"""What the tools print: the lines about data, model, progress and results, without the rest (ours).
+"""What the tools print: the lines about data, model, progress and results, without the rest.
 
 The log file in the work dir keeps everything, and ``--debug`` prints everything.
 """

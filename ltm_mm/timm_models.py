@@ -1,4 +1,4 @@
-"""Merging classifiers and feature extractors under names of timm's registry (ours).
+"""Merging classifiers and feature extractors under names of timm's registry.
 
     import ltm_mm.timm_models
     timm.create_model("ltm_swin_tiny", pretrained=True, keep="balanced")

@@ -1,4 +1,4 @@
-"""Token merging on a model in memory, whoever built it: put it on, take it off (ours)."""
+"""Token merging on a model in memory, whoever built it: put it on, take it off."""
 
 from .apply import apply, is_applied, remove
 

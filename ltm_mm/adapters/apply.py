@@ -1,4 +1,4 @@
-"""Token merging on a model in memory: put it on, take it off (ours).
+"""Token merging on a model in memory: put it on, take it off.
 
 Nothing in the model is replaced: blocks of stages that merge swap their class for one that
 runs on merged tokens, and reads the block's own layers in every pass.

@@ -1,4 +1,4 @@
-"""Where a model has what can merge, family by family (ours)."""
+"""Where a model has what can merge, family by family."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""mmdet's, mmseg's and mmpretrain's Swin blocks as ours (ours)."""
+"""mmdet's, mmseg's and mmpretrain's Swin blocks as ours."""
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint

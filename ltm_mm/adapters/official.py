@@ -1,4 +1,4 @@
-"""The authors' Swin and Swin V2 blocks as ours, into whatever repository they were copied (ours).
+"""The authors' Swin and Swin V2 blocks as ours, into whatever repository they were copied.
 
 Source of the facts: microsoft/Swin-Transformer (MIT), its detection and segmentation forks, and
 Mask2Former's ``modeling/backbone/swin.py``. The blocks are known by how they are built.

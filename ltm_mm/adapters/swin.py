@@ -1,4 +1,4 @@
-"""What the Swin blocks of all libraries have in common on merged tokens (ours)."""
+"""What the Swin blocks of all libraries have in common on merged tokens."""
 
 from collections.abc import Callable
 

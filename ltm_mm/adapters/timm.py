@@ -1,4 +1,4 @@
-"""timm's Swin blocks as ours (ours)."""
+"""timm's Swin blocks as ours."""
 
 from dataclasses import replace
 

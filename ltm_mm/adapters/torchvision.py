@@ -1,4 +1,4 @@
-"""torchvision's Swin and Swin V2 blocks as ours (ours)."""
+"""torchvision's Swin and Swin V2 blocks as ours."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Swin blocks of Hugging Face's transformers as ours (ours).
+"""Swin blocks of Hugging Face's transformers as ours.
 
 Blocks are known by how they are built: Swin's of transformers 5 (``q_proj``, ``o_proj``), and
 those with ``attention.self`` and ``attention.output`` (MaskFormer's, Donut's, Swin V2's). Models

@@ -1,4 +1,4 @@
-"""Bring a checkpoint into a backbone's names and sizes, or say why it cannot be (ours)."""
+"""Bring a checkpoint into a backbone's names and sizes, or say why it cannot be."""
 
 import logging
 import math

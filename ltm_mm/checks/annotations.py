@@ -1,4 +1,4 @@
-"""Whether the annotations that pipelines load are those that the model is trained on (ours)."""
+"""Whether the annotations that pipelines load are those that the model is trained on."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What is wrong with a COCO annotation file, found while mmdet reads it (ours).
+"""What is wrong with a COCO annotation file, found while mmdet reads it.
 
 mmdet leaves a box without area out, numbers labels by the file's order, and keeps the last of two
 entries of one id, all without a word; what else is missing ends in a KeyError, at times after an

@@ -1,4 +1,4 @@
-"""Whether a model's parts fit the classes and one another (ours)."""
+"""Whether a model's parts fit the classes and one another."""
 
 import re
 from collections.abc import Iterator, Sequence

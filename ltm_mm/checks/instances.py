@@ -1,4 +1,4 @@
-"""Whether a detector's data set, its annotation file, its metric and the model agree (ours).
+"""Whether a detector's data set, its annotation file, its metric and the model agree.
 
 mmdet numbers labels in the order in which the *file* lists the categories, whatever the order of
 ``metainfo.classes``; names come from the latter. So both orders must be one, in every split.

@@ -1,4 +1,4 @@
-"""Whether label maps fit their images and the classes of a segmentor's data set (ours)."""
+"""Whether label maps fit their images and the classes of a segmentor's data set."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

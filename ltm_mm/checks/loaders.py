@@ -1,4 +1,4 @@
-"""Build data loaders so that what is wrong with a data set is said at once (ours)."""
+"""Build data loaders so that what is wrong with a data set is said at once."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""What is wrong with the 'segmentation' of a COCO annotation (ours).
+"""What is wrong with the 'segmentation' of a COCO annotation.
 
 pycocotools says nothing about a run-length code of fewer pixels than its image: the rest of the
 mask is then whatever the memory held.

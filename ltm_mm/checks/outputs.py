@@ -1,4 +1,4 @@
-"""Refuse an output that cannot be written, before hours of work and not after (ours)."""
+"""Refuse an output that cannot be written, before hours of work and not after."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Do something on the way without changing what is drawn at random afterwards (ours)."""
+"""Do something on the way without changing what is drawn at random afterwards."""
 
 import random
 from collections.abc import Iterator

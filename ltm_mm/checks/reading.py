@@ -1,4 +1,4 @@
-"""Name the file that a pipeline's loading step cannot read; skip it while training (ours)."""
+"""Name the file that a pipeline's loading step cannot read; skip it while training."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""mmcv without a compiler (ours): the import hook that finds the fallback for its ops.
+"""mmcv without a compiler: the import hook that finds the fallback for its ops.
 
 mmcv's op modules ask ``mmcv._ext``, a compiled extension, for their functions when they are
 imported. A finder at the *end* of ``sys.meta_path`` is asked for ``mmcv._ext`` only after the

@@ -1,4 +1,4 @@
-"""Deformable attention and convolution as mmcv's ``_ext`` offers them (ours).
+"""Deformable attention and convolution as mmcv's ``_ext`` offers them.
 
 Attention (Zhu et al., ICLR 2021) goes through mmcv's own PyTorch version, which
 mmcv itself uses only on the CPU; convolution (Dai et al., ICCV 2017; Zhu et al.,

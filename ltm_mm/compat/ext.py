@@ -1,4 +1,4 @@
-"""The fallback for ``mmcv._ext`` (ours): executed under that name by the finder.
+"""The fallback for ``mmcv._ext``: executed under that name by the finder.
 
 Its functions have the signatures that mmcv's op modules call: results are
 written into tensors that the caller made. What is not served here answers with

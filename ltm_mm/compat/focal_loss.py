@@ -1,4 +1,4 @@
-"""Focal losses (Lin et al., ICCV 2017) as mmcv's ``_ext`` offers them (ours).
+"""Focal losses (Lin et al., ICCV 2017) as mmcv's ``_ext`` offers them.
 
 Both take an optional weight per class, indexed by the *target* class as in mmcv;
 an empty tensor stands for none. The arithmetic is done in at least float32.

@@ -1,4 +1,4 @@
-"""Non-maximum suppression as mmcv's ``_ext`` offers it (ours, over torchvision).
+"""Non-maximum suppression as mmcv's ``_ext`` offers it, over torchvision.
 
 Score thresholds, ``max_num`` and the per-class shift of ``batched_nms`` are done
 by mmcv itself, in Python, around these functions.

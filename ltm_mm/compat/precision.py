@@ -1,4 +1,4 @@
-"""The dtype in which the fallback computes (ours)."""
+"""The dtype in which the fallback computes."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""RoIAlign as mmcv's ``_ext`` offers it (ours, over torchvision's kernels)."""
+"""RoIAlign as mmcv's ``_ext`` offers it, over torchvision's kernels."""
 
 import torch
 import torchvision  # noqa: F401  (registers torch.ops.torchvision)

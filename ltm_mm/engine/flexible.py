@@ -1,4 +1,4 @@
-"""mmengine's ``FlexibleRunner``: one device, DDP, or FSDP, which spreads a model over ranks (ours).
+"""mmengine's ``FlexibleRunner``: one device, DDP, or FSDP, which spreads a model over ranks.
 
 It builds its model when training starts. Here it is built at once, so that data, checkpoints and
 hooks are looked at before the first step as with the ordinary runner.

@@ -1,4 +1,4 @@
-"""The information-bottleneck loss on any detector or segmentor, by configuration (ours)."""
+"""The information-bottleneck loss on any detector or segmentor, by configuration."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

@@ -1,4 +1,4 @@
-"""Which blocks of a model merge tokens, whatever detector or segmentor it is (ours)."""
+"""Which blocks of a model merge tokens, whatever detector or segmentor it is."""
 
 import re
 from collections.abc import Sequence

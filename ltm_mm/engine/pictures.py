@@ -1,4 +1,4 @@
-"""Write what a test predicts, image by image, under names that no two images share (ours)."""
+"""Write what a test predicts, image by image, under names that no two images share."""
 
 import inspect
 import logging

@@ -1,4 +1,4 @@
-"""Measures of merging during validation and testing (ours)."""
+"""Measures of merging during validation and testing."""
 
 from collections import defaultdict
 from contextlib import ExitStack

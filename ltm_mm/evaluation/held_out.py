@@ -1,4 +1,4 @@
-"""The information bottleneck of tokens that were not trained on (ours)."""
+"""The information bottleneck of tokens that were not trained on."""
 
 import torch
 import torch.nn.functional as F

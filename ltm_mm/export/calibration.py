@@ -1,4 +1,4 @@
-"""Images of a config's own test data, as a file takes them (ours)."""
+"""Images of a config's own test data, as a file takes them."""
 
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, init_default_scope

@@ -1,4 +1,4 @@
-"""Exported files as models of mmdet and mmseg, for the configs' own evaluators (ours)."""
+"""Exported files as models of mmdet and mmseg, for the configs' own evaluators."""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache

@@ -1,4 +1,4 @@
-"""Exported files, opened and run on the CPU: ONNX, OpenVINO and torch.export (ours)."""
+"""Exported files, opened and run on the CPU: ONNX, OpenVINO and torch.export."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""What a file says of itself, so that it alone is enough to run it (ours).
+"""What a file says of itself, so that it alone is enough to run it.
 
 One entry per key, each in JSON: ONNX's ``metadata_props``; the same as one JSON object in
 OpenVINO's ``rt_info`` (``ltm_mm``, ``about``), and in ``ltm_mm.json`` inside a ``.pt2`` file.

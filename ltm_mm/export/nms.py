@@ -1,4 +1,4 @@
-"""Non-maximum suppression as one operator, which each format has its own form of (ours)."""
+"""Non-maximum suppression as one operator, which each format has its own form of."""
 
 import torch
 import torchvision

@@ -1,4 +1,4 @@
-"""Pooling and resizing that a program for all sizes, and every runtime, can hold (ours)."""
+"""Pooling and resizing that a program for all sizes, and every runtime, can hold."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""Where the time of an exported file goes, by the parts of the model that it came from (ours).
+"""Where the time of an exported file goes, by the parts of the model that it came from.
 
 What is computed has the name of its module in the file, see :mod:`.onnx`, and each runtime has
 a profiler of its own, which knows the names.

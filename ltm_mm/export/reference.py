@@ -1,4 +1,4 @@
-"""What the model itself finds on the images that an exported file is compared on (ours)."""
+"""What the model itself finds on the images that an exported file is compared on."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

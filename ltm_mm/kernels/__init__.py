@@ -1,4 +1,4 @@
-"""What makes plain layers and windows fast on a CPU; one switch turns all of it off (ours)."""
+"""What makes plain layers and windows fast on a CPU; one switch turns all of it off."""
 
 from .attention import window_attention
 from .conv import ConvNormAct, fold_convs

@@ -1,4 +1,4 @@
-"""Convolution, batch normalisation and activation in one pass on the CPU (ours)."""
+"""Convolution, batch normalisation and activation in one pass on the CPU."""
 
 import torch
 from torch import Tensor, nn

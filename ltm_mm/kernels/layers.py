@@ -1,4 +1,4 @@
-"""Plain layers on the kernels, whoever built them (ours)."""
+"""Plain layers on the kernels, whoever built them."""
 
 import torch
 import torch.nn.functional as F

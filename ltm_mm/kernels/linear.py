@@ -1,4 +1,4 @@
-"""Linear layers on the CPU through oneDNN (ours).
+"""Linear layers on the CPU through oneDNN.
 
 PyTorch gives single-precision linear layers on x86 to MKL, but brings oneDNN's as well
 (``torch.compile`` uses it). That one takes the widest vector instructions of processors

@@ -1,4 +1,4 @@
-"""The MLP of a transformer block on the CPU, some rows at a time (ours).
+"""The MLP of a transformer block on the CPU, some rows at a time.
 
 The hidden layer is four times as wide as the tokens and by far the largest tensor of a
 transformer. Worked on in chunks it stays in the cache, and it is not kept for the backward

@@ -1,4 +1,4 @@
-"""One switch for all kernels of this package (ours).
+"""One switch for all kernels of this package.
 
 With it off, or where oneDNN does not take the tensors, the same results come from PyTorch's
 layers: the method knows nothing of this package's kernels.

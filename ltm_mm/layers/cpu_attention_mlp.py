@@ -1,4 +1,4 @@
-"""Attention and MLP of plain transformer blocks on the fast path of ``kernels`` (ours).
+"""Attention and MLP of plain transformer blocks on the fast path of ``kernels``.
 
 A module's class is swapped, see :mod:`.swap_class`: it computes what it computed. What is built
 otherwise (gated attention, SwiGLU, ...) stays as it is.

@@ -1,4 +1,4 @@
-"""Swapping a module's class, so that it runs otherwise and is the same object (ours).
+"""Swapping a module's class, so that it runs otherwise and is the same object.
 
 Parameters, names, hooks, and whoever holds the module stay. Copies and pickles keep the class.
 """

@@ -1,4 +1,4 @@
-"""Reading the merges of a forward pass, for losses, statistics and pictures (ours)."""
+"""Reading the merges of a forward pass, for losses, statistics and pictures."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

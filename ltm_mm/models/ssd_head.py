@@ -1,4 +1,4 @@
-"""mmdet's SSDHead, able to predict (ours).
+"""mmdet's SSDHead, able to predict.
 
 From 3.1 on mmdet asks every dense head for its ``loss_cls`` when it predicts, and SSDHead
 has none (open-mmlab/mmdetection#11063).

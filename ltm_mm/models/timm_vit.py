@@ -1,4 +1,4 @@
-"""Merging inside timm's own ViT classifier (ours).
+"""Merging inside timm's own ViT classifier.
 
 timm's blocks know neither the size of their grid nor each other, so the model's class is
 swapped, too: its two forward passes run all blocks at once, with the grid's size.

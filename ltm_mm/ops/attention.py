@@ -1,4 +1,4 @@
-"""PyTorch's attention, in a form that can be exported for all sizes (ours)."""
+"""PyTorch's attention, in a form that can be exported for all sizes."""
 
 import torch
 import torch.nn.functional as F

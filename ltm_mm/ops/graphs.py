@@ -1,4 +1,4 @@
-"""What has to be written otherwise in compiled and exported graphs (ours)."""
+"""What has to be written otherwise in compiled and exported graphs."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Sums over groups of tokens, and the way back from a group to its tokens (ours).
+"""Sums over groups of tokens, and the way back from a group to its tokens.
 
 Letters: N tokens and P groups per set (a window, or a whole image), C channels.
 """

@@ -2,7 +2,7 @@
 
 Source: Swin's cyclic shift (Liu et al., ICCV 2021, section 3.2). A window's mask
 depends only on whether it lies in the last row and in the last column, so there
-are four masks for every grid, whatever its size (ours).
+are four masks for every grid, whatever its size.
 """
 
 import torch

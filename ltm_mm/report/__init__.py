@@ -1,4 +1,4 @@
-"""One HTML page about one or several runs: what ``tools/report.py`` writes (ours)."""
+"""One HTML page about one or several runs: what ``tools/report.py`` writes."""
 
 from .page import write_report
 from .work_dir import Run, read_run

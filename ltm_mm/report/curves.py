@@ -1,4 +1,4 @@
-"""Loss and metric curves of runs, as SVG (ours)."""
+"""Loss and metric curves of runs, as SVG."""
 
 import io
 from collections.abc import Sequence

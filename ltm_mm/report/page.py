@@ -1,4 +1,4 @@
-"""Put a page together and write it (ours)."""
+"""Put a page together and write it."""
 
 import datetime
 import shlex

@@ -1,4 +1,4 @@
-"""Pictures of a run for the page: predictions without and with merging, merge maps (ours)."""
+"""Pictures of a run for the page: predictions without and with merging, merge maps."""
 
 import base64
 import io

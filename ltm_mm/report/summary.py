@@ -1,4 +1,4 @@
-"""A run's config in a few lines, and its metrics under readable names (ours)."""
+"""A run's config in a few lines, and its metrics under readable names."""
 
 import inspect
 import re

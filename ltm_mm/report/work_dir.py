@@ -1,4 +1,4 @@
-"""Read what a run left in its work dir: config, curves, metrics, checkpoint, commands (ours).
+"""Read what a run left in its work dir: config, curves, metrics, checkpoint, commands.
 
 mmengine's layout, which the tools here and mmdet's and mmseg's own write::
 

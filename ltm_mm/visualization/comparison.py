@@ -1,4 +1,4 @@
-"""Predictions of the plain and the merging model side by side, differences marked (ours)."""
+"""Predictions of the plain and the merging model side by side, differences marked."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Pictures of what merging does, of the same images all through a training (ours)."""
+"""Pictures of what merging does, of the same images all through a training."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What a model's merges did to an image: which pixels share a merged token (ours)."""
+"""What a model's merges did to an image: which pixels share a merged token."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Draws what merging does to an image: runs both models and makes the figures (ours)."""
+"""Draws what merging does to an image: runs both models and makes the figures."""
 
 import os
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What merging did to an image: merge maps, and which pixels share a token with some (ours)."""
+"""What merging did to an image: merge maps, and which pixels share a token with some."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

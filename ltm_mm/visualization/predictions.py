@@ -1,4 +1,4 @@
-"""Where the predictions of a plain and a merging model differ (ours)."""
+"""Where the predictions of a plain and a merging model differ."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What a benchmark compares: models of a config, of a plan, of mmdet or of timm (ours)."""
+"""What a benchmark compares: models of a config, of a plan, of mmdet or of timm."""
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy

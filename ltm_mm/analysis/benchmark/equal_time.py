@@ -1,4 +1,4 @@
-"""The plain model on a smaller image that takes as long as merging does (ours).
+"""The plain model on a smaller image that takes as long as merging does.
 
 Merging has to be better than that: making the image smaller is free to everyone.
 """

@@ -1,4 +1,4 @@
-"""Multiply-accumulates of a model, with what happens inside attention and merging (ours).
+"""Multiply-accumulates of a model, with what happens inside attention and merging.
 
 The unit is the multiply-accumulate (MAC), which most of the literature calls FLOP: its
 "4.5 GFLOPs" of Swin-T at 224 x 224 are MACs. PyTorch's counter, on which this stands,

@@ -1,4 +1,4 @@
-"""Time and memory of models side by side, so that a ratio can be trusted (ours).
+"""Time and memory of models side by side, so that a ratio can be trusted.
 
 Machines drift: clocks throttle, neighbours come and go. So models take turns in one
 process, and a ratio is taken within each round before the median is.

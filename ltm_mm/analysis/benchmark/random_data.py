@@ -1,4 +1,4 @@
-"""Random images with random annotations, ready for a built mmdet or mmseg model (ours)."""
+"""Random images with random annotations, ready for a built mmdet or mmseg model."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""What a benchmark found: rows, tables, and a file with every figure (ours)."""
+"""What a benchmark found: rows, tables, and a file with every figure."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Exported files timed beside the models that they came from (ours)."""
+"""Exported files timed beside the models that they came from."""
 
 import tempfile
 from collections.abc import Callable, Sequence

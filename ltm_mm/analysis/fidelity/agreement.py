@@ -1,4 +1,4 @@
-"""How far a model's maps and predictions are from the plain model's, without labels (ours).
+"""How far a model's maps and predictions are from the plain model's, without labels.
 
 Maps are compared by their relative error, predictions by how much of the plain model's stays.
 """

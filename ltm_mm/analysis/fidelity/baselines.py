@@ -1,4 +1,4 @@
-"""What merging is measured beside: area pooling of the same tokens, and ToMe (ours).
+"""What merging is measured beside: area pooling of the same tokens, and ToMe.
 
 Source: ToMe is Bolya et al., ICLR 2023, arXiv 2210.09461; the code here is our own (theirs is
 CC-BY-NC), and the residual unmerging after it is ours.

@@ -1,4 +1,4 @@
-"""What merging would change in a model, on photos without labels (ours)."""
+"""What merging would change in a model, on photos without labels."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence

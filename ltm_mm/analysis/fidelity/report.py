@@ -1,4 +1,4 @@
-"""What was found of a model's fidelity: rows, a table, a picture, and a file (ours)."""
+"""What was found of a model's fidelity: rows, a table, a picture, and a file."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What ``tools/fidelity.py`` does: a config's model on a folder of photos (ours)."""
+"""What ``tools/fidelity.py`` does: a config's model on a folder of photos."""
 
 import math
 import numbers

@@ -1,4 +1,4 @@
-"""Time and error of every unit of a model and each way to merge in it (ours)."""
+"""Time and error of every unit of a model and each way to merge in it."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Whole models as networks of one tensor, one file per kind of head (ours)."""
+"""Whole models as networks of one tensor, one file per kind of head."""
 
 from torch import nn
 

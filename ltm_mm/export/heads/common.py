@@ -1,4 +1,4 @@
-"""What the heads share: images padded inside, and fixed numbers of boxes (ours).
+"""What the heads share: images padded inside, and fixed numbers of boxes.
 
 A program for all sizes cannot return as many boxes as it finds. Every choice is therefore
 a top-k of a constant k; a place that no box fills has score ``NONE`` inside, and score 0,

@@ -1,4 +1,4 @@
-"""Deformable attention over maps of any size (ours; follows Zhu et al., ICLR 2021).
+"""Deformable attention over maps of any size (follows Zhu et al., ICLR 2021).
 
 mmcv and mmdet hand the sizes of the maps on in a tensor, whose numbers a program cannot use
 as sizes. Here they stay sizes: a list of (height, width).

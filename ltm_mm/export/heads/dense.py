@@ -1,4 +1,4 @@
-"""One-stage detectors and region proposals: boxes of all places of all levels (ours).
+"""One-stage detectors and region proposals: boxes of all places of all levels.
 
 Follows ``BaseDenseHead``, ``GFLHead`` and ``RPNHead`` of mmdet in what is kept.
 """

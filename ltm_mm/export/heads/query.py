@@ -1,4 +1,4 @@
-"""DINO, Deformable DETR, Mask2Former and MaskFormer (ours; follows mmdet in what is kept)."""
+"""DINO, Deformable DETR, Mask2Former and MaskFormer (follows mmdet in what is kept)."""
 
 from collections.abc import Sequence
 from unittest.mock import patch

@@ -1,4 +1,4 @@
-"""mmseg's segmentors: images in, logits of the same size out (ours)."""
+"""mmseg's segmentors: images in, logits of the same size out."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""Faster, Mask and Cascade R-CNN (ours; follows mmdet's roi heads in what is kept)."""
+"""Faster, Mask and Cascade R-CNN (follows mmdet's roi heads in what is kept)."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What all backbones here share: the contract of an OpenMMLab backbone (ours)."""
+"""What all backbones here share: the contract of an OpenMMLab backbone."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Ground-truth classes of merged tokens, from what mmdet and mmseg put into a batch (ours).
+"""Ground-truth classes of merged tokens, from what mmdet and mmseg put into a batch.
 
 Pixels get a class from instance masks, else from boxes, else from a semantic map; a merged token
 gets the class that most pixels of its tokens have.

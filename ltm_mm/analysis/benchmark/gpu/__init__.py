@@ -1,1 +1,1 @@
-"""All measurements of a GPU in one go, each part in a process of its own (ours)."""
+"""All measurements of a GPU in one go, each part in a process of its own."""

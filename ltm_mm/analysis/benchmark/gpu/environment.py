@@ -1,4 +1,4 @@
-"""What figures were measured on: software, and what the device can do at most (ours)."""
+"""What figures were measured on: software, and what the device can do at most."""
 
 import importlib.metadata
 import warnings

@@ -1,4 +1,4 @@
-"""What ``tools/gpu_benchmark.py`` does: parts one by one, each in a process of its own (ours).
+"""What ``tools/gpu_benchmark.py`` does: parts one by one, each in a process of its own.
 
 A part that crashes, hangs or poisons the device's context costs itself alone. Figures are written
 cell by cell, so that what was measured is kept whatever happens after it.

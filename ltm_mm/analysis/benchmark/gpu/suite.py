@@ -1,4 +1,4 @@
-"""``make test-gpu``, as a part of the measurements (ours)."""
+"""``make test-gpu``, as a part of the measurements."""
 
 import re
 import subprocess

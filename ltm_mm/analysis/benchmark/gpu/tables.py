@@ -1,4 +1,4 @@
-"""The tables of all parts' files, for docs/benchmarks.md (ours)."""
+"""The tables of all parts' files, for docs/benchmarks.md."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
