@@ -108,18 +108,3 @@ def mutual_information(joint: Tensor) -> Tensor:
     """
     independent = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
     return (torch.xlogy(joint, joint) - torch.xlogy(joint, independent)).sum()
-
-
-def token_information(p: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """I(A;X) and I(A;Y) of the tokens at hand, each token being one value of X.
-
-    Args:
-        p: assignment ``(n, A)``.
-        labels: ``(n,)`` int64 in 0..num_classes-1.
-        num_classes: K.
-
-    Returns:
-        Two scalars, in nats; the second is never greater.
-    """
-    with_class = F.one_hot(labels, num_classes).to(p.dtype).t() @ p  # (K, A)
-    return mutual_information(p / len(p)), mutual_information(with_class / len(p))
