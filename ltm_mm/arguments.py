@@ -17,6 +17,9 @@ KEEP = (
 CONFIG = "a file, or a config of an installed package: mmdet::PATH, mmseg::PATH"
 # Sources that tools which need no training take.
 CONFIG_OR_BACKBONE = f"{CONFIG}, or a backbone of ours: {NAMED}"
+CHECKPOINT_OR_EXPORTED = (
+    "a trained model's file, with or without merging; or an exported .onnx, .xml or .pt2 file"
+)
 
 
 class ConfigOptions(argparse.Action):
@@ -75,6 +78,8 @@ SHARED: dict[str, dict] = {
     "--score-thr": dict(type=float, default=0.3, help="draw objects from this score on [0.3]"),
     "--out": dict(metavar="DIR", help="JSON and picture [%(default)s]"),
     "--launcher": dict(choices=["none", "pytorch", "slurm", "mpi"], default="none"),
+    # torchrun says it through the environment.
+    "--local_rank": dict(type=int, help=argparse.SUPPRESS, default=argparse.SUPPRESS),
     "--debug": dict(action="store_true", help="show the traceback of an error, and all of the log"),
 }
 

@@ -1,8 +1,11 @@
 """Shared set-up: `ltm_mm` before mmdet (for the fallback of mmcv's ops), fixed seeds, real data."""
 
+import importlib.util
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import ltm_mm  # noqa: F401  isort: skip  (before any mmdet import)
 
@@ -11,6 +14,29 @@ import torch
 from mmengine.utils import ManagerMixin
 
 ROOT = Path(__file__).parent.parent
+
+
+def load_file(path: str | Path) -> ModuleType:
+    """A Python file of the repository that belongs to no package, as a module."""
+    before = list(sys.path)
+    spec = importlib.util.spec_from_file_location(f"file_{Path(path).stem}", ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path[:] = before
+    return module
+
+
+def tool_runner(name: str, patch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``main`` of a file in ``tools/``, called with the arguments of a command line."""
+    module = load_file(f"tools/{name}.py")
+
+    def run(*args: object) -> None:
+        patch.setattr(sys, "argv", [f"tools/{name}.py", *map(str, args)])
+        module.main()
+
+    return run
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ Here, in seconds: every command's words are read by the tool's own parser, every
 target is there, every Python example runs. ``tests/test_commands.py`` (slow) runs the commands.
 """
 
-import importlib.util
 import re
 import shlex
 import subprocess
@@ -14,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.conftest import ROOT, load_file
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -41,14 +41,7 @@ def words_of(command: str) -> list[str]:
 
 def parser_of(tool: Path) -> Callable | None:
     """``parse_args`` of a tool; None if it takes no arguments."""
-    before = list(sys.path)
-    spec = importlib.util.spec_from_file_location(f"tool_{tool.stem}", tool)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.path[:] = before
-    return getattr(module, "parse_args", None)
+    return getattr(load_file(tool), "parse_args", None)
 
 
 @pytest.mark.parametrize("command", commands(), ids=lambda command: command[:90])

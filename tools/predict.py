@@ -7,7 +7,7 @@ import ltm_mm  # noqa: F401  isort: skip  (first: it provides mmcv's ops where t
 
 import argparse
 
-from ltm_mm.arguments import Parser
+from ltm_mm.arguments import CHECKPOINT_OR_EXPORTED, Parser
 from ltm_mm.errors import clean_errors
 
 
@@ -16,11 +16,7 @@ def parse_args() -> argparse.Namespace:
     parser = Parser("Predict on photos, folders and videos")
     add = parser.add
     add("config")
-    add(
-        "checkpoint",
-        help="a trained model's file, with or without merging; or an exported .onnx, .xml or .pt2 "
-        "file",
-    )
+    add("checkpoint", help=CHECKPOINT_OR_EXPORTED)
     add("sources", nargs="+", metavar="photo", help="photos, folders of photos, videos")
     add("--out-dir", metavar="DIR", help="for the results [work_dirs/<config's name>/predict]")
     add("--batch-size", type=int, default=1, metavar="N", help="photos at once, of one size [1]")

@@ -7,7 +7,7 @@ import ltm_mm  # noqa: F401  isort: skip  (first: it provides mmcv's ops where t
 
 import argparse
 
-from ltm_mm.arguments import Parser
+from ltm_mm.arguments import CHECKPOINT_OR_EXPORTED, Parser
 from ltm_mm.errors import clean_errors
 
 
@@ -16,11 +16,7 @@ def parse_args() -> argparse.Namespace:
     parser = Parser("Evaluate a detector or segmentor")
     add = parser.add
     add("config")
-    add(
-        "checkpoint",
-        help="a trained model's file, with or without merging; or an exported .onnx, .xml or .pt2 "
-        "file",
-    )
+    add("checkpoint", help=CHECKPOINT_OR_EXPORTED)
     add("--work-dir", metavar="DIR", help="logs and metrics [work_dirs/<config's name>]")
     add(
         "--out",
@@ -35,8 +31,7 @@ def parse_args() -> argparse.Namespace:
     add("--detail")
     add("--cfg-options")
     add("--launcher")
-    # torchrun says it through the environment.
-    add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS, default=argparse.SUPPRESS)
+    add("--local_rank", "--local-rank")
     return parser.parse_args()
 
 

@@ -39,8 +39,7 @@ def parse_args() -> argparse.Namespace:
     add("--auto-scale-lr", action="store_true", help="scale the learning rate with the batch")
     add("--cfg-options")
     add("--launcher")
-    # torchrun says it through the environment.
-    add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS, default=argparse.SUPPRESS)
+    add("--local_rank", "--local-rank")
     return parser.parse_args()
 
 

@@ -8,7 +8,7 @@ segmentation files of the same authors use these names too, with ``norm0..3`` ad
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
@@ -36,14 +36,28 @@ def convert_swin(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Returns:
         A new dict; reordered tensors are new, the others are shared.
     """
-    out = {}
+    return {
+        key: to_unfold_order(value) if ".downsample." in key else value
+        for key, value in renamed_entries(state_dict, UNUSED, RENAMES)
+    }
+
+
+def renamed_entries(
+    state_dict: Mapping[str, Tensor], unused: re.Pattern, renames: Sequence[tuple[str, str]]
+) -> Iterator[tuple[str, Tensor]]:
+    """Key and value of the entries that are of use, under their new names.
+
+    Args:
+        state_dict: keys without any prefix.
+        unused: matches the keys that are left out.
+        renames: patterns and what they become, one after the other.
+    """
     for key, value in state_dict.items():
-        if UNUSED.search(key):
+        if unused.search(key):
             continue
-        for pattern, name in RENAMES:
+        for pattern, name in renames:
             key = re.sub(pattern, name, key)
-        out[key] = to_unfold_order(value) if ".downsample." in key else value
-    return out
+        yield key, value
 
 
 def to_unfold_order(weight: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from .official import UNUSED, to_unfold_order
+from .official import UNUSED, renamed_entries, to_unfold_order
 
 RENAMES = (
     (r"^features\.0\.0\.", "patch_embed.projection."),
@@ -30,11 +30,7 @@ def convert_swin(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         A new dict; reordered tensors are new, the others are shared.
     """
     out = {}
-    for key, value in state_dict.items():
-        if UNUSED.search(key):
-            continue
-        for pattern, name in RENAMES:
-            key = re.sub(pattern, name, key)
+    for key, value in renamed_entries(state_dict, UNUSED, RENAMES):
         if match := re.match(r"features\.(\d+)\.(.*)", key):
             index = int(match[1])
             key = f"stages.{(index - 1) // 2}.{'blocks' if index % 2 else 'downsample'}.{match[2]}"

@@ -28,6 +28,15 @@ from PIL import Image
 from tqdm import tqdm
 
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
+PALETTE = (
+    (230, 60, 60),
+    (60, 180, 75),
+    (60, 90, 230),
+    (250, 200, 30),
+    (220, 60, 220),
+    (30, 200, 210),
+)
+"""Colour that each class is shown in."""
 SIZE = 160
 """Height and width of an image in pixels."""
 COUNTS = {"train": 500, "val": 100}

@@ -2,7 +2,7 @@
 
 from mmdet.datasets import CocoDataset
 
-from ltm_mm.datasets.shapes import SHAPES, ensure_shapes
+from ltm_mm.datasets.shapes import PALETTE, SHAPES, ensure_shapes
 from ltm_mm.registry import DATASETS
 
 
@@ -20,14 +20,7 @@ class ShapesInstances(CocoDataset):
 
     METAINFO = {
         "classes": SHAPES,
-        "palette": [
-            (230, 60, 60),
-            (60, 180, 75),
-            (60, 90, 230),
-            (250, 200, 30),
-            (220, 60, 220),
-            (30, 200, 210),
-        ],
+        "palette": list(PALETTE),
     }
 
     def __init__(self, *, data_root: str = "data/shapes/", **kwargs) -> None:

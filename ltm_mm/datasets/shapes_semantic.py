@@ -2,7 +2,7 @@
 
 from mmseg.datasets import BaseSegDataset
 
-from ltm_mm.datasets.shapes import SHAPES, ensure_shapes
+from ltm_mm.datasets.shapes import PALETTE, SHAPES, ensure_shapes
 from ltm_mm.registry import DATASETS
 
 
@@ -22,15 +22,7 @@ class ShapesSemantic(BaseSegDataset):
 
     METAINFO = {
         "classes": ("background", *SHAPES),
-        "palette": [
-            (0, 0, 0),
-            (230, 60, 60),
-            (60, 180, 75),
-            (60, 90, 230),
-            (250, 200, 30),
-            (220, 60, 220),
-            (30, 200, 210),
-        ],
+        "palette": [(0, 0, 0), *PALETTE],
     }
 
     def __init__(

@@ -45,6 +45,15 @@ def find_images(source: str) -> list[Path]:
     return files
 
 
+def check_whole(file: Path) -> None:
+    """Raise for a file that breaks off: loaders fill up what is missing with grey."""
+    try:
+        with Image.open(file) as image:
+            image.load()
+    except UnidentifiedImageError:
+        return  # a format that only the pipeline's loader knows
+
+
 def some_images(dataset: "Dataset", count: int) -> list[Path]:
     """Files of images of a data set, evenly spread over it; always the same ones."""
     count = min(count, len(dataset))

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 from mmengine.dataset import Compose
 from numpy.typing import NDArray
-from PIL import Image
 
+from ..engine.photos import check_whole
 from ..errors import PICTURES as PHOTOS
 from ..errors import UserError
 
@@ -119,7 +119,7 @@ class PictureReader:
             return picture
         try:
             loaded = self.load(dict(img_path=str(source), img_id=0, **deepcopy(self.facts)))
-            _check_whole(source)
+            check_whole(source)
         except MemoryError:
             raise
         except Exception:  # each imaging library has its own
@@ -172,12 +172,3 @@ def _rgb(image: NDArray) -> NDArray:
     image = image if image.ndim == 3 else image[..., None]
     image = image.repeat(3, -1) if image.shape[-1] < 3 else image
     return np.ascontiguousarray(image[..., 2::-1].clip(0, 255).astype(np.uint8))
-
-
-def _check_whole(file: Path) -> None:
-    """Raise for a file that breaks off: loaders fill up what is missing with grey."""
-    try:
-        with Image.open(file) as image:
-            image.load()
-    except Image.UnidentifiedImageError:
-        return  # a format that only the pipeline's loader knows

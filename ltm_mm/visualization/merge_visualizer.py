@@ -11,7 +11,7 @@ from mmengine.dataset import Compose
 from PIL import Image
 from torch import nn
 
-from ..engine.photos import unusable
+from ..engine.photos import check_whole, unusable
 from ..engine.predictions import Instances, Prediction, predict
 from ..errors import UserError
 from .comparison import comparison_figure
@@ -136,7 +136,7 @@ class MergeVisualizer:
         named = dict(img_path=str(file), img_id=0, seg_fields=[], reduce_zero_label=False)
         try:
             loaded = self.load(named)
-            _check_whole(file)
+            check_whole(file)
         except MemoryError:
             raise
         except Exception as error:  # each imaging library has its own
@@ -163,12 +163,3 @@ class MergeVisualizer:
         except ValueError as error:
             raise UserError(str(error)) from error
         return Scene(image, view, blocks, self.caption)
-
-
-def _check_whole(file: Path) -> None:
-    """Raise for a file that breaks off: loaders fill up what is missing with grey."""
-    try:
-        with Image.open(file) as image:
-            image.load()
-    except Image.UnidentifiedImageError:
-        return  # a format that only the pipeline's loader knows

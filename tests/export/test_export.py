@@ -1,6 +1,5 @@
 """Exported programs and ONNX files against the model, at sizes they were not traced with."""
 
-import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -18,9 +17,9 @@ from ltm_mm.export.pooling import DynamicAdaptivePooling, antialiased
 from ltm_mm.export.run import export
 from ltm_mm.merging import MASKS
 from ltm_mm.models import LTMEfficientViT, LTMMobileViT, LTMSwin, LTMViT
+from tests.conftest import ROOT, tool_runner
 from tests.models.contract import randomise
 
-ROOT = Path(__file__).parent.parent.parent
 TRACED = (75, 117)
 # Whole windows; none of them whole; one window; upright.
 OTHERS = [(112, 224), (57, 131), (33, 34), (150, 61)]
@@ -145,16 +144,7 @@ def test_a_layer_is_no_whole_model():
 @pytest.fixture
 def tool(monkeypatch):
     """``tools/export.py`` on a command line."""
-    path = ROOT / "tools" / "export.py"
-    spec = importlib.util.spec_from_file_location("export_tool", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    def run(*args: object) -> None:
-        monkeypatch.setattr(sys, "argv", [str(path), *map(str, args)])
-        module.main()
-
-    return run
+    return tool_runner("export", monkeypatch)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from ltm_mm.engine.build import plain_twin
 from ltm_mm.engine.photos import find_images, pipeline_of
 from ltm_mm.errors import UserError, clean_errors
 from ltm_mm.visualization import MergeVisualizer, build_pair, visualize
-from tests.conftest import ROOT
+from tests.conftest import ROOT, load_file
 
 DETECTOR = str(ROOT / "configs" / "ltm_swin_maskrcnn_shapes.py")
 SEGMENTOR = str(ROOT / "configs" / "ltm_efficientvit_upernet_shapes.py")
@@ -266,14 +266,7 @@ def test_options_may_stand_anywhere(
 @pytest.fixture
 def tool() -> Callable:
     """``parse_args`` of the tool."""
-    import importlib.util
-
-    before = list(sys.path)
-    spec = importlib.util.spec_from_file_location("visualize_tool", ROOT / "tools/visualize.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.path[:] = before
-    return module.parse_args
+    return load_file("tools/visualize.py").parse_args
 
 
 def test_the_tool_ends_with_one_line() -> None:

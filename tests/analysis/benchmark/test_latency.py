@@ -1,8 +1,6 @@
 """The benchmark's statistics, its memory and part meters, and the tool as a whole."""
 
-import importlib.util
 import json
-import sys
 from functools import partial
 
 import pytest
@@ -17,7 +15,7 @@ from ltm_mm.analysis.benchmark.run import run_benchmark
 from ltm_mm.checkpoints import load_backbone
 from ltm_mm.errors import UserError
 from ltm_mm.models import LTMSwin
-from tests.conftest import ROOT
+from tests.conftest import ROOT, tool_runner
 
 CPU = torch.device("cpu")
 
@@ -191,16 +189,7 @@ def test_timms_maps_are_those_of_the_backbone_without_merging(name):
 @pytest.fixture
 def tool(monkeypatch):
     """``tools/benchmark.py`` on a command line."""
-    path = ROOT / "tools" / "benchmark.py"
-    spec = importlib.util.spec_from_file_location("benchmark_tool", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    def run(*args: object) -> None:
-        monkeypatch.setattr(sys, "argv", [str(path), *map(str, args)])
-        module.main()
-
-    return run
+    return tool_runner("benchmark", monkeypatch)
 
 
 def test_tool_measures_and_writes(tool, tmp_path, capsys):

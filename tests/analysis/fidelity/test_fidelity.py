@@ -47,7 +47,7 @@ from ltm_mm.models import LTMEfficientViT, LTMSwin, LTMViT
 from ltm_mm.models.backbones.global_blocks import Chain, GlobalBlock
 from ltm_mm.models.backbones.swin import SwinBlock
 from ltm_mm.ops import window_regions
-from tests.conftest import ROOT
+from tests.conftest import ROOT, load_file
 
 NAN = float("nan")
 
@@ -633,7 +633,7 @@ def test_matching_on_trained_weights_beats_pooling():
     folder = Path(os.environ.get("LTM_SHARED_REAL", ROOT.parent / "shared" / "real"))
     if not (folder / "models.py").is_file():
         pytest.skip(f"no trained networks at {folder}; set LTM_SHARED_REAL to a folder with them")
-    shared = _module("tools/real_weights.py").shared_models()
+    shared = load_file("tools/real_weights.py").shared_models()
     images = [x for x, _ in shared.camvid(448, step=50)]
     later = (None, None, (None, 25, 25, 25, 25, 25), None)
     found = ltm_mm.fidelity(
@@ -648,12 +648,3 @@ def test_matching_on_trained_weights_beats_pooling():
     assert plan.agreement["pixels"] > 0.998
     assert pooling.errors[2] > 3 * plan.errors[2]
     assert pooling.agreement["within 3 px"] < plan.agreement["within 3 px"] - 0.05
-
-
-def _module(path: str):
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("tool", ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
