@@ -17,8 +17,8 @@ import ltm_mm  # noqa: F401  before mmdet and mmseg
 from ltm_mm.compat.__main__ import LINE
 from ltm_mm.engine import load_config
 from ltm_mm.registry import HOOKS, MODELS
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
 ENTRIES = sorted(path.name for path in CONFIGS.glob("*.py"))
 SHAPES = [name for name in ENTRIES if "_shapes" in name]

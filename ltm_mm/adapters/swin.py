@@ -82,7 +82,7 @@ def build_planned_mask(mask_type: str, dim: int, windows: ShiftedWindows, keep: 
     if kept >= size**2:  # none of its parts could be left out
         kept, shift = keep, 0
     made = build_mask(mask_type, dim, size, kept, shift)
-    made.planned = (keep, size)
+    made.plan_entry = (keep, size)
     return made
 
 

@@ -62,7 +62,7 @@ class WindowMask(MaskModule):
     def __init__(self, window: int, keep: int, shift: int = 0) -> None:
         super().__init__()
         self.window, self.keep, self.shift = window, keep, shift
-        self.planned = (keep, window)  # tokens that the plan keeps of a window, and its side
+        self.plan_entry = (keep, window)  # tokens that the plan keeps of a window, and its side
         self._others: dict[tuple[int, int], WindowMask] = {}
 
     def at(self, window: int, shift: int) -> "WindowMask | None":
@@ -76,7 +76,7 @@ class WindowMask(MaskModule):
         Returns:
             None where nothing can be merged: no number below all tokens fits.
         """
-        keep = kept_tokens(*self.planned, window, shift)
+        keep = kept_tokens(*self.plan_entry, window, shift)
         if keep >= window * window:
             return None
         if (window, keep, shift) == (self.window, self.keep, self.shift):

@@ -25,9 +25,9 @@ from ltm_mm.export.files import import_openvino
 from ltm_mm.export.heads import SUPPORTED, WholeModel
 from ltm_mm.export.metadata import describe
 from ltm_mm.export.reference import paste
+from tests.conftest import ROOT
 from tests.export import tiny
 
-ROOT = Path(__file__).parent.parent.parent
 TRACED = (97, 131)
 OTHERS = [(150, 70), (96, 160), (81, 90)]
 CONFIG = str(ROOT / "configs" / "ltm_swin_maskrcnn_shapes.py")

@@ -100,14 +100,14 @@ class BackboneContract:
     depth), ``reference()`` (the plain model with its own parameter names; the tiny
     width; returns maps), ``load_reference(model, reference)``, ``plans``, how many ``tokens``
     a plan's numbers are of, how many ``stages`` it has, in how many of them tokens merge (the
-    last ones), and how many entries (``planned``) a plan has. An image of few kinds has ``side``
-    pixels per side and ``cell`` pixels per side of one kind; on it, merging like with like has
-    less than ``like`` of the error of merging neighbours. All stages' maps are the built model's
-    default.
+    last ones), and how many entries (``plan_entries``) a plan has. An image of few kinds has
+    ``side`` pixels per side and ``cell`` pixels per side of one kind; on it, merging like with
+    like has less than ``like`` of the error of merging neighbours. All stages' maps are the built
+    model's default.
     """
 
     stages: ClassVar[int] = 4
-    planned: ClassVar[int] = 4
+    plan_entries: ClassVar[int] = 4
     tokens: ClassVar[int] = 49
     masks_learn: ClassVar[bool] = False
     mask_name: ClassVar[str] = ".merge"
@@ -412,7 +412,7 @@ class BackboneContract:
         ("kwargs", "message"),
         [
             (dict(keep="quick"), "unknown preset keep='quick': choose from light, balanced"),
-            (dict(keep=(None, 3)), "one entry for each of the {planned} stages, got"),
+            (dict(keep=(None, 3)), "one entry for each of the {plan_entries} stages, got"),
             (dict(keep=True), "keep must be None, one of light, .*, got True"),
             (dict(keep=0), "0 is neither a number of tokens from 1 to {tokens} nor a share"),
             (dict(arch="huge"), "unknown arch 'huge': choose from"),
@@ -423,7 +423,10 @@ class BackboneContract:
     )
     def test_bad_arguments_get_one_clear_line(self, kwargs, message):
         message = message.format(
-            stages=self.stages, last=self.stages - 1, planned=self.planned, tokens=self.tokens
+            stages=self.stages,
+            last=self.stages - 1,
+            plan_entries=self.plan_entries,
+            tokens=self.tokens,
         )
         with pytest.raises(ValueError, match=message) as error:
             self.build(**kwargs)
@@ -441,7 +444,7 @@ class BackboneContract:
         ],
     )
     def test_a_bad_plan_gets_one_clear_line(self, entry, message):
-        last = f"keep of stage {self.planned - 1}: {message.format(tokens=self.tokens)}"
+        last = f"keep of stage {self.plan_entries - 1}: {message.format(tokens=self.tokens)}"
         with pytest.raises(ValueError, match=last) as error:
-            self.build(keep=(None,) * (self.planned - 1) + (entry,))
+            self.build(keep=(None,) * (self.plan_entries - 1) + (entry,))
         assert "\n" not in str(error.value)

@@ -33,7 +33,7 @@ class FeaturesOfWhole(ByobNet):
 
 class TestMobileViTContract(BackboneContract):
     stages = 5
-    planned = 5
+    plan_entries = 5
     merging_stages = 3
     tokens = 64
     cell = 16

@@ -26,7 +26,7 @@ class FeaturesOfWhole(VisionTransformer):
 
 
 class TestViTContract(BackboneContract):
-    planned = 1
+    plan_entries = 1
     tokens = 196
     cell = 16
     plans = ["light", "balanced", "fast", 0.2, ((196, 150, 60, 60),)]
