@@ -18,9 +18,9 @@ class Int8Weight(Tensor):
     @staticmethod
     def of(weight: Tensor) -> Int8Weight:
         scales = weight.abs().amax(1, keepdim=True) / 127
-        found = Tensor._make_wrapper_subclass(Int8Weight, weight.shape, dtype=weight.dtype)
-        found.values, found.scales = (weight / scales).round().to(torch.int8), scales
-        return found
+        made = Tensor._make_wrapper_subclass(Int8Weight, weight.shape, dtype=weight.dtype)
+        made.values, made.scales = (weight / scales).round().to(torch.int8), scales
+        return made
 
     @property
     def exact(self) -> Tensor:

@@ -39,14 +39,14 @@ def imports(module: str) -> Iterator[str]:
             base = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
             source = ".".join(filter(None, (base, node.module)))
             for alias in node.names:
-                own = f"{source}.{alias.name}"
-                yield own if own in MODULES else source
+                submodule = f"{source}.{alias.name}"
+                yield submodule if submodule in MODULES else source
 
 
 def arrows() -> dict[str, set[str]]:
     """Module -> those of ours that it imports, without what is allowed."""
-    found = {m: {i for i in imports(m) if i in MODULES and i != m} for m in MODULES}
-    return {m: {i for i in own if (m, i) not in ALLOWED} for m, own in found.items()}
+    imported = {m: {i for i in imports(m) if i in MODULES and i != m} for m in MODULES}
+    return {m: {i for i in targets if (m, i) not in ALLOWED} for m, targets in imported.items()}
 
 
 def rows() -> list[tuple[list[str], list[str]]]:
@@ -55,7 +55,7 @@ def rows() -> list[tuple[list[str], list[str]]]:
         r"^\| (`ltm_mm/.*?) \|.*\| (.*?) \|$", (ROOT / "docs/architecture.md").read_text(), re.M
     )
     names = [re.findall(r"`ltm_mm/(\w+)", folders) for folders, _ in table]
-    return [(own, re.findall(r"`(\w+)`", on)) for own, (_, on) in zip(names, table, strict=True)]
+    return [(row, re.findall(r"`(\w+)`", on)) for row, (_, on) in zip(names, table, strict=True)]
 
 
 def test_there_is_no_circle() -> None:

@@ -187,13 +187,13 @@ def _need_data(config: str) -> None:
 
 def _shared_folders() -> dict[str, str]:
     """Where networks with trained weights and photos are; skip where they are not."""
-    found = {}
+    folders = {}
     for name, part in (("LTM_SHARED_REAL", "real"), ("LTM_SHARED_DATA", "data")):
         place = Path(os.environ.get(name, ROOT.parent / "shared" / part)).resolve()
         if not place.is_dir():
             pytest.skip(f"no {place}; set {name} to a folder with trained networks or photos")
-        found[name] = str(place)
-    return found
+        folders[name] = str(place)
+    return folders
 
 
 def _make_checkpoints(words: list[str], config: str) -> None:

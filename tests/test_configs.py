@@ -258,9 +258,9 @@ def test_one_switch_for_label_zero(switch: bool, tmp_path: Path) -> None:
         text = text.replace("reduce_zero_label = False", f"reduce_zero_label = {switch}")
         (tmp_path / name).write_text(text)
         cfg = load_config(tmp_path / name)
-        found = [n["reduce_zero_label"] for n in _dicts(cfg.to_dict()) if "reduce_zero_label" in n]
-        assert set(found) == {switch}
-        assert len(found) >= 6, "data sets and loading steps of three splits"
+        values = [n["reduce_zero_label"] for n in _dicts(cfg.to_dict()) if "reduce_zero_label" in n]
+        assert set(values) == {switch}
+        assert len(values) >= 6, "data sets and loading steps of three splits"
 
 
 @pytest.mark.parametrize("name", [name for name in OWN_DATA if "finetune" in name])

@@ -66,9 +66,9 @@ def keeping_all_is_the_reference(case: Case, plain: nn.Module) -> None:
 
 def shapes_are_the_plain_ones(case: Case, plain: nn.Module, merged: nn.Module) -> None:
     x = case.image()
-    found, expected = outputs(merged, x), outputs(plain, x)
-    assert [y.shape for y in found] == [y.shape for y in expected]
-    assert all(y.isfinite().all() for y in found)
+    merged_maps, expected = outputs(merged, x), outputs(plain, x)
+    assert [y.shape for y in merged_maps] == [y.shape for y in expected]
+    assert all(y.isfinite().all() for y in merged_maps)
 
 
 def half_precision_is_finite(case: Case, merged: nn.Module) -> None:

@@ -77,9 +77,9 @@ def test_paper_is_a_plan_per_architecture():
     for (family, width, depths), keep in PAPER.items():
         rest = dict(chained=family != "swin", square=family == "efficientvit")
         tokens = dict(swin=49, vit=196, mobilevit=64, efficientvit=64)[family]
-        found = resolve_plan("paper", depths, tokens, (family, width), **rest)
-        assert found == resolve_plan(keep, depths, tokens, (family, width), **rest)
-        assert [len(stage) for stage in found] == list(depths)
+        plan = resolve_plan("paper", depths, tokens, (family, width), **rest)
+        assert plan == resolve_plan(keep, depths, tokens, (family, width), **rest)
+        assert [len(stage) for stage in plan] == list(depths)
     for model, depths in ((("swin", 8), (2, 2, 6, 2)), (SWIN, (2, 2, 18, 2))):
         with pytest.raises(ValueError, match=r"the preset 'paper' exists only for"):
             resolve_plan("paper", depths, 49, model)

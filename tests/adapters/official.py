@@ -79,8 +79,8 @@ def attention_mask(height: int, width: int, window: int, shift: int) -> Tensor:
         for cols in spans:
             regions[:, rows, cols] = count
             count += 1
-    own = to_windows(regions, window)[0, :, :, 0]  # (n, N)
-    return (own[:, None] != own[:, :, None]) * -100.0
+    region = to_windows(regions, window)[0, :, :, 0]  # (n, N)
+    return (region[:, None] != region[:, :, None]) * -100.0
 
 
 class SwinBlock(nn.Module):

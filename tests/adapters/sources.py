@@ -31,20 +31,20 @@ def mm_swin(package: str) -> nn.Module:
 def timm_swin(v2: bool = False, **options: object) -> nn.Module:
     """timm's classifier."""
     name = "swinv2_tiny_window8_256" if v2 else "swin_tiny_patch4_window7_224"
-    own = dict(embed_dim=16, depths=(2, 2, 4, 2), num_heads=(1, 2, 4, 8), num_classes=5)
-    own |= dict(img_size=224, window_size=7, strict_img_size=False, always_partition=True)
-    return timm.create_model(name, **own | options)
+    arguments = dict(embed_dim=16, depths=(2, 2, 4, 2), num_heads=(1, 2, 4, 8), num_classes=5)
+    arguments |= dict(img_size=224, window_size=7, strict_img_size=False, always_partition=True)
+    return timm.create_model(name, **arguments | options)
 
 
 def torchvision_swin(v2: bool = False) -> nn.Module:
     """torchvision's classifier."""
     from torchvision.models import swin_transformer as tv
 
-    own = dict(patch_size=[4, 4], embed_dim=16, depths=[2, 2, 4, 2], num_heads=[1, 2, 4, 8])
-    own |= dict(window_size=[7, 7], num_classes=5)
+    arguments = dict(patch_size=[4, 4], embed_dim=16, depths=[2, 2, 4, 2], num_heads=[1, 2, 4, 8])
+    arguments |= dict(window_size=[7, 7], num_classes=5)
     if v2:
-        own |= dict(block=tv.SwinTransformerBlockV2, downsample_layer=tv.PatchMergingV2)
-    return tv.SwinTransformer(**own)
+        arguments |= dict(block=tv.SwinTransformerBlockV2, downsample_layer=tv.PatchMergingV2)
+    return tv.SwinTransformer(**arguments)
 
 
 SOURCES: dict[str, Callable[[], nn.Module]] = {

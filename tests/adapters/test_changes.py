@@ -95,15 +95,15 @@ class Lora(nn.Module):
 
 def add_lora(model: nn.Module) -> int:
     torch.manual_seed(5)
-    found = [
+    linears = [
         (module, name)
         for module in model.modules()
         for name, child in module.named_children()
         if name in ("qkv", "proj", "fc1") and isinstance(child, nn.Linear)
     ]
-    for module, name in found:
+    for module, name in linears:
         setattr(module, name, Lora(getattr(module, name)))
-    return len(found)
+    return len(linears)
 
 
 @pytest.mark.parametrize("name", ["mmdet", "timm", "official detector"])

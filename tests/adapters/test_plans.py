@@ -149,12 +149,12 @@ def test_put_on_again_and_loaded_it_is_the_same(name, mask):
         for parameter in block.merge.parameters():
             torch.nn.init.normal_(parameter, 0, 0.1)
         assert block_name
-    found, state = outputs(model), copy.deepcopy(model.state_dict())
+    maps, state = outputs(model), copy.deepcopy(model.state_dict())
     ltm_mm.apply(ltm_mm.remove(model), keep=0.3, mask=mask).load_state_dict(state)
-    assert_close(outputs(model), found, rtol=0, atol=0)
+    assert_close(outputs(model), maps, rtol=0, atol=0)
     other = ltm_mm.apply(build(name), keep=0.3, mask=mask)
     other.load_state_dict(state)
-    assert_close(outputs(other), found, rtol=0, atol=0)
+    assert_close(outputs(other), maps, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("keep", ["numpy", "none"])

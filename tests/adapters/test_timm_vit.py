@@ -31,14 +31,14 @@ def build(kind: str) -> nn.Module:
     return settled(timm.create_model("vit_tiny_patch16_224", **OPTIONS, **KINDS[kind])).eval()
 
 
-def shape_of(found: object) -> object:
+def shape_of(output: object) -> object:
     """Types and shapes, however nested."""
-    if isinstance(found, Tensor):
-        return tuple(found.shape)
-    if isinstance(found, dict):
-        return {key: shape_of(value) for key, value in found.items()}
-    assert isinstance(found, list | tuple)
-    return type(found), [shape_of(value) for value in found]
+    if isinstance(output, Tensor):
+        return tuple(output.shape)
+    if isinstance(output, dict):
+        return {key: shape_of(value) for key, value in output.items()}
+    assert isinstance(output, list | tuple)
+    return type(output), [shape_of(value) for value in output]
 
 
 @kinds
@@ -52,10 +52,12 @@ def test_intermediates_are_timms(kind):
         for values in product((False, True), repeat=len(switches)):
             options = dict(zip(switches, values, strict=True))
             for indices, form in ((None, "NCHW"), ((0, 2), "NLC"), (2, "NCHW"), ([1], "NLC")):
-                own = dict(indices=indices, output_fmt=form, **options)
-                expected = plain.forward_intermediates(x, **own)
-                assert_close(ours.forward_intermediates(x, **own), expected, rtol=1e-5, atol=1e-5)
-                assert shape_of(merged.forward_intermediates(x, **own)) == shape_of(expected)
+                arguments = dict(indices=indices, output_fmt=form, **options)
+                expected = plain.forward_intermediates(x, **arguments)
+                assert_close(
+                    ours.forward_intermediates(x, **arguments), expected, rtol=1e-5, atol=1e-5
+                )
+                assert shape_of(merged.forward_intermediates(x, **arguments)) == shape_of(expected)
         found = merged.forward_intermediates(x)[1][-1]
         assert (found - plain.forward_intermediates(x)[1][-1]).abs().max() > 1e-4
 
@@ -81,11 +83,11 @@ def test_blocks_run_by_themselves(kind):
         )
         tokens = model.norm_pre(model._pos_embed(model.patch_embed(x)))
         for count in (2, 4):
-            found = model.blocks[:count](tokens)
+            tokens_out = model.blocks[:count](tokens)
             expected = maps[count - 1]
             expected = torch.cat(expected[::-1], 1) if prefix else expected
-            assert_close(found, expected, rtol=0, atol=0)
-        assert_close(model.blocks(tokens), found, rtol=0, atol=0)
+            assert_close(tokens_out, expected, rtol=0, atol=0)
+        assert_close(model.blocks(tokens), tokens_out, rtol=0, atol=0)
     with pytest.raises(ValueError, match="a part of a merging ViT's blocks must begin with"):
         model.blocks[2:](tokens)
     with pytest.raises(ValueError, match="runs within its model's forward pass alone"):

@@ -166,8 +166,8 @@ def outputs(model: nn.Module, size: tuple[int, int] = (224, 224), grad: bool = F
         out = model(pixel_values=x)
     for key in ("feature_maps", "logits", "masks_queries_logits", "last_hidden_state"):
         if getattr(out, key, None) is not None:
-            found = getattr(out, key)
-            return list(found) if isinstance(found, tuple) else [found]
+            value = getattr(out, key)
+            return list(value) if isinstance(value, tuple) else [value]
     raise AssertionError(type(out))
 
 
@@ -264,8 +264,8 @@ def test_what_was_learned_goes_beside_the_librarys_file(name, mask, tmp_path):
     """``from_pretrained`` builds the plain model, which has no place for it."""
     model = ltm_mm.apply(build(name), keep=0.4, mask=mask)
     with_details(model)
-    own = {k: v for k, v in model.state_dict().items() if ".merge." in k}
-    for value in own.values():
+    learned_entries = {k: v for k, v in model.state_dict().items() if ".merge." in k}
+    for value in learned_entries.values():
         value.normal_(0, 0.1)
     size = sizes_of(name)[-1]
     expected = outputs(model, size)
@@ -273,7 +273,7 @@ def test_what_was_learned_goes_beside_the_librarys_file(name, mask, tmp_path):
     again = type(model).from_pretrained(tmp_path).eval()
     ltm_mm.apply(again, keep=0.4, mask=mask)
     assert (outputs(again, size)[-1] - expected[-1]).abs().max() > 1e-6
-    left = again.load_state_dict(own, strict=False)
+    left = again.load_state_dict(learned_entries, strict=False)
     assert not left.unexpected_keys
     assert not [key for key in left.missing_keys if ".merge." in key]
     assert_close(outputs(again, size), expected, rtol=0, atol=0)
@@ -408,9 +408,9 @@ def test_swin_v2_weights_are_named():
 def test_fidelity_of_such_a_model(name):
     model = build(name)
     images = [torch.randn(1, 3, *sizes_of(name)[0])]
-    found = ltm_mm.fidelity(model, images, [0.7, 0.3], baselines=(), rounds=0, progress=False)
-    errors = {row.name: row.errors for row in found.rows}
+    measured = ltm_mm.fidelity(model, images, [0.7, 0.3], baselines=(), rounds=0, progress=False)
+    errors = {row.name: row.errors for row in measured.rows}
     assert errors["plain, our blocks"] == pytest.approx([0] * 4, abs=1e-5)
     assert all(0 < a < b < 1 for a, b in zip(errors["0.7"], errors["0.3"], strict=True))
     if "backbone" not in name and name != "donut":
-        assert all(row.agreement for row in found.rows)
+        assert all(row.agreement for row in measured.rows)

@@ -49,13 +49,13 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
 
 
 def out_of(model: nn.Module, x: Tensor) -> Tensor:
-    found = model(x)
-    return found[0] if isinstance(found, tuple | list) else found
+    output = model(x)
+    return output[0] if isinstance(output, tuple | list) else output
 
 
 def call(model: nn.Module, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-    found = functional_call(model, parameters, (x,))
-    return found[0] if isinstance(found, tuple | list) else found
+    output = functional_call(model, parameters, (x,))
+    return output[0] if isinstance(output, tuple | list) else output
 
 
 @models
@@ -94,19 +94,19 @@ def test_forward_derivatives(name, way):
     model, x = build(name)
     direction = torch.randn_like(x)
     if way == "torch.func":
-        _, found = jvp(lambda image: out_of(model, image), (x,), (direction,))
+        _, tangent = jvp(lambda image: out_of(model, image), (x,), (direction,))
     else:
         forward_ad = torch.autograd.forward_ad
         with torch.set_grad_enabled(way == "dual numbers"), forward_ad.dual_level():
             out = out_of(model, forward_ad.make_dual(x, direction))
-            found = forward_ad.unpack_dual(out).tangent
+            tangent = forward_ad.unpack_dual(out).tangent
     # The same by two gradients.
     with use_kernels(False), sdpa_kernel(SDPBackend.MATH):
         out = out_of(model, x.requires_grad_())
         weights = torch.ones_like(out, requires_grad=True)
         (slope,) = torch.autograd.grad(out, x, weights, create_graph=True)
         (expected,) = torch.autograd.grad(slope, weights, direction)
-    assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert_close(tangent, expected, rtol=1e-5, atol=1e-6)
 
 
 @models

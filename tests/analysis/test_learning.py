@@ -57,14 +57,14 @@ def photos(folder: Path, count: int, size: tuple[int, int] = (96, 64)) -> str:
 def test_what_is_written_serves_its_plan(trained, tmp_path, capsys, train):
     config, checkpoint = trained
     out = tmp_path / "learned.pth"
-    found = run_learning(
+    lesson = run_learning(
         config, checkpoint, photos(tmp_path / "p", 4), str(out), train=train, **OPTIONS
     )
-    assert [row.name for row in found.rows] == ["plain", "9", "9, learned"]
-    _, before, after = found.rows
+    assert [row.name for row in lesson.rows] == ["plain", "9", "9, learned"]
+    _, before, after = lesson.rows
     assert sum(after.errors) < sum(before.errors)
     said = capsys.readouterr().out
-    assert found.table() in said
+    assert lesson.table() in said
     assert f"tools/test.py {config} " in said
     assert json.loads((tmp_path / "learned.json").read_text())["rows"][2]["kind"] == "learned"
     build = model_builder(load_config(config), checkpoint if train == "detail" else str(out))

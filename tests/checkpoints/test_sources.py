@@ -119,8 +119,8 @@ def test_absolute_embedding_is_resized() -> None:
 def test_torchvisions_swin_gives_its_outputs(wrap: str) -> None:
     from torchvision.models import swin_transformer as tv
 
-    own = dict(patch_size=[4, 4], embed_dim=8, depths=[2, 2, 2], num_heads=[1, 2, 4])
-    theirs = randomize(tv.SwinTransformer(window_size=[4, 4], num_classes=3, **own))
+    arguments = dict(patch_size=[4, 4], embed_dim=8, depths=[2, 2, 2], num_heads=[1, 2, 4])
+    theirs = randomize(tv.SwinTransformer(window_size=[4, 4], num_classes=3, **arguments))
     mine = LTMSwin(keep=None, **TINY).eval()
     state = {wrap.format(key): value for key, value in theirs.state_dict().items()}
     load_backbone(mine, state)
@@ -132,7 +132,7 @@ def test_torchvisions_swin_gives_its_outputs(wrap: str) -> None:
         for a, b in zip(mine(x), outs, strict=True):
             expected = F.layer_norm(b, b.shape[-1:])
             assert_close(a.permute(0, 2, 3, 1), expected, rtol=1e-5, atol=1e-5)
-    v2 = tv.SwinTransformer(window_size=[4, 4], block=tv.SwinTransformerBlockV2, **own)
+    v2 = tv.SwinTransformer(window_size=[4, 4], block=tv.SwinTransformerBlockV2, **arguments)
     with pytest.raises(ValueError, match="the checkpoint holds Swin V2 weights"):
         to_backbone(v2.state_dict(), mine)
 
@@ -352,8 +352,8 @@ TIMM_TINY = (
     ],
 )
 def test_detect(key: str, source: str | None) -> None:
-    found = detect([key])
-    assert (found and found.name) == source
+    detected = detect([key])
+    assert (detected and detected.name) == source
 
 
 def test_unwrap_keeps_the_versions_of_modules(timm_model: nn.Module) -> None:

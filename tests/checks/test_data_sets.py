@@ -36,7 +36,7 @@ TURNED = CLASSES[::-1]
 
 
 @pytest.fixture
-def own(shapes: Path, tmp_path: Path) -> Path:
+def shapes_copy(shapes: Path, tmp_path: Path) -> Path:
     """A copy of the shapes data set that a test may damage."""
     return Path(shutil.copytree(shapes, tmp_path / "own"))
 
@@ -250,15 +250,15 @@ def test_annotation_file(
     capsys: pytest.CaptureFixture,
     tmp_path: Path,
     options: Options,
-    own: Path,
+    shapes_copy: Path,
     split: str,
     change: Callable[[Content], object],
     expected: str,
 ) -> None:
-    file = own / "annotations" / f"instances_{split}.json"
-    edit(own, split, change)
+    file = shapes_copy / "annotations" / f"instances_{split}.json"
+    edit(shapes_copy, split, change)
     count = len(json.loads(file.read_text())["annotations"])
-    changes = coco_options(options, own)
+    changes = coco_options(options, shapes_copy)
     line = line_of(capsys, lambda: train(SHAPES_CONFIG, str(tmp_path / "w"), cfg_options=changes))
     assert expected.format(n=count) in line
     assert str(file) in line
@@ -403,17 +403,17 @@ def test_data_set_and_config(
     capsys: pytest.CaptureFixture,
     tmp_path: Path,
     options: Options,
-    own: Path,
+    shapes_copy: Path,
     change: Callable[[Path], None] | None,
     named: dict[str, object],
     expected: str,
 ) -> None:
     if change:
-        change(own)
-    named = {k: v.format(root=own) if isinstance(v, str) else v for k, v in named.items()}
-    changes = {**coco_options(options, own), **named}
+        change(shapes_copy)
+    named = {k: v.format(root=shapes_copy) if isinstance(v, str) else v for k, v in named.items()}
+    changes = {**coco_options(options, shapes_copy), **named}
     line = line_of(capsys, lambda: train(SHAPES_CONFIG, str(tmp_path / "w"), cfg_options=changes))
-    assert expected.format(root=own) in line
+    assert expected.format(root=shapes_copy) in line
 
 
 @pytest.mark.parametrize("full", [0.001, 0.5, 1.0])
@@ -435,9 +435,9 @@ def test_names_that_a_data_set_brings_may_repeat() -> None:
         METAINFO = {"classes": ("crane", "heron", "crane")}
 
     check_names(Cranes(lazy_init=True), "d")
-    own = Cranes(metainfo={"classes": ("heron", "heron")}, lazy_init=True)
+    cranes = Cranes(metainfo={"classes": ("heron", "heron")}, lazy_init=True)
     with pytest.raises(UserError, match=r"d\.metainfo\.classes has 'heron' more than once"):
-        check_names(own, "d")
+        check_names(cranes, "d")
 
 
 class Stop(Exception):
@@ -479,15 +479,15 @@ def test_what_is_left_out_is_said(
     caplog: pytest.LogCaptureFixture,
     tmp_path: Path,
     options: Options,
-    own: Path,
+    shapes_copy: Path,
     change: Callable[[Content], None],
     expected: str,
 ) -> None:
-    edit(own, "train", change)
-    file = own / "annotations" / "instances_train.json"
+    edit(shapes_copy, "train", change)
+    file = shapes_copy / "annotations" / "instances_train.json"
     count = len(json.loads(file.read_text())["annotations"])
     with pytest.raises(Stop), caplog.at_level(logging.WARNING):
-        train(SHAPES_CONFIG, str(tmp_path / "w"), cfg_options=coco_options(options, own))
+        train(SHAPES_CONFIG, str(tmp_path / "w"), cfg_options=coco_options(options, shapes_copy))
     log = next(tmp_path.glob("w/*/*.log")).read_text()
     assert expected.format(n=count) in log
 
@@ -511,15 +511,15 @@ def test_what_is_left_out_is_said(
 )
 def test_more_objects_than_a_model_finds(
     monkeypatch: pytest.MonkeyPatch,
-    own: Path,
+    shapes_copy: Path,
     model: dict,
     classes: tuple[str, ...],
     expected: str | None,
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr("ltm_mm.checks.instances.say", said.append)
-    edit(own, "train", many)
-    file = own / "annotations" / "instances_train.json"
+    edit(shapes_copy, "train", many)
+    file = shapes_copy / "annotations" / "instances_train.json"
     content = json.loads(file.read_text())
     check_object_counts(summarize(content, str(file)), classes, Config(dict(model=model)))
     most = sum(a["image_id"] == 2 for a in content["annotations"])
@@ -529,10 +529,12 @@ def test_more_objects_than_a_model_finds(
 
 @pytest.mark.usefixtures("_no_steps")
 def test_validation_on_the_training_set_is_said(
-    tmp_path: Path, options: Options, own: Path
+    tmp_path: Path, options: Options, shapes_copy: Path
 ) -> None:
     file = "annotations/instances_train.json"
-    changes = coco_options(options, own) | {"val_evaluator.ann_file": str(own / file)}
+    changes = coco_options(options, shapes_copy) | {
+        "val_evaluator.ann_file": str(shapes_copy / file)
+    }
     changes |= {
         "val_dataloader.dataset.ann_file": file,
         "val_dataloader.dataset.data_prefix.img": "train/",
@@ -540,14 +542,14 @@ def test_validation_on_the_training_set_is_said(
     with pytest.raises(Stop):
         train(SHAPES_CONFIG, str(tmp_path / "w"), cfg_options=changes)
     log = next(tmp_path.glob("w/*/*.log")).read_text()
-    assert f"val_dataloader.dataset is the training set ({own / file})" in log
+    assert f"val_dataloader.dataset is the training set ({shapes_copy / file})" in log
 
 
 @pytest.mark.usefixtures("_no_steps")
 def test_categories_that_are_not_trained_are_named(
-    tmp_path: Path, options: Options, own: Path
+    tmp_path: Path, options: Options, shapes_copy: Path
 ) -> None:
-    changes = coco_options(options, own, CLASSES[:3])
+    changes = coco_options(options, shapes_copy, CLASSES[:3])
     changes |= {f"model.roi_head.{head}_head.num_classes": 3 for head in ("bbox", "mask")}
     with pytest.raises(Stop):
         train(SHAPES_CONFIG, str(tmp_path / "w"), cfg_options=changes)
@@ -569,11 +571,11 @@ METRIC = {"val_evaluator.metric": "bbox"}
 @pytest.mark.usefixtures("_no_steps")
 @pytest.mark.parametrize("done", [{}, HEAD, TRAIN, HEAD | TRAIN, HEAD | TRAIN | METRIC, HEAD | VAL])
 def test_a_file_of_boxes_names_all_options_at_once(
-    capsys: pytest.CaptureFixture, tmp_path: Path, options: Options, own: Path, done: dict
+    capsys: pytest.CaptureFixture, tmp_path: Path, options: Options, shapes_copy: Path, done: dict
 ) -> None:
     for split in ("train", "val"):
-        edit(own, split, without("segmentation"))
-    changes = coco_options(options, own) | done
+        edit(shapes_copy, split, without("segmentation"))
+    changes = coco_options(options, shapes_copy) | done
     changes["default_hooks.checkpoint.save_best"] = "coco/segm_mAP"
     work = str(tmp_path / "w")
     line = line_of(capsys, lambda: train(SHAPES_CONFIG, work, cfg_options=changes))
@@ -590,10 +592,10 @@ def test_a_file_of_boxes_names_all_options_at_once(
 
 @pytest.mark.usefixtures("_no_steps")
 def test_masks_that_the_validation_alone_lacks(
-    capsys: pytest.CaptureFixture, tmp_path: Path, options: Options, own: Path
+    capsys: pytest.CaptureFixture, tmp_path: Path, options: Options, shapes_copy: Path
 ) -> None:
-    edit(own, "val", without("segmentation", 1))
-    changes, work = coco_options(options, own), str(tmp_path / "w")
+    edit(shapes_copy, "val", without("segmentation", 1))
+    changes, work = coco_options(options, shapes_copy), str(tmp_path / "w")
     line = line_of(capsys, lambda: train(SHAPES_CONFIG, work, cfg_options=changes))
     assert line.endswith(
         "val_dataloader.dataset.pipeline loads masks: take them out, or measure boxes alone, "
@@ -626,16 +628,16 @@ def test_wrappers_are_looked_through(
     capsys: pytest.CaptureFixture,
     tmp_path: Path,
     options: Options,
-    own: Path,
+    shapes_copy: Path,
     wrap: Callable[[dict], dict],
 ) -> None:
     from ltm_mm.engine import load_config
 
-    cfg = load_config(SHAPES_CONFIG, coco_options(options, own))
+    cfg = load_config(SHAPES_CONFIG, coco_options(options, shapes_copy))
     cfg.train_dataloader.dataset = wrap(cfg.train_dataloader.dataset.to_dict())
     config = tmp_path / "wrapped.py"
     cfg.dump(config)
-    edit(own, "train", turn_categories)
+    edit(shapes_copy, "train", turn_categories)
     line = line_of(capsys, lambda: train(str(config), str(tmp_path / "w")))
     assert "mmdet numbers labels in the file's order, so names would be exchanged" in line
 

@@ -113,8 +113,8 @@ def test_label_maps(tmp_path: Path, damage: Callable[[Path], None], split: str, 
     [([[0, 2], [1, 255]], None), ([[0, 3]], "label 3"), ([[254]], "label 254")],
 )
 def test_label_check(labels: list, problem: str | None) -> None:
-    found = LabelCheck(3, 255)({"gt_seg_map": np.array(labels, np.uint8)})
-    assert found is None if problem is None else problem in str(found)
+    fault = LabelCheck(3, 255)({"gt_seg_map": np.array(labels, np.uint8)})
+    assert fault is None if problem is None else problem in str(fault)
 
 
 def test_a_head_with_too_few_classes(tmp_path: Path) -> None:
@@ -198,9 +198,9 @@ def test_options_of_a_data_set(
 
 def test_another_size_on_the_way(tmp_path: Path) -> None:
     """What headers do not show, a loading step does: an image that it turns, for example."""
-    found = LabelCheck(3, 255)({"gt_seg_map": np.zeros((4, 6), np.uint8), "ori_shape": (6, 4)})
-    assert found is not None
-    assert "is of 4 x 6 pixels (height x width), its image of 6 x 4" in found
+    fault = LabelCheck(3, 255)({"gt_seg_map": np.zeros((4, 6), np.uint8), "ori_shape": (6, 4)})
+    assert fault is not None
+    assert "is of 4 x 6 pixels (height x width), its image of 6 x 4" in fault
 
 
 def test_a_loading_step_keeps_its_own_words(tmp_path: Path) -> None:

@@ -51,12 +51,12 @@ def test_the_size_is_that_of_the_step(
     tmp_path: Path, options: dict, turns: bool, orientation: int, suffix: str
 ) -> None:
     file, step = photo(tmp_path / f"photo{suffix}", orientation), LoadImageFromFile(**options)
-    own = step(dict(img_path=str(file)))["img"].shape[:2]
-    assert loaded_size(str(file), step) == own
+    given_size = step(dict(img_path=str(file)))["img"].shape[:2]
+    assert loaded_size(str(file), step) == given_size
     assert stored_size(str(file)) == RAW
     assert loaded_size(str(file), None) == (None if orientation > 4 else RAW)
     if suffix == ".jpg":
-        assert own == (SHOWN if turns and orientation > 4 else RAW)
+        assert given_size == (SHOWN if turns and orientation > 4 else RAW)
 
 
 def test_no_picture(tmp_path: Path) -> None:

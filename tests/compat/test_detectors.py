@@ -94,10 +94,10 @@ def test_mask_rcnn_trains_and_predicts(device: str) -> None:
     with torch.no_grad():
         results = model(**data, mode="predict")
     for sample in results:
-        found = sample.pred_instances
-        assert 0 < len(found) <= 5
-        assert found.masks.shape == (len(found), *SIZE)
-        assert (found.scores[:-1] >= found.scores[1:]).all()
+        predicted = sample.pred_instances
+        assert 0 < len(predicted) <= 5
+        assert predicted.masks.shape == (len(predicted), *SIZE)
+        assert (predicted.scores[:-1] >= predicted.scores[1:]).all()
 
 
 def test_focal_loss_of_mmdet_agrees_on_both_ways() -> None:

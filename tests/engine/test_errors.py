@@ -160,7 +160,7 @@ def test_no_internet_with_a_backbone_of_mmdet(
 
 
 @pytest.fixture
-def own(shapes: Path, tmp_path: Path) -> Path:
+def shapes_copy(shapes: Path, tmp_path: Path) -> Path:
     """A copy of the shapes data set that a test may damage."""
     return Path(shutil.copytree(shapes, tmp_path / "own"))
 
@@ -223,22 +223,22 @@ def test_data_set(
     capsys: pytest.CaptureFixture,
     tmp_path: Path,
     options: Options,
-    own: Path,
+    shapes_copy: Path,
     damage: Callable[[Path], None],
     expected: str,
 ) -> None:
-    changes = own_options(options, own)
-    damage(own)
+    changes = own_options(options, shapes_copy)
+    damage(shapes_copy)
     work = str(tmp_path / "work")
     line = line_of(capsys, lambda: train(SHAPES_CONFIG, work, cfg_options=changes))
     assert expected in line
-    assert str(own) in line
+    assert str(shapes_copy) in line
 
 
 def test_misspelt_classes(
-    capsys: pytest.CaptureFixture, tmp_path: Path, options: Options, own: Path
+    capsys: pytest.CaptureFixture, tmp_path: Path, options: Options, shapes_copy: Path
 ) -> None:
-    changes = own_options(options, own)
+    changes = own_options(options, shapes_copy)
     changes["train_dataloader.dataset.metainfo"] = {"classes": ("Hazelnut",)}
     line = line_of(capsys, lambda: train(SHAPES_CONFIG, str(tmp_path), cfg_options=changes))
     assert "0 of the 1 classes of train_dataloader.dataset" in line
@@ -249,10 +249,10 @@ def test_misspelt_classes(
 
 
 def test_classes_of_an_annotation_file_without_categories(
-    capsys: pytest.CaptureFixture, tmp_path: Path, options: Options, own: Path
+    capsys: pytest.CaptureFixture, tmp_path: Path, options: Options, shapes_copy: Path
 ) -> None:
-    changes = own_options(options, own)
-    file = own / "annotations" / "instances_train.json"
+    changes = own_options(options, shapes_copy)
+    file = shapes_copy / "annotations" / "instances_train.json"
     content = json.loads(file.read_text())
     del content["categories"]
     file.write_text(json.dumps(content))
@@ -341,16 +341,17 @@ def test_arguments_of_evaluate(
 
 
 def test_image_that_cannot_be_evaluated(
-    capsys: pytest.CaptureFixture, tmp_path: Path, options: Options, own: Path
+    capsys: pytest.CaptureFixture, tmp_path: Path, options: Options, shapes_copy: Path
 ) -> None:
     """Without it the metrics would be of another data set, and nobody would know."""
-    damage_validation_image(own)
-    changes = options(own, test_dataloader__num_workers=1)  # the error comes out of a worker
+    damage_validation_image(shapes_copy)
+    # The error comes out of a worker.
+    changes = options(shapes_copy, test_dataloader__num_workers=1)
     checkpoint = whole_model(tmp_path)
     line = line_of(
         capsys, lambda: evaluate(SHAPES_CONFIG, checkpoint, str(tmp_path), cfg_options=changes)
     )
-    assert f"{min((own / 'val').iterdir())} is empty: replace it" in line
+    assert f"{min((shapes_copy / 'val').iterdir())} is empty: replace it" in line
 
 
 # --- the mechanism ------------------------------------------------------------------------

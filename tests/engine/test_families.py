@@ -70,9 +70,9 @@ def test_imagenet_recipes_take_a_step(family: str, shapes: Path, tmp_path: Path)
         options |= {f"{dataset}.data_root": str(shapes), f"{dataset}.ann_file": str(listed)}
         options[f"{dataset}.data_prefix"] = split
     train(str(CONFIGS / f"ltm_{family}_imagenet.py"), str(tmp_path / "w"), cfg_options=options)
-    found = losses(tmp_path / "w")
-    assert len(found) == 2
-    assert all(0 < loss < 20 for loss in found)
+    values = losses(tmp_path / "w")
+    assert len(values) == 2
+    assert all(0 < loss < 20 for loss in values)
 
 
 @pytest.mark.slow
@@ -106,9 +106,9 @@ def test_standard_detectors_on_real_coco_images(
         }
     work = tmp_path / "work"
     train(str(CONFIGS / f"{name}.py"), str(work), cfg_options=options)
-    found = losses(work)
-    assert len(found) == 2
-    assert all(0 < loss < 100 for loss in found)
+    values = losses(work)
+    assert len(values) == 2
+    assert all(0 < loss < 100 for loss in values)
     assert "bbox_mAP" in next(work.glob("*/*.log")).read_text()
 
 
@@ -132,9 +132,9 @@ def test_standard_segmentor_on_real_ade20k_images(shared_data: Path, tmp_path: P
     }
     work = tmp_path / "work"
     train(str(CONFIGS / "ltm_vit_upernet.py"), str(work), cfg_options=options)
-    found = losses(work)
-    assert len(found) == 2
-    assert all(0 < loss < 50 for loss in found)
+    values = losses(work)
+    assert len(values) == 2
+    assert all(0 < loss < 50 for loss in values)
     assert "mIoU" in next(work.glob("*/*.log")).read_text()
 
 

@@ -135,14 +135,14 @@ def test_strides() -> None:
 @pytest.mark.parametrize("family", ["swin", "vit", "mobilevit"])
 def test_place_tokens_are_members_of_their_groups(family: str) -> None:
     for merge in merges_of(family, (150, 170)):
-        found = place_tokens(merge)
-        assert found.shape == merge.merged.shape
+        token_ids = place_tokens(merge)
+        assert token_ids.shape == merge.merged.shape
         tokens, groups = merge.tokens.flatten(1, -2), merge.groups()
         if merge.tokens.dim() == 3:  # merged tokens of the merge before
             groups = merge.mask.group_index
         for b, m in ((b, m) for b, own in enumerate(groups) for m in own.unique().tolist()):
             members = tokens[b][groups[b].flatten() == m]
-            assert (members == found[b, m]).all(-1).any()
+            assert (members == token_ids[b, m]).all(-1).any()
 
 
 def test_place_tokens_of_soft_masks_and_grids() -> None:

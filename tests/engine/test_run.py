@@ -32,7 +32,7 @@ FAST = {
 
 
 @pytest.fixture
-def own(shapes: Path, tmp_path: Path) -> Path:
+def damaged(shapes: Path, tmp_path: Path) -> Path:
     """A copy of the shapes with an image that is none."""
     root = Path(shutil.copytree(shapes, tmp_path / "own"))
     min((root / "train").iterdir()).write_bytes(b"no image")
@@ -40,13 +40,13 @@ def own(shapes: Path, tmp_path: Path) -> Path:
 
 
 def test_train_resume_evaluate(
-    own: Path, tmp_path: Path, options: Options, capsys: pytest.CaptureFixture
+    damaged: Path, tmp_path: Path, options: Options, capsys: pytest.CaptureFixture
 ) -> None:
-    work, changes = str(tmp_path / "work"), {**options(own), **FAST}
+    work, changes = str(tmp_path / "work"), {**options(damaged), **FAST}
     runner = train(SHAPES_CONFIG, work, cfg_options=changes)
     assert runner.iter == 2
     log = next(tmp_path.glob("work/*/*.log")).read_text()
-    bad = str(min((own / "train").iterdir()))
+    bad = str(min((damaged / "train").iterdir()))
     assert f"{bad} is damaged or no image: skipped, another image takes its place (1 skip" in log
     report = capsys.readouterr().out.rpartition("Done.")[2]
     assert re.search(r"metrics +coco/bbox_mAP 0", report)
@@ -71,20 +71,20 @@ def test_train_resume_evaluate(
     assert {"coco/bbox_mAP", "coco/segm_mAP"} <= set(metrics)
     assert len(pickle.loads(out.read_bytes())) == 2
     drawn = sorted(p.name for p in pictures.iterdir())
-    assert drawn == sorted(p.name for p in (own / "val").iterdir())
-    plain = cv2.imread(str(own / "val" / drawn[0]))
+    assert drawn == sorted(p.name for p in (damaged / "val").iterdir())
+    plain = cv2.imread(str(damaged / "val" / drawn[0]))
     assert cv2.imread(str(pictures / drawn[0])).shape[0] == plain.shape[0]
 
 
 def test_start_from_a_plain_detector(
-    own: Path, tmp_path: Path, options: Options, monkeypatch: pytest.MonkeyPatch
+    damaged: Path, tmp_path: Path, options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Everything but merging is the checkpoint's, and no pretrained weights are asked for."""
     from mmdet.registry import MODELS
 
     from ltm_mm.engine import load_config
 
-    changes = {**options(own), **FAST, "model.backbone.init_cfg": {"type": "Pretrained"}}
+    changes = {**options(damaged), **FAST, "model.backbone.init_cfg": {"type": "Pretrained"}}
     changes["model.backbone.init_cfg"]["checkpoint"] = "http://127.0.0.1:9/none.pth"
     plain = MODELS.build(load_config(SHAPES_CONFIG, {"model.backbone.keep": None}).model)
     torch.save({"state_dict": plain.state_dict()}, tmp_path / "plain.pth")

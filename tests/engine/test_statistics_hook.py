@@ -158,10 +158,10 @@ def test_measures_of_known_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hook.tokens[0][0][0].shape == (4, 8)
     merge, pixels = merges[1][1], labels.repeat(2, 1, 1)  # of stage 0's last block
     classes = merged_labels(merge, grid_counts(merge, pixels, 2))
-    for image, (tokens, own) in enumerate(hook.tokens[0]):
+    for image, (tokens, sampled_labels) in enumerate(hook.tokens[0]):
         at = (tokens[:, None] == merge.merged[image]).all(-1).int().argmax(1)
         assert_close(tokens, merge.merged[image][at], rtol=0, atol=0)
-        assert_close(own, classes[image][at])
+        assert_close(sampled_labels, classes[image][at])
 
     asked: list[int] = []
     monkeypatch.setattr(
@@ -174,9 +174,10 @@ def test_measures_of_known_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     assert metrics["ltm/0/kept"] == pytest.approx((25 + 9) / 2 / 49)
     assert metrics["ltm/1/kept"] == pytest.approx(16 / 49)
     assert metrics["ltm/kept"] == pytest.approx((17 + 16) / 2 / 49)
-    for stage, own in enumerate((merges[:2], merges[2:])):
+    for stage, of_stage in enumerate((merges[:2], merges[2:])):
         kept = [
-            torch.stack(achievable_accuracy(grid_counts(m, pixels, 2), m.groups())) for _, m in own
+            torch.stack(achievable_accuracy(grid_counts(m, pixels, 2), m.groups()))
+            for _, m in of_stage
         ]
         part, whole = sum(kept)
         assert metrics[f"ltm/{stage}/asa"] == pytest.approx(float(part / whole))

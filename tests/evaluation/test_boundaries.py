@@ -136,8 +136,8 @@ def annotations(tmp_path: Path) -> str:
     return str(tmp_path / "annotations.json")
 
 
-def prediction(image: int, *found: tuple[int, float, np.ndarray]) -> dict:
-    labels, scores, masks = zip(*found, strict=True) if found else ((), (), ())
+def prediction(image: int, *objects: tuple[int, float, np.ndarray]) -> dict:
+    labels, scores, masks = zip(*objects, strict=True) if objects else ((), (), ())
     stacked = np.stack(masks) if masks else np.zeros((0, 30, 30), bool)
     return {
         "img_id": image,

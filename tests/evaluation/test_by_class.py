@@ -94,20 +94,20 @@ def test_ap_is_pycocotools_own() -> None:
 
 
 def test_iou_is_mmsegs_own() -> None:
-    true, found = torch.randint(0, 3, (2, 4, 50, 50))
+    true, predicted = torch.randint(0, 3, (2, 4, 50, 50))
     metric = IoUMetric(iou_metrics=["mIoU"])
     metric.dataset_meta = dict(classes=CLASSES)
-    for a, b in zip(found, true, strict=True):
+    for a, b in zip(predicted, true, strict=True):
         sample = dict(pred_sem_seg=dict(data=a[None]), gt_sem_seg=dict(data=b[None]))
         metric.process({}, [sample])
     expected = metric.evaluate(4)
-    confusion = torch.bincount(true.flatten() * 3 + found.flatten(), minlength=9).view(3, 3)
+    confusion = torch.bincount(true.flatten() * 3 + predicted.flatten(), minlength=9).view(3, 3)
     by_class = labels_by_class(confusion.numpy(), CLASSES)
     assert np.mean(by_class["iou"]) == pytest.approx(expected["mIoU"], abs=0.01)
     assert np.mean(by_class["accuracy"]) == pytest.approx(expected["mAcc"], abs=0.01)
 
 
 def test_a_class_without_pixels_has_no_figure() -> None:
-    found = labels_by_class(np.array([[4, 1, 0], [0, 5, 0], [0, 0, 0]]), CLASSES)
-    assert found["iou"] == [80.0, pytest.approx(100 * 5 / 6, abs=1e-3), None]
-    assert found["accuracy"] == [80.0, 100.0, None]
+    by_class = labels_by_class(np.array([[4, 1, 0], [0, 5, 0], [0, 0, 0]]), CLASSES)
+    assert by_class["iou"] == [80.0, pytest.approx(100 * 5 / 6, abs=1e-3), None]
+    assert by_class["accuracy"] == [80.0, 100.0, None]

@@ -15,8 +15,8 @@ from ltm_mm.models import LTMEfficientViT, LTMSwin, LTMViT
 def slow_accuracy(counts: torch.Tensor, groups: torch.Tensor) -> tuple[float, float]:
     """One image and one group at a time."""
     kept = 0.0
-    for image, own in zip(counts, groups, strict=True):
-        kept += sum(image[own == g].sum(0).max().item() for g in own.unique())
+    for image, group_index in zip(counts, groups, strict=True):
+        kept += sum(image[group_index == g].sum(0).max().item() for g in group_index.unique())
     return kept, counts.sum().item()
 
 
@@ -59,9 +59,9 @@ def test_pooling_is_a_regular_grid() -> None:
     rows, cols = torch.meshgrid(torch.arange(8) // 2, torch.arange(12) // 2, indexing="ij")
     squares = rows * 6 + cols
     for merge in (plain, shifted):
-        found = pooling_groups(merge)
-        assert found.shape == (1, 8, 12)
-        pairs = torch.stack([found[0], squares]).flatten(1).unique(dim=1)
+        pooled = pooling_groups(merge)
+        assert pooled.shape == (1, 8, 12)
+        pairs = torch.stack([pooled[0], squares]).flatten(1).unique(dim=1)
         assert pairs.shape[1] == 24 == len(squares.unique()), "one group per square and back"
     windows = pooling_groups(plain)[0] // 4
     assert windows[:4, :4].unique().tolist() == [0]
@@ -72,11 +72,11 @@ def test_pooling_is_a_regular_grid() -> None:
 def test_pooling_keeps_to_windows_and_their_parts(keep: int) -> None:
     """As many groups as the mask has, none across a window's or a shifted window's part."""
     for merge in merges_of(swin(keep, 7), (56, 84)):  # 14 x 21 tokens
-        found, group_index = pooling_groups(merge)[0], merge.groups()[0]
-        assert len(found.unique()) == len(group_index.unique()) == keep * 6
+        pooled, group_index = pooling_groups(merge)[0], merge.groups()[0]
+        assert len(pooled.unique()) == len(group_index.unique()) == keep * 6
         windows = merge.windows.cut(torch.arange(14 * 21).view(1, 14, 21, 1))[0, ..., 0]  # (n, N)
-        for group in found.unique():
-            members = found == group
+        for group in pooled.unique():
+            members = pooled == group
             inside = torch.isin(windows, members.flatten().nonzero())
             assert inside.any(1).sum() == 1
             rows, cols = members.nonzero().T
@@ -105,18 +105,18 @@ def test_held_out_information_of_separated_groups(groups: int) -> None:
     group = torch.arange(800) // 2 % groups  # in both halves alike
     tokens = centres[group] + 1e-3 * torch.randn(800, 16)
     classes = max(groups // 2, 1)
-    found = held_out_information(tokens, group // 2, 5, centroids=groups, temperature=1e-3)
-    assert found["I_AX"] == pytest.approx(math.log(groups), abs=1e-3)
-    assert found["I_AY"] == pytest.approx(math.log(classes), abs=1e-3)
-    assert found["IB"] == pytest.approx(found["I_AX"] - found["I_AY"])
+    information = held_out_information(tokens, group // 2, 5, centroids=groups, temperature=1e-3)
+    assert information["I_AX"] == pytest.approx(math.log(groups), abs=1e-3)
+    assert information["I_AY"] == pytest.approx(math.log(classes), abs=1e-3)
+    assert information["IB"] == pytest.approx(information["I_AX"] - information["I_AY"])
 
 
 def test_held_out_information_of_noise_is_small_about_the_class() -> None:
     torch.manual_seed(0)
     tokens, labels = torch.randn(4000, 16), torch.randint(3, (4000,))
-    found = held_out_information(tokens, labels, 3, centroids=8)
-    assert 0 <= found["I_AY"] < 0.01
-    assert found["I_AY"] < found["I_AX"]
+    information = held_out_information(tokens, labels, 3, centroids=8)
+    assert 0 <= information["I_AY"] < 0.01
+    assert information["I_AY"] < information["I_AX"]
 
 
 def test_clusters_and_information_are_of_different_tokens() -> None:

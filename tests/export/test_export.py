@@ -33,9 +33,9 @@ def one_stage(**kwargs: object) -> LTMSwin:
 
 
 def check(model: nn.Module, run: object, limit: float = 1e-4) -> None:
-    found = list(compare(model, run, [TRACED, *OTHERS]))
-    assert len(found) == 10
-    for difference in found:
+    differences = list(compare(model, run, [TRACED, *OTHERS]))
+    assert len(differences) == 10
+    for difference in differences:
         assert difference.largest < limit, difference
 
 
@@ -106,12 +106,14 @@ def test_comparison_sees_what_tracing_fixed():
 
     def fixed(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         seen.append(x.shape)
-        own = model(x)
-        return own if x.shape[2:] == TRACED else tuple(m + 1e-3 * m.abs().max() for m in own)
+        of_model = model(x)
+        if x.shape[2:] == TRACED:
+            return of_model
+        return tuple(m + 1e-3 * m.abs().max() for m in of_model)
 
-    found = {d.size: d.largest for d in compare(model, fixed, [TRACED, (64, 64)])}
-    assert found[TRACED] == 0
-    assert found[64, 64] > 9e-4
+    largest = {d.size: d.largest for d in compare(model, fixed, [TRACED, (64, 64)])}
+    assert largest[TRACED] == 0
+    assert largest[64, 64] > 9e-4
     assert {shape[0] for shape in seen} == {1, 3}
     with pytest.raises(ValueError, match="where the model gives"):
         list(compare(model, lambda x: model(x[..., 4:]), [TRACED]))
@@ -260,13 +262,13 @@ def test_upernet_whole(name, format, tmp_path, capsys):
     config = str(ROOT / "configs" / f"{name}.py")
     (model,) = build_models(config, whole=True).values()
     torch.save(dict(state_dict=randomise(model).state_dict()), tmp_path / "trained.pth")
-    found = export(
+    differences = export(
         config, str(tmp_path / "trained.pth"), format, True, TRACED,
         out=str(tmp_path / "whole") + (".onnx" if format == "onnx" else ".pt2"), check=True,
     )  # fmt: skip
-    assert len({d.size for d in found}) == 4
-    assert len({d.batch for d in found}) == 2
-    assert max(d.largest for d in found) < 1e-4
+    assert len({d.size for d in differences}) == 4
+    assert len({d.batch for d in differences}) == 2
+    assert max(d.largest for d in differences) < 1e-4
     assert "weights trained.pth" in capsys.readouterr().out
 
 

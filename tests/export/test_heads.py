@@ -22,11 +22,11 @@ def test_detectors_find_what_mmdet_finds(name):
     model = tiny.DETECTORS[name]("balanced")
     whole = whole_model(model)
     images = torch.randn(2, 3, *SIZE)
-    own = predict(whole, images)
+    of_whole = predict(whole, images)
     with torch.no_grad():
         found = unpack(whole(images), whole.metadata, SIZE)
-    assert all(len(x.boxes) >= 10 for x in own)
-    difference = _detections(own, found, SIZE)
+    assert all(len(x.boxes) >= 10 for x in of_whole)
+    difference = _detections(of_whole, found, SIZE)
     assert difference.lost == 0
     assert difference.largest < 1e-5
     assert difference.mask_iou > 0.999
@@ -84,9 +84,9 @@ def test_fewer_boxes_than_places():
     model.bbox_head.test_cfg.score_thr = float(scores[4] + scores[5]) / 2
     with torch.no_grad():
         boxes, scores, labels = whole(images)
-    own = predict(whole, images)[0]
-    assert len(own.boxes) == 5
-    assert_close(scores[0], torch.cat((own.scores, torch.zeros(25))))
+    of_whole = predict(whole, images)[0]
+    assert len(of_whole.boxes) == 5
+    assert_close(scores[0], torch.cat((of_whole.scores, torch.zeros(25))))
     assert (labels[0, 5:] == -1).all()
     assert (boxes[0, 5:] == 0).all()
 

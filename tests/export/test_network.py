@@ -82,9 +82,9 @@ def test_a_file_is_the_model(suffix, tmp_path):
         pytest.importorskip("onnxruntime" if suffix == ".onnx" else "openvino")
     model, x = build("torchvision")
     path = tmp_path / f"model{suffix}"
-    found = ltm_mm.export(model, x[:1], path)
-    assert [(d.batch, d.size) for d in found] == [(1, SIZE), (3, SIZE)]
-    assert all(d.largest < 1e-4 for d in found)
+    differences = ltm_mm.export(model, x[:1], path)
+    assert [(d.batch, d.size) for d in differences] == [(1, SIZE), (3, SIZE)]
+    assert all(d.largest < 1e-4 for d in differences)
     file = open_file(path)
     (out,) = file.run(x)
     with torch.no_grad():

@@ -74,9 +74,9 @@ def written(name: str, keep: object, format: str, folder: Path) -> tuple[WholeMo
 def test_files_are_the_model(name, keep, format, tmp_path_factory):
     """Detections, masks and logits are mmdet's and mmseg's own, at four sizes and two batches."""
     whole, path = written(name, keep, format, tmp_path_factory.getbasetemp())
-    found = list(compare(whole, open_file(path).run, [TRACED, *OTHERS], batches=(1, 2)))
-    assert len(found) == 8
-    for difference in found:
+    differences = list(compare(whole, open_file(path).run, [TRACED, *OTHERS], batches=(1, 2)))
+    assert len(differences) == 8
+    for difference in differences:
         assert difference.of_model is None, difference  # not only as near as the model is to itself
         assert difference.lost == 0
         assert difference.detections is None or difference.detections > 5
@@ -158,9 +158,9 @@ def shapes(tmp_path):
 
 
 def test_a_file_is_evaluated_as_a_checkpoint_is(fixed, shapes, tmp_path, capsys):
-    found = evaluate(CONFIG, str(fixed), str(tmp_path / "w"), cfg_options=shapes)
-    assert 0 <= found["coco/bbox_mAP"] < 0.5
-    assert "coco/segm_mAP" in found
+    metrics = evaluate(CONFIG, str(fixed), str(tmp_path / "w"), cfg_options=shapes)
+    assert 0 <= metrics["coco/bbox_mAP"] < 0.5
+    assert "coco/segm_mAP" in metrics
     with pytest.raises(UserError, match="--ltm changes the model"):
         evaluate(CONFIG, str(fixed), str(tmp_path / "w"), ltm="fast")
 
@@ -175,10 +175,10 @@ def test_images_that_are_too_small_for_a_file_are_named(shapes, tmp_path):
 
 def test_images_to_calibrate_on_are_the_test_pipelines(shapes, tmp_path):
     cfg = load_config(CONFIG)
-    found = images(cfg, 3)
-    assert [x.shape for x in found] == [(1, 3, 160, 160)] * 3
-    assert not torch.equal(found[0], found[1])
-    assert all(abs(x.mean()) < 3 and x.min() < 0 for x in found)
+    arrays = images(cfg, 3)
+    assert [x.shape for x in arrays] == [(1, 3, 160, 160)] * 3
+    assert not torch.equal(arrays[0], arrays[1])
+    assert all(abs(x.mean()) < 3 and x.min() < 0 for x in arrays)
     (tmp_path / "none.json").write_text(json.dumps(dict(images=[], annotations=[], categories=[])))
     cfg.test_dataloader.dataset.ann_file = str(tmp_path / "none.json")
     with pytest.raises(UserError, match=r"calibrates on test data, and .*none.json names no image"):
@@ -277,11 +277,11 @@ def test_masks_over_the_image_are_brought_to_its_size():
     masks = torch.full((1, 8, 8), -1.0)
     masks[:, :4, 2:] = 1
     metadata = {"masks": "image", "pad_divisor": 32}
-    (found,) = paste(masks, torch.zeros(1, 4), metadata, (32, 20))
-    assert found.shape == (32, 20)
-    assert found[:15, 9:].all()
-    assert not found[18:].any()
-    assert not found[:, :6].any()
+    (pasted,) = paste(masks, torch.zeros(1, 4), metadata, (32, 20))
+    assert pasted.shape == (32, 20)
+    assert pasted[:15, 9:].all()
+    assert not pasted[18:].any()
+    assert not pasted[:, :6].any()
     (larger,) = paste(masks, torch.zeros(1, 4), metadata, (32, 20), (64, 40))
     assert larger.shape == (64, 40)
     assert larger[:30, 18:].all()

@@ -58,7 +58,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
 
 def detections(results: Path, images: Path) -> dict[str, list[tuple]]:
     """File name -> (class, score, box, mask) of what was found, as COCO's own reader has it."""
-    found: dict[str, list[tuple]] = {}
+    by_image: dict[str, list[tuple]] = {}
     data = COCO(str(images))
     read = data.loadRes(str(results))
     for entry in read.dataset["annotations"]:
@@ -67,8 +67,8 @@ def detections(results: Path, images: Path) -> dict[str, list[tuple]]:
         mask = entry.get("segmentation")
         mask = mask["counts"] if isinstance(mask, dict) else None
         where = (Path(image["file_name"]).name, image.get("frame"))
-        found.setdefault(where, []).append((name, entry["score"], tuple(entry["bbox"]), mask))
-    return {key: sorted(entries, key=str) for key, entries in found.items()}
+        by_image.setdefault(where, []).append((name, entry["score"], tuple(entry["bbox"]), mask))
+    return {key: sorted(entries, key=str) for key, entries in by_image.items()}
 
 
 @pytest.mark.parametrize(("kind", "batch"), [("bbox", 1), ("segm", 3)])
@@ -187,10 +187,10 @@ def test_no_photo_ends_the_others(
     whole = ["a_fine.png", "b_grey.png", "c_16bit.png", "d_turned.jpg", "e_pixel.png"]
     expected = [(n, None) for n in [*whole, "g_whole.jpg"]] + [("i_clip.mp4", k) for k in range(3)]
     assert sorted(named, key=str) == sorted(expected, key=str)
-    found = detections(out / "predictions.segm.json", out / "images.json")
+    by_image = detections(out / "predictions.segm.json", out / "images.json")
     # 16 bits are the same photo, a video's frames are alike
-    assert found["a_fine.png", None] == found["c_16bit.png", None]
-    assert found["i_clip.mp4", 0] == found["i_clip.mp4", 2]
+    assert by_image["a_fine.png", None] == by_image["c_16bit.png", None]
+    assert by_image["i_clip.mp4", 0] == by_image["i_clip.mp4", 2]
     turned = next(i for i in images if i["file_name"].endswith("d_turned.jpg"))
     assert (turned["width"], turned["height"]) == (90, 120)
     video = cv2.VideoCapture(str(out / "pictures" / "i_clip.mp4"))
@@ -229,8 +229,8 @@ def test_a_turned_photo_is_the_photo_turned(photos: Path, weights: Weights, tmp_
         score_thr=0.0,
         cfg_options=SMALL,
     )
-    found = detections(out / "predictions.bbox.json", out / "images.json")
-    assert found["d_turned.jpg", None] == found["upright.png", None]
+    by_image = detections(out / "predictions.bbox.json", out / "images.json")
+    assert by_image["d_turned.jpg", None] == by_image["upright.png", None]
 
 
 def test_options_change_the_result(shapes: Path, weights: Weights, tmp_path: Path) -> None:

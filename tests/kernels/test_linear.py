@@ -36,11 +36,11 @@ def tensors(*shapes: tuple[int, ...]) -> list[Tensor]:
     return [torch.randn(shape, requires_grad=True) for shape in shapes]
 
 
-def same_gradients(found: Tensor, expected: Tensor, inputs: list[Tensor]) -> None:
-    assert_close(found, expected, rtol=1e-5, atol=1e-5)
+def same_gradients(output: Tensor, expected: Tensor, inputs: list[Tensor]) -> None:
+    assert_close(output, expected, rtol=1e-5, atol=1e-5)
     weight = torch.randn_like(expected)
     for a, b in zip(
-        torch.autograd.grad((found * weight).sum(), inputs),
+        torch.autograd.grad((output * weight).sum(), inputs),
         torch.autograd.grad((expected * weight).sum(), inputs, retain_graph=True),
         strict=True,
     ):
@@ -81,13 +81,13 @@ def test_mlp_is_differentiable_twice_and_for_several_gradients_at_once(chunk, mo
     def plain(x, w1, b1, w2, b2):
         return F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)
 
-    found, expected = second_derivatives(fast, given), second_derivatives(plain, given)
-    assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    derivatives, expected = second_derivatives(fast, given), second_derivatives(plain, given)
+    assert_close(derivatives, expected, rtol=1e-4, atol=1e-4)
     grads = torch.randn(3, 2, 7, 5)
-    found, expected = (
+    derivatives, expected = (
         torch.autograd.grad(f(*given), given, grads, is_grads_batched=True) for f in (fast, plain)
     )
-    assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert_close(derivatives, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("chunk", [2**22, 64, 1])

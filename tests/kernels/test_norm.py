@@ -16,9 +16,9 @@ def test_maps_are_the_norms(on, size):
     nn.init.normal_(norm.bias)
     expected = norm(x).permute(0, 3, 1, 2)
     with use_kernels(on), torch.no_grad():
-        found = norm_to_map(norm, x)
-    assert_close(found, expected, rtol=1e-6, atol=1e-6)
-    assert found.is_contiguous()
+        normed = norm_to_map(norm, x)
+    assert_close(normed, expected, rtol=1e-6, atol=1e-6)
+    assert normed.is_contiguous()
 
 
 def test_a_hooked_norm_is_called_once_with_all_tokens():

@@ -25,11 +25,11 @@ def test_attention(options, masked):
     assert list(ours.state_dict()) == list(theirs.state_dict())
     x = torch.randn(2, 11, 24, requires_grad=True)
     mask = torch.randn(2, 1, 1, 11) if masked else None
-    found, expected = ours(x, attn_mask=mask), theirs(x, attn_mask=mask)
-    assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    output, expected = ours(x, attn_mask=mask), theirs(x, attn_mask=mask)
+    assert_close(output, expected, rtol=1e-5, atol=1e-6)
     grads = [
         torch.autograd.grad(y.square().sum(), [x, *module.parameters()])
-        for y, module in ((found, ours), (expected, theirs))
+        for y, module in ((output, ours), (expected, theirs))
     ]
     assert_close(*grads, rtol=1e-4, atol=1e-5)
 
@@ -42,11 +42,11 @@ def test_mlp(act, drop, training):
     ours = fast_mlp(copy.deepcopy(theirs))
     assert isinstance(ours, FastMlp)
     assert list(ours.state_dict()) == list(theirs.state_dict())
-    x, found = torch.randn(2, 11, 24), []
+    x, outputs = torch.randn(2, 11, 24), []
     for module in (ours, theirs):
         torch.manual_seed(3)
-        found.append(module(x))
-    assert_close(*found, rtol=1e-5, atol=1e-6)
+        outputs.append(module(x))
+    assert_close(*outputs, rtol=1e-5, atol=1e-6)
 
 
 def test_what_is_built_otherwise_stays_as_it_is():

@@ -43,15 +43,15 @@ def test_bias_of_groups_is_that_of_their_roots_and_sizes(shift, kind):
     x, shift_index, mass = windows_of((17, 23), shift)
     mask = kind(7, 20, shift)(x, mass, shift_index)
     table, tables = module.relative_position_bias_table, window_tables(7, shift, x.device)
-    found = group_bias(table, tables, mask, shift_index).unflatten(0, x.shape[:2])
+    bias = group_bias(table, tables, mask, shift_index).unflatten(0, x.shape[:2])
     of_tokens = position_bias(table, tables, shift_index).expand(x.shape[1], -1, -1, -1)
     for b in range(2):
         for n in range(x.shape[1]):
             roots = mask.roots[b, n]
             expected = of_tokens[n][:, roots][:, :, roots] + mask.sizes[b, n].log()
             blocked = of_tokens[n][:, roots][:, :, roots] < -50
-            assert_close(found[b, n][~blocked], expected[~blocked], rtol=1e-5, atol=1e-5)
-            assert (found[b, n][blocked] < -50).all()  # enough, whatever the bias
+            assert_close(bias[b, n][~blocked], expected[~blocked], rtol=1e-5, atol=1e-5)
+            assert (bias[b, n][blocked] < -50).all()  # enough, whatever the bias
 
 
 def test_a_shifted_window_attends_within_its_parts():

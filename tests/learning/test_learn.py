@@ -44,12 +44,12 @@ def test_every_library_learns_applies_and_gives_back(library, tmp_path):
     learned.save(tmp_path / "learned.pth")
     merged = outputs(ltm_mm.apply(model, 9))
     ltm_mm.remove(model)
-    found = [outputs(ltm_mm.apply(model, 9, detail=learned))]
+    merged_outputs = [outputs(ltm_mm.apply(model, 9, detail=learned))]
     ltm_mm.remove(model)
-    found.append(outputs(ltm_mm.apply(model, 9, detail=tmp_path / "learned.pth")))
+    merged_outputs.append(outputs(ltm_mm.apply(model, 9, detail=tmp_path / "learned.pth")))
     ltm_mm.remove(model)
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-    assert not any(torch.equal(a, b) for a, b in zip(found[0], merged, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(*merged_outputs, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(merged_outputs[0], merged, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(outputs(model), plain, strict=True))
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
@@ -77,12 +77,12 @@ def test_a_backbone_of_ours_takes_the_file_and_a_checkpoint_brings_it(tmp_path):
     mm = build("mmdet")
     learned = learn(mm, "detail")
     learned.save(tmp_path / "detail.pth")
-    own = dict(embed_dims=16, depths=(2, 2, 4, 2), num_heads=(1, 2, 4, 8), keep=9)
-    model = LTMSwin(**own, detail=str(tmp_path / "detail.pth")).eval()
+    arguments = dict(embed_dims=16, depths=(2, 2, 4, 2), num_heads=(1, 2, 4, 8), keep=9)
+    model = LTMSwin(**arguments, detail=str(tmp_path / "detail.pth")).eval()
     model.load_state_dict(mm.state_dict(), strict=False)
     expected = outputs(ltm_mm.apply(mm, 9, detail=learned))
     assert_close(outputs(model), expected, rtol=1e-5, atol=1e-5)
-    other = LTMSwin(**own).eval()
+    other = LTMSwin(**arguments).eval()
     other.load_state_dict(model.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(outputs(other), outputs(model), strict=True))
 
@@ -172,16 +172,16 @@ def test_an_interrupt_keeps_the_best_and_going_on_ends_where_one_run_does():
                 raise KeyboardInterrupt
 
         pair = hold_out([p[None] for p in photos()])
-        found = lesson.learn(*pair, SHORT, progress, stop)
-        return found, [p.clone() for d in lesson.details.values() for p in d.parameters()]
+        progress_at_end = lesson.learn(*pair, SHORT, progress, stop)
+        return progress_at_end, [p.clone() for d in lesson.details.values() for p in d.parameters()]
 
     whole, expected = run()
     part, _ = run(until=4)
     assert part.step == 4
     assert part.held_out[4] < part.held_out[0]
-    again, found = run(Progress(**vars(part)))
+    again, continued = run(Progress(**vars(part)))
     assert again.losses == pytest.approx(whole.losses, rel=1e-4)
-    assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    assert_close(continued, expected, rtol=1e-4, atol=1e-6)
 
 
 def _merged(model, plan):

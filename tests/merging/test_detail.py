@@ -44,12 +44,12 @@ def test_a_detail_adds_its_formula(grad, mask):
     module, detail = build_mask(mask, 8, 7, 16), Detail(8, 4)
     nn.init.normal_(detail.up.weight)
     with torch.set_grad_enabled(grad):
-        found = module(tokens, None, None)
-        merged = found.merge_own(tokens)
+        window_mask = module(tokens, None, None)
+        merged = window_mask.merge_own(tokens)
         updated = torch.sin(merged)
-        plain = unmerge_update(tokens, found, merged, updated)
-        with_phi = unmerge_update(tokens, found, merged, updated, detail)
-        _, u = found.masks()
+        plain = unmerge_update(tokens, window_mask, merged, updated)
+        with_phi = unmerge_update(tokens, window_mask, merged, updated, detail)
+        _, u = window_mask.masks()
         expected = slow_phi(detail, tokens) - u @ slow_phi(detail, merged)
     assert_close(with_phi - plain, expected, rtol=1e-4, atol=1e-5)
 

@@ -92,9 +92,11 @@ def test_sharing_is_the_transpose_of_unmerging(height, width):
 @grids
 def test_groups_name_where_most_of_an_update_comes_from(height, width):
     first, second = chain(torch.randn(2, height, width, 16))
-    own, later = slow_groups(first), slow_groups(second)
-    assert_close(first.groups(), own)
-    assert_close(second.groups(), later.flatten(1).gather(1, own.flatten(1)).view(own.shape))
+    earlier, later = slow_groups(first), slow_groups(second)
+    assert_close(first.groups(), earlier)
+    assert_close(
+        second.groups(), later.flatten(1).gather(1, earlier.flatten(1)).view(earlier.shape)
+    )
 
 
 def slow_groups(merged: GridMerge) -> torch.Tensor:
@@ -102,13 +104,13 @@ def slow_groups(merged: GridMerge) -> torch.Tensor:
     batch, height, width, _ = merged.tokens.shape
     _, h, w, _ = merged.merged_grid.shape
     window, side = merged.window, round(merged.u.shape[-1] ** 0.5)
-    found = torch.empty(batch, height, width, dtype=torch.long)
-    for b, i, j in torch.cartesian_prod(*(torch.arange(n) for n in found.shape)).tolist():
+    group_index = torch.empty(batch, height, width, dtype=torch.long)
+    for b, i, j in torch.cartesian_prod(*(torch.arange(n) for n in group_index.shape)).tolist():
         at = i // window * -(-width // window) + j // window
         best = int(merged.u[b, at, i % window * window + j % window].argmax())
         row, col = i // window * side + best // side, j // window * side + best % side
-        found[b, i, j] = min(row, h - 1) * w + min(col, w - 1)
-    return found
+        group_index[b, i, j] = min(row, h - 1) * w + min(col, w - 1)
+    return group_index
 
 
 def slow_merge(
@@ -136,8 +138,8 @@ def slow_merge(
         u = compared(merged).softmax(1)
         squares = g.T @ tokens.square().sum(1)
         merged = merged * (squares.sqrt() / merged.norm(dim=1)).clamp(max=2)[:, None]
-        own = slice(top // w * s, (top // w + 1) * s), slice(left // w * s, (left // w + 1) * s)
-        kept = slots[b, own[0], own[1]]
+        cell = slice(top // w * s, (top // w + 1) * s), slice(left // w * s, (left // w + 1) * s)
+        kept = slots[b, cell[0], cell[1]]
         kept.copy_(merged.view(s, s, dim)[: kept.shape[0], : kept.shape[1]])
         # Merged tokens beyond the edge are left out; the last ones stand for them.
         i, j = (torch.arange(s).clamp(max=n - 1) for n in kept.shape[:2])

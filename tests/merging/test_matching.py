@@ -20,7 +20,7 @@ def reference(tokens, schedule, sizes=None, penalty=None, order=None):
     ]
     for step, pairs in enumerate(schedule):
         first, second = groups[0::2], groups[1::2]
-        found = []
+        candidates = []
         for a in first:
             gains = []
             for b in second:
@@ -30,8 +30,8 @@ def reference(tokens, schedule, sizes=None, penalty=None, order=None):
                     gain = (gain - 1) * a["size"] * b["size"] / (a["size"] + b["size"])
                 gains.append(gain - (a["penalty"] - b["penalty"]) ** 2)
             best = max(range(len(second)), key=gains.__getitem__)
-            found.append((gains[best], a, second[best]))
-        for _, a, b in sorted(found, key=lambda f: -f[0])[:pairs]:
+            candidates.append((gains[best], a, second[best]))
+        for _, a, b in sorted(candidates, key=lambda f: -f[0])[:pairs]:
             b["members"] += a["members"]
             b["size"] += a["size"]
             b["sum"] = b["sum"] + a["sum"]
@@ -64,18 +64,18 @@ def test_equals_the_slow_reference(
     if penalised:
         penalty[1] = 0.0  # and some sets where all are alike
     order = torch.randperm(count) if ordered else None
-    found = match(tokens, schedule, sizes, penalty, order, sums=True)
-    assert found.group_index.shape == (3, 4, count)
+    matched = match(tokens, schedule, sizes, penalty, order, sums=True)
+    assert matched.group_index.shape == (3, 4, count)
     for i in range(3):
         for j in range(4):
             own = [None if t is None else t[i, j] for t in (sizes, penalty)]
             expected = reference(tokens[i, j], schedule, *own, order)
-            assert found.roots[i, j].tolist() == [g["root"] for g in expected]
+            assert matched.roots[i, j].tolist() == [g["root"] for g in expected]
             for k, group in enumerate(expected):
-                members = (found.group_index[i, j] == k).nonzero().flatten()
+                members = (matched.group_index[i, j] == k).nonzero().flatten()
                 assert members.tolist() == sorted(group["members"])
-            assert_close(found.sizes[i, j], torch.tensor([g["size"] for g in expected]))
-            assert_close(found.sums[i, j], torch.stack([g["sum"] for g in expected]))
+            assert_close(matched.sizes[i, j], torch.tensor([g["size"] for g in expected]))
+            assert_close(matched.sums[i, j], torch.stack([g["sum"] for g in expected]))
 
 
 @pytest.mark.parametrize("regions", [1, 4])
@@ -94,14 +94,14 @@ def test_rounds_lead_to_every_number(count, regions):
 def test_groups_partition_the_tokens():
     tokens = torch.randn(5, 49, 8)
     for keep in (1, 9, 25, 48):
-        found = match(tokens, rounds(49, keep))
-        assert found.roots.shape == found.sizes.shape == (5, keep)
-        counts = torch.stack([(found.group_index == k).sum(1) for k in range(keep)], 1)
-        assert_close(found.sizes, counts.float())
+        matched = match(tokens, rounds(49, keep))
+        assert matched.roots.shape == matched.sizes.shape == (5, keep)
+        counts = torch.stack([(matched.group_index == k).sum(1) for k in range(keep)], 1)
+        assert_close(matched.sizes, counts.float())
         assert counts.min() >= 1
-        assert found.sums is None
+        assert matched.sums is None
         # Every root is a member of its own group.
-        own = found.group_index.gather(1, found.roots)
+        own = matched.group_index.gather(1, matched.roots)
         assert_close(own, torch.arange(keep).expand(5, -1))
 
 
@@ -109,10 +109,10 @@ def test_copies_find_each_other():
     """24 tokens twice, side by side, and one alone: merging 24 pairs merges the copies."""
     kinds = torch.randn(6, 25, 16)
     tokens = kinds.repeat_interleave(2, 1)[:, :49]
-    found = match(tokens, rounds(49, 25))
-    pairs = found.group_index[:, :48].unflatten(1, (24, 2))
+    matched = match(tokens, rounds(49, 25))
+    pairs = matched.group_index[:, :48].unflatten(1, (24, 2))
     assert_close(pairs[..., 0], pairs[..., 1])
-    assert_close(found.sizes.sort(1).values[:, 1:], torch.full((6, 24), 2.0))
+    assert_close(matched.sizes.sort(1).values[:, 1:], torch.full((6, 24), 2.0))
 
 
 def test_rounding_puts_copies_in_no_order():
@@ -121,9 +121,9 @@ def test_rounding_puts_copies_in_no_order():
     copies[4:, :10] = torch.randn(4, 10, 16)
     rounded = copies * (1 + 3e-7 * torch.randn(8, 49, 16))
     for keep in (25, 9):
-        own, other = (match(x, rounds(49, keep)) for x in (copies, rounded))
-        assert_close(own.group_index, other.group_index)
-        assert_close(own.roots, other.roots)
+        exact, other = (match(x, rounds(49, keep)) for x in (copies, rounded))
+        assert_close(exact.group_index, other.group_index)
+        assert_close(exact.roots, other.roots)
 
 
 def test_half_precision_tokens_are_compared_in_single_precision():

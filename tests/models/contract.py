@@ -59,16 +59,16 @@ def same_groups(device: str = "cpu") -> Iterator[Callable[[], None]]:
     Where tokens are nearly equally alike, rounding decides; this leaves that out. ``device`` is
     where they are wanted then.
     """
-    found: list[Matched] = []
+    matches: list[Matched] = []
 
     def remember(*args: object, **kwargs: object) -> Matched:
-        found.append(match(*args, **kwargs))
-        return found[-1]
+        matches.append(match(*args, **kwargs))
+        return matches[-1]
 
     with pytest.MonkeyPatch.context() as patch:
         use_match(patch, remember)
-        yield lambda: use_match(patch, lambda *_, **__: _moved(found.pop(0), device))
-    assert not found
+        yield lambda: use_match(patch, lambda *_, **__: _moved(matches.pop(0), device))
+    assert not matches
 
 
 def _moved(matched: Matched, device: str) -> Matched:
@@ -147,8 +147,8 @@ class BackboneContract:
     def with_weights_of(self, model: nn.Module, **kwargs: object) -> nn.Module:
         """Another model of the same weights, in eval mode; mask modules stay at their start."""
         other = self.build(**kwargs).eval()
-        state, own = model.state_dict(), other.state_dict()
-        shared = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+        state, loaded = model.state_dict(), other.state_dict()
+        shared = {k: v for k, v in state.items() if k in loaded and loaded[k].shape == v.shape}
         other.load_state_dict(shared, strict=False)
         return other
 
@@ -159,9 +159,9 @@ class BackboneContract:
         model = self.build(keep=None).eval()
         self.load_reference(model, reference, strict=True)
         x = self.image(batch, height, width)
-        found, expected = self.maps(model, x), self.maps(reference, x)
-        assert len(found) == len(expected)
-        for a, b in zip(found, expected, strict=True):
+        maps, expected = self.maps(model, x), self.maps(reference, x)
+        assert len(maps) == len(expected)
+        for a, b in zip(maps, expected, strict=True):
             assert_close(a, b, rtol=1e-5, atol=self.atol)
 
     @pytest.mark.parametrize("share", [1.0, True])  # all of them, as a share and as a number
@@ -379,21 +379,21 @@ class BackboneContract:
 
     def test_results_do_not_depend_on_the_thread_count(self):
         model = settled(self.build(keep=0.4)).eval()
-        x, found, before = self.image(2, 96, 160), [], torch.get_num_threads()
+        x, outputs, before = self.image(2, 96, 160), [], torch.get_num_threads()
         try:
             with same_groups() as again:
                 for threads in (1, 2):
                     torch.set_num_threads(threads)
-                    found.append(self.maps(model, x))
+                    outputs.append(self.maps(model, x))
                     again()
         finally:
             torch.set_num_threads(before)
-        for a, b in zip(*found, strict=True):
+        for a, b in zip(*outputs, strict=True):
             assert_close(a, b, rtol=1e-5, atol=self.atol)
 
     def test_without_kernels_all_is_equal(self):
         """Maps and gradients, where the CPU's own paths are switched off."""
-        state, found = settled(self.build(keep=0.4)).state_dict(), []
+        state, outputs = settled(self.build(keep=0.4)).state_dict(), []
         x = self.image(2, 75, 117)
         with same_groups() as again:
             for on in (True, False):
@@ -403,9 +403,9 @@ class BackboneContract:
                     maps = self.maps(model.eval(), x)
                     outs = model(x)
                     sum(m.square().mean() for m in outs).backward()
-                found.append([*maps, *outs, *(p.grad for p in model.parameters())])
+                outputs.append([*maps, *outs, *(p.grad for p in model.parameters())])
                 again()
-        for a, b in zip(*found, strict=True):
+        for a, b in zip(*outputs, strict=True):
             assert_close(a, b, rtol=1e-4, atol=self.sharpness * self.atol)
 
     @pytest.mark.parametrize(

@@ -86,15 +86,15 @@ def same_as_timm(arch: str, *size: int) -> None:
     reference.load_state_dict(flat)
     x = torch.randn(*size)
     with torch.no_grad():
-        found, expected = model.eval()(x), reference.eval()(x)
-    assert len(found) == len(expected)
-    for a, b in zip(found, expected, strict=True):
+        maps, expected = model.eval()(x), reference.eval()(x)
+    assert len(maps) == len(expected)
+    for a, b in zip(maps, expected, strict=True):
         # Another memory format and number of threads sum in another order, which shows in
         # single numbers near zero: fp32 is compared on the whole map, fp64 number by number.
         assert (a - b).norm() <= 1e-5 * b.norm()
     with torch.no_grad():
-        found, expected = model.double()(x.double()), reference.double()(x.double())
-    for a, b in zip(found, expected, strict=True):
+        maps, expected = model.double()(x.double()), reference.double()(x.double())
+    for a, b in zip(maps, expected, strict=True):
         assert_close(a, b, rtol=1e-9, atol=1e-9)
     assert list(model.out_channels) == reference.feature_info.channels()
     assert list(model.strides) == reference.feature_info.reduction()

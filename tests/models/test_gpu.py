@@ -67,9 +67,9 @@ def gradients(model: nn.Module, x: Tensor) -> list[Tensor]:
 def pair(name: str, device: str, **options: object) -> tuple[nn.Module, nn.Module]:
     """A model on the CPU in double precision, and on the device in single."""
     exact = randomise(MODELS[name](**options))
-    own = MODELS[name](**options)
-    own.load_state_dict(exact.state_dict())
-    return exact.double().eval(), own.to(device).eval()
+    fast = MODELS[name](**options)
+    fast.load_state_dict(exact.state_dict())
+    return exact.double().eval(), fast.to(device).eval()
 
 
 @models
@@ -105,12 +105,12 @@ def test_groups_are_those_of_the_cpu(keep: int, regions: int, device: str) -> No
     penalty = 100 * (torch.arange(49) % regions).expand(64, 49)
     schedule = rounds(49, keep, regions)
     expected = match(tokens, schedule, penalty=penalty, sums=True)
-    found = match(tokens.to(device), schedule, penalty=penalty.to(device), sums=True)
-    same = (found.group_index.cpu() == expected.group_index).all(-1)
+    matched = match(tokens.to(device), schedule, penalty=penalty.to(device), sums=True)
+    same = (matched.group_index.cpu() == expected.group_index).all(-1)
     assert same.float().mean() > 0.95  # rounding may decide between two that are nearly alike
-    assert_close(found.sums.cpu()[same], expected.sums[same], rtol=1e-5, atol=1e-5)
-    assert_close(found.roots.cpu()[same], expected.roots[same])
-    assert_close(found.sizes.sum(-1).cpu(), torch.full((64,), 49.0))
+    assert_close(matched.sums.cpu()[same], expected.sums[same], rtol=1e-5, atol=1e-5)
+    assert_close(matched.roots.cpu()[same], expected.roots[same])
+    assert_close(matched.sizes.sum(-1).cpu(), torch.full((64,), 49.0))
 
 
 @models

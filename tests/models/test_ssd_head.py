@@ -24,6 +24,6 @@ def test_predicts_and_is_mmdets_otherwise():
         for ours, theirs in zip(head(maps), plain(maps), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
         sample = DetDataSample(metainfo=dict(img_shape=(160, 160), scale_factor=(1, 1)))
-        (found,) = head.predict(maps, [sample])
-    assert len(found) > 0
-    assert found.bboxes.isfinite().all()
+        (predicted,) = head.predict(maps, [sample])
+    assert len(predicted) > 0
+    assert predicted.bboxes.isfinite().all()

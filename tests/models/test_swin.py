@@ -222,10 +222,10 @@ def test_a_token_is_seen_in_its_own_window(token, keep, mask):
         side = (torch.arange(16) >= windows.shift) == (
             torch.tensor(token)[:, None] >= windows.shift
         )
-        own = near & side[0, :14, None] & side[1, None, :]
-        assert changed[own].all()
+        in_window = near & side[0, :14, None] & side[1, None, :]
+        assert changed[in_window].all()
         # A window's parts never mix, but have a number of groups in common.
-        assert not changed[~(own if keep is None else near)].any()
+        assert not changed[~(in_window if keep is None else near)].any()
 
 
 def test_a_recorded_merge_is_a_whole_grids(monkeypatch):

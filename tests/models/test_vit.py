@@ -210,12 +210,12 @@ def test_merging_identical_copies_changes_nothing(weighted, monkeypatch):
     with torch.no_grad():
         for block in blocks:
             expected.append(block(expected[-1]))
-        found = merged(expected[0], (6, 16), range(4))
+        output = merged(expected[0], (6, 16), range(4))
     if weighted:
-        assert_close(found, expected[1:], rtol=1e-5, atol=1e-5)
+        assert_close(output, expected[1:], rtol=1e-5, atol=1e-5)
     else:
-        assert_close(found[1], expected[2], rtol=1e-5, atol=1e-5)  # attention comes first
-        assert (found[2] - expected[3]).abs().max() > 1e-3
+        assert_close(output[1], expected[2], rtol=1e-5, atol=1e-5)  # attention comes first
+        assert (output[2] - expected[3]).abs().max() > 1e-3
 
 
 def slow_blocks(blocks: nn.ModuleList, x: Tensor, counts: list[int], prefix: int) -> list[Tensor]:
@@ -252,17 +252,17 @@ def test_a_chain_of_merges_is_undone_step_by_step(counts, prefix):
     merged = merge_blocks(copy.deepcopy(blocks), counts, 60, prefix)
     expected = [slow_blocks(blocks, image, counts, prefix) for image in x]
     expected = [torch.stack(maps) for maps in zip(*expected, strict=True)]
-    found = merged(x, (6, 10), range(4))
-    assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    output = merged(x, (6, 10), range(4))
+    assert_close(output, expected, rtol=1e-6, atol=1e-6)
     with torch.no_grad():  # where the groups' sums are known already
         assert_close(merged(x, (6, 10), range(4)), expected, rtol=1e-6, atol=1e-6)
-    weights = [torch.randn_like(m) for m in found]
+    weights = [torch.randn_like(m) for m in output]
     grads = [
         torch.autograd.grad(
             sum((m * w).sum() for m, w in zip(maps, weights, strict=True)),
             [x, *own.parameters()],
         )
-        for maps, own in ((found, merged), (expected, blocks))
+        for maps, own in ((output, merged), (expected, blocks))
     ]
     assert_close(*grads, rtol=1e-5, atol=1e-5)
 

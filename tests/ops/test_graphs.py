@@ -18,9 +18,9 @@ def test_the_first_of_the_largest_in_graphs_are_those_of_a_stable_sort(
         x[::2] = torch.nan
     expected = first_largest(x, count)
     monkeypatch.setattr("ltm_mm.ops.graphs.exporting", lambda: True)
-    found = first_largest(x, count)
-    assert found.shape == expected.shape == (50, count)
+    indices = first_largest(x, count)
+    assert indices.shape == expected.shape == (50, count)
     if kind == "nan":  # any, but no one twice
-        assert all(row.unique().numel() == count for row in found)
+        assert all(row.unique().numel() == count for row in indices)
     else:
-        assert_close(found.sort().values, expected.sort().values, rtol=0, atol=0)
+        assert_close(indices.sort().values, expected.sort().values, rtol=0, atol=0)

@@ -25,10 +25,10 @@ def test_sums_and_the_way_back_are_those_of_a_loop(lead, tokens, groups):
     for at in torch.cartesian_prod(*(torch.arange(n) for n in group_index.shape)).view(
         -1, group_index.ndim
     ):
-        *own, k = at.tolist()
-        group = int(group_index[(*own, k)])
-        sums[(*own, group)] += x[(*own, k)]
-        back[(*own, k)] = update[(*own, group)]
+        *window, k = at.tolist()
+        group = int(group_index[(*window, k)])
+        sums[(*window, group)] += x[(*window, k)]
+        back[(*window, k)] = update[(*window, group)]
     assert_close(sum_groups(x, group_index, groups), sums)
     assert_close(take_groups(update, group_index), back, rtol=0, atol=0)
 

@@ -26,8 +26,8 @@ def labels(rows: int, cols: int, window: int, shift: int) -> Tensor:
 @grids
 @windows
 def test_four_masks_give_every_grids_mask(rows, cols, window, shift):
-    own = labels(rows, cols, window, shift)
-    expected = (own[:, :, None] != own[:, None, :]).float() * -100
+    regions = labels(rows, cols, window, shift)
+    expected = (regions[:, :, None] != regions[:, None, :]).float() * -100
     masks = shift_masks(window, shift)[shift_indices(rows, cols, torch.device("cpu"))]
     assert_close(masks, expected, rtol=0, atol=0)
 
@@ -35,8 +35,11 @@ def test_four_masks_give_every_grids_mask(rows, cols, window, shift):
 @grids
 @windows
 def test_regions_tell_the_same_parts_apart(rows, cols, window, shift):
-    own = labels(rows, cols, window, shift)
-    found = window_regions(window, shift)[shift_indices(rows, cols, torch.device("cpu"))]
+    expected = labels(rows, cols, window, shift)
+    regions = window_regions(window, shift)[shift_indices(rows, cols, torch.device("cpu"))]
     assert_close(
-        found[:, :, None] == found[:, None, :], own[:, :, None] == own[:, None, :], rtol=0, atol=0
+        regions[:, :, None] == regions[:, None, :],
+        expected[:, :, None] == expected[:, None, :],
+        rtol=0,
+        atol=0,
     )

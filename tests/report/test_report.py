@@ -47,12 +47,12 @@ def test_reads_what_the_run_left(work_dir: Path) -> None:
     assert run.by_epoch
     assert run.median("time") > 0
     assert run.notes == []
-    found = summary(run)
-    assert found["model"] == "MaskRCNN (FPN, StandardRoIHead)"
-    assert found["merging"] == "keep balanced, mask match"
-    assert found["schedule"] == "3 epochs"
-    assert found["optimiser"] == "AdamW, learning rate 0.002, weight decay 0.05"
-    assert (found["batch"], found["seed"], found["image size"]) == ("2", "0", "96 × 96")
+    facts = summary(run)
+    assert facts["model"] == "MaskRCNN (FPN, StandardRoIHead)"
+    assert facts["merging"] == "keep balanced, mask match"
+    assert facts["schedule"] == "3 epochs"
+    assert facts["optimiser"] == "AdamW, learning rate 0.002, weight decay 0.05"
+    assert (facts["batch"], facts["seed"], facts["image size"]) == ("2", "0", "96 × 96")
 
 
 def test_a_start_from_scratch_replaces_what_was_there(copy: Copy) -> None:
@@ -204,16 +204,16 @@ def test_a_resumed_run_starts_where_it_first_started(copy: Copy) -> None:
     assert summary(run)["starts from"] == "random weights"
 
 
-def damage(kind: str, folder: Path) -> None:
-    if kind == "config":
+def damage(fault: str, folder: Path) -> None:
+    if fault == "config":
         for file in (*folder.glob("*.py"), *folder.glob("*/vis_data/config.py")):
             file.unlink()
-    elif kind == "empty":
+    elif fault == "empty":
         shutil.rmtree(folder)
         folder.mkdir()
-    elif kind == "python":
+    elif fault == "python":
         (folder / "ltm_swin_maskrcnn_shapes.py").write_text("model = dict(")
-    elif kind == "model":
+    elif fault == "model":
         (folder / "ltm_swin_maskrcnn_shapes.py").write_text("a = 1\n")
 
 

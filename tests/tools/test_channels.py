@@ -89,11 +89,11 @@ def test_photos_of_six_channels(config: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("channels", [1, 4, 6])
 def test_weights_for_rgb(channels: int) -> None:
     """A grey image in all channels gives what it gave in RGB; timm's rule."""
-    rgb, own = tiny(3), tiny(channels)
-    report = load_backbone(own, rgb.state_dict())
+    rgb, widened = tiny(3), tiny(channels)
+    report = load_backbone(widened, rgb.state_dict())
     assert not report.fresh
-    weight, wanted = rgb.patch_embed.projection.weight, own.patch_embed.projection.weight
+    weight, wanted = rgb.patch_embed.projection.weight, widened.patch_embed.projection.weight
     repeated = weight.repeat(1, 2, 1, 1)[:, :channels] * 3 / channels
     torch.testing.assert_close(wanted, weight.sum(1, keepdim=True) if channels == 1 else repeated)
     with pytest.raises(ValueError, match=rf"checkpoint \(16, 3, 4, 4\), model \(16, {channels}, "):
-        load_into(own, rgb.state_dict(), strict=True)
+        load_into(widened, rgb.state_dict(), strict=True)

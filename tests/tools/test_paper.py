@@ -17,17 +17,19 @@ BACKBONES = dict(swin=LTMSwin, vit=LTMViT, efficientvit=LTMEfficientViT, mobilev
 @pytest.mark.parametrize("point", POINTS, ids=lambda p: f"{p.model}-{p.size}")
 def test_work_and_parameters_are_the_papers(point: Point) -> None:
     with torch.device("meta"):
-        found = measure(point)
+        figures = measure(point)
     if "mobilevit" in point.model:
         # The paper's count of the plain network is 0.69 of ours: its share is met.
-        assert found.macs / found.plain_macs == pytest.approx(point.merged / point.plain, rel=0.03)
-        assert found.plain_macs > point.plain * 1.4
+        assert figures.macs / figures.plain_macs == pytest.approx(
+            point.merged / point.plain, rel=0.03
+        )
+        assert figures.plain_macs > point.plain * 1.4
     else:
-        assert found.macs == pytest.approx(point.merged, rel=0.03)
+        assert figures.macs == pytest.approx(point.merged, rel=0.03)
     # Matching has no parameters, an EfficientViT's masks have.
     learns = "efficientvit" in point.model
-    assert (found.parameters > found.plain_parameters) == learns
-    assert found.parameters < 1.02 * found.plain_parameters
+    assert (figures.parameters > figures.plain_parameters) == learns
+    assert figures.parameters < 1.02 * figures.plain_parameters
 
 
 def test_mobilevit_cannot_do_the_papers_absolute_work() -> None:
@@ -58,10 +60,10 @@ def test_backbone_and_classifier_have_one_plan(point: Point) -> None:
 
 def test_table_and_speedup(monkeypatch: pytest.MonkeyPatch) -> None:
     point = Point("ltm_mobilevit_xs", 64, 0.7, 0.52)
-    found = measure(point, rounds=1)
-    assert found.speedup is not None
-    assert found.speedup > 0
-    table = to_markdown([point, point], [found._replace(speedup=1.5)] * 2).splitlines()
+    figures = measure(point, rounds=1)
+    assert figures.speedup is not None
+    assert figures.speedup > 0
+    table = to_markdown([point, point], [figures._replace(speedup=1.5)] * 2).splitlines()
     assert table[0].endswith("| speed-up |")
     assert table[2].startswith("| mobilevit-xs, 64 | 0.7* | 0.52* |")
     assert table[2].endswith("M | 1.50x |")

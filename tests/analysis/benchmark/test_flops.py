@@ -75,11 +75,11 @@ SOFT = n * 5 * P * N * C
     ],
 )
 def test_blocks_by_hand(plan, mask, expected):
-    found = count_macs(one_stage(*plan, mask=mask), image())
-    assert found.by_part == expected
-    assert found.total == sum(expected.values())
-    blocks = sum(found.by_module[f"stages.0.blocks.{k}"] for k in range(len(plan)))
-    assert found.by_module["stages.0"] == blocks == found.total - EMBED
+    counted = count_macs(one_stage(*plan, mask=mask), image())
+    assert counted.by_part == expected
+    assert counted.total == sum(expected.values())
+    blocks = sum(counted.by_module[f"stages.0.blocks.{k}"] for k in range(len(plan)))
+    assert counted.by_module["stages.0"] == blocks == counted.total - EMBED
 
 
 def test_counts_whole_batches_and_leaves_the_mode():
@@ -177,18 +177,18 @@ def test_counters_of_others_see_all_that_ours_sees(family):
 
     whole, merged = (FAMILIES[family](keep).eval() for keep in (None, "fast"))
     x = torch.randn(1, 3, 160, 160)
-    found = []
+    totals = []
     for model in (whole, merged):
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(x)
-        own = count_macs(model, x)
+        our_count = count_macs(model, x)
         # Neither knows PyTorch's fused attention on the CPU, which plain blocks use then.
-        unknown = own.by_part.get("attention", 0) // 2
-        assert own.total - unknown <= counter.get_total_flops() / 2 <= own.total
+        unknown = our_count.by_part.get("attention", 0) // 2
+        assert our_count.total - unknown <= counter.get_total_flops() / 2 <= our_count.total
         options = dict(show_table=False, show_arch=False)
         theirs = get_model_complexity_info(model, (3, 160, 160), **options)["flops"]
-        assert own.total - unknown <= theirs <= 1.15 * own.total
-        found.append(theirs)
-    assert found[1] < 0.96 * found[0]
+        assert our_count.total - unknown <= theirs <= 1.15 * our_count.total
+        totals.append(theirs)
+    assert totals[1] < 0.96 * totals[0]
     with torch.no_grad():
         torch.testing.assert_close(torch.jit.trace(merged, x)(x), merged(x), atol=1e-4, rtol=1e-4)

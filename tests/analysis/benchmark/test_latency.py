@@ -318,10 +318,10 @@ def test_sizes_of_smaller_images():
     assert smaller_sizes((224, 224), step=64) == [(64, 64), (128, 128), (192, 192), (224, 224)]
     assert smaller_sizes((20, 31)) == [(20, 31)]
     for size in ((800, 1216), (1216, 800)):
-        found = smaller_sizes(size)
-        assert found[-1] == size
-        assert all(h % 32 == w % 32 == 0 for h, w in found)
-        assert [pixels(s) for s in found] == sorted({pixels(s) for s in found})
+        sizes = smaller_sizes(size)
+        assert sizes[-1] == size
+        assert all(h % 32 == w % 32 == 0 for h, w in sizes)
+        assert [pixels(s) for s in sizes] == sorted({pixels(s) for s in sizes})
 
 
 def test_realised_over_theoretical_speedup():
@@ -350,7 +350,7 @@ def test_speed_is_not_lost(tmp_path):
         cpu_time=True,
         out=str(tmp_path),
     )
-    found = {row.name: ratios(rows[0].forward, row.forward).median for row in rows}
-    assert found["keep=none"] >= 1.3
-    assert found["keep=balanced"] >= 1.08 * found["keep=none"]
-    assert found["keep=fast"] >= 1.25 * found["keep=none"]
+    speedups = {row.name: ratios(rows[0].forward, row.forward).median for row in rows}
+    assert speedups["keep=none"] >= 1.3
+    assert speedups["keep=balanced"] >= 1.08 * speedups["keep=none"]
+    assert speedups["keep=fast"] >= 1.25 * speedups["keep=none"]

@@ -84,12 +84,12 @@ def test_time_of_a_file_goes_to_its_parts(file, suffix):
         convert_onnx(file, file.with_suffix(".xml"), {})
     start = time.perf_counter()
     images = torch.randn(1, 3, 256, 320)
-    found = part_times(file.with_suffix(suffix), images, parts_of(Detector()), threads=1)
+    times = part_times(file.with_suffix(suffix), images, parts_of(Detector()), threads=1)
     whole = time.perf_counter() - start
-    assert set(found) <= {"rest", "neck", "post-processing"}
-    assert found["neck"] > 3 * found["rest"] > 0
-    assert found["post-processing"] < found["neck"]
-    assert sum(found.values()) < whole
+    assert set(times) <= {"rest", "neck", "post-processing"}
+    assert times["neck"] > 3 * times["rest"] > 0
+    assert times["post-processing"] < times["neck"]
+    assert sum(times.values()) < whole
 
 
 def test_a_detector_with_random_weights_is_timed_with_detections():

@@ -121,9 +121,9 @@ def test_detections_that_stay_have_an_ap_of_one():
 
 def test_half_the_detections_lost():
     plain, other = [instances([ONE, TWO], [0.9, 0.8])], [instances([ONE], [0.9])]
-    found = average_precision(plain, other)
-    assert found["box AP"] == pytest.approx(51 / 101)  # recall 0 .. 0.5 of 101 steps
-    assert np.isnan(found["box AP small"])
+    precision = average_precision(plain, other)
+    assert precision["box AP"] == pytest.approx(51 / 101)  # recall 0 .. 0.5 of 101 steps
+    assert np.isnan(precision["box AP small"])
     assert average_precision(plain, [instances([], [])])["box AP"] == 0.0
 
 
@@ -139,9 +139,9 @@ def test_mask_ap_and_ground_truth_by_confidence():
     half = masks.copy()
     half[0, 10:74] = False  # IoU 0.2
     other = [instances([ONE, TWO], [0.9, 0.8], masks=half)]
-    found = average_precision(plain, other)
-    assert found["box AP"] == 1.0
-    assert found["mask AP"] < 0.6
+    precision = average_precision(plain, other)
+    assert precision["box AP"] == 1.0
+    assert precision["mask AP"] < 0.6
     assert average_precision(plain, plain)["mask AP"] == 1.0
     unsure = average_precision([instances([ONE], [0.2])], [instances([ONE], [0.9])])
     assert np.isnan(unsure["box AP"])
@@ -307,13 +307,13 @@ def test_a_whole_run_on_a_classifier():
     before = {k: v.clone() for k, v in model.state_dict().items()}
     images = [torch.randn(1, 3, 64, 64)] * 3
     seen: list[tuple] = []
-    found = ltm_mm.fidelity(
+    measured = ltm_mm.fidelity(
         model, images, ["balanced", ((98,) * 4,)], clock.predict, rounds=2, progress=False,
         clock=clock, watch=lambda row, place, out: seen.append((row.name, place, out.shape)),
     )  # fmt: skip
-    kinds = [row.kind for row in found.rows]
+    kinds = [row.kind for row in measured.rows]
     assert kinds == ["plain", "plain", *["plan", "image", "pooling", "tome"] * 2]
-    plain, ours, first = found.rows[:3]
+    plain, ours, first = measured.rows[:3]
     assert plain.errors == [0.0] * 4
     assert plain.agreement == ours.agreement == {"top-1": 1.0}
     assert max(ours.errors) < 1e-5
@@ -323,23 +323,23 @@ def test_a_whole_run_on_a_classifier():
         merged = ltm_mm.apply(shared_copy(model), "balanced")
         tokens = [m.forward_features(images[0])[:, 1:] for m in (model, merged)]
     assert first.errors[-1] == pytest.approx(relative_error(*tokens), rel=1e-4)
-    assert found.speedup(first).median == 2.0
-    image, pooling, tome = found.rows[3:6]
+    assert measured.speedup(first).median == 2.0
+    image, pooling, tome = measured.rows[3:6]
     assert image.name == "image of 32 x 32"  # 64 is slower, and 32 pixels are one step
-    assert found.speedup(image).median == 4.0
+    assert measured.speedup(image).median == 4.0
     assert tome.macs <= first.macs
-    assert len({len(row.errors) for row in found.rows}) == 1
-    assert len(seen) == 3 * len(found.rows)
+    assert len({len(row.errors) for row in measured.rows}) == 1
+    assert len(seen) == 3 * len(measured.rows)
     assert seen[0] == ("plain", 0, (1,))
-    assert {row.plan for row in found.rows[2:6]} == {"balanced"}
+    assert {row.plan for row in measured.rows[2:6]} == {"balanced"}
     assert pooling.errors != first.errors
     assert_close(model.state_dict(), before, rtol=0, atol=0)
     assert type(model).__name__ == "VisionTransformer"
     assert not model.training
     shared = {id(p) for p in in_our_blocks(model, None).parameters()}
     assert shared == {id(p) for p in model.parameters()}
-    lines = found.table().splitlines()
-    assert len(lines) == len(found.rows) + 2
+    lines = measured.table().splitlines()
+    assert len(lines) == len(measured.rows) + 2
     assert lines[0].startswith("| model | GMACs | ms (quartiles) | speed-up (quartiles) | error")
     assert lines[4].startswith("| balanced | ")
     assert "| 2.00x (2.00 - 2.00) |" in lines[4]
@@ -355,13 +355,18 @@ def test_plans_that_save_no_time_are_one_sentence():
         clock.now += 2.0 * image[0, 0].numel() * merging
         return out
 
-    found = ltm_mm.fidelity(
+    measured = ltm_mm.fidelity(
         classifier(), [torch.randn(1, 3, 64, 64)], ["light", "balanced"], slow, rounds=1,
         baselines=["image"], progress=False, clock=clock,
     )  # fmt: skip
-    assert [row.name for row in found.rows] == ["plain", "plain, our blocks", "light", "balanced"]
-    assert found.no_faster == ["light", "balanced"]
-    last = found.table().splitlines()[-1]
+    assert [row.name for row in measured.rows] == [
+        "plain",
+        "plain, our blocks",
+        "light",
+        "balanced",
+    ]
+    assert measured.no_faster == ["light", "balanced"]
+    last = measured.table().splitlines()[-1]
     assert last == "Merging saves no time at this image size: light, balanced."
 
 
@@ -431,15 +436,15 @@ def test_maps_alone_of_a_backbone_and_no_timing(tmp_path):
     model = mmdet_swin()
     images = [torch.randn(1, 3, 60, 90)]
     keep = {"one": (None, (25, 16))}
-    found = ltm_mm.fidelity(model, images, keep, rounds=0, progress=False)
-    assert [(row.name, row.kind) for row in found.rows] == [
+    measured = ltm_mm.fidelity(model, images, keep, rounds=0, progress=False)
+    assert [(row.name, row.kind) for row in measured.rows] == [
         ("plain", "plain"), ("plain, our blocks", "plain"), ("one", "plan"), ("pooling", "pooling"),
     ]  # fmt: skip
-    one = found.rows[2]
+    one = measured.rows[2]
     assert one.errors[0] < 1e-6 < 1e-3 < one.errors[1]
     assert one.agreement == {}
-    assert "pixels" not in found.table()
-    (file,) = found.save(tmp_path / "a.b")
+    assert "pixels" not in measured.table()
+    (file,) = measured.save(tmp_path / "a.b")
     assert file.name == "a.b.json"
     assert json.loads(file.read_text())["rows"][2]["errors"] == one.errors
 
@@ -516,10 +521,10 @@ def trained(tmp_path_factory) -> tuple[str, str, str]:
 
 
 def test_tool_prints_a_table_and_writes_files(trained, tmp_path, capsys):
-    found = run_fidelity(
+    measured = run_fidelity(
         *trained, ltm=["(None, (25, 16))"], num_photos=2, rounds=1, threads=1, out=str(tmp_path)
     )
-    rows = [row for row in found.rows if row.kind != "image"]  # there where merging saves time
+    rows = [row for row in measured.rows if row.kind != "image"]  # there where merging saves time
     assert [row.kind for row in rows] == ["plain", "plan", "pooling", "jpeg", "jpeg", "jpeg"]
     plain, plan, pooling, *saved = rows
     assert [row.name[-2:] for row in saved] == ["98", "90", "75"]
@@ -533,8 +538,8 @@ def test_tool_prints_a_table_and_writes_files(trained, tmp_path, capsys):
     assert 0 < plan.agreement["pixels"] <= 1
     out = capsys.readouterr().out
     assert "2 photos of" in out
-    assert found.table() in out
-    assert Fidelity.read(tmp_path / "tiny.json").table() == found.table()
+    assert measured.table() in out
+    assert Fidelity.read(tmp_path / "tiny.json").table() == measured.table()
     data = json.loads((tmp_path / "tiny.json").read_text())
     assert data["metadata"]["size"] == [64, 96]
     assert data["rows"][0]["agreement"] == plain.agreement
@@ -636,10 +641,10 @@ def test_matching_on_trained_weights_beats_pooling():
     shared = load_file("tools/real_weights.py").shared_models()
     images = [x for x, _ in shared.camvid(448, step=50)]
     later = (None, None, (None, 25, 25, 25, 25, 25), None)
-    found = ltm_mm.fidelity(
+    measured = ltm_mm.fidelity(
         shared.street_swin(), images, {"later": later}, rounds=0, progress=False
     )
-    plain, ours, plan, pooling = found.rows
+    plain, ours, plan, pooling = measured.rows
     assert plain.errors == [0.0] * 4
     assert plain.agreement == {"pixels": 1.0, "within 3 px": 1.0}
     assert ours.agreement["pixels"] > 0.9999

@@ -166,10 +166,10 @@ def test_measured_times_are_those_of_the_clock():
     times, rest = measure_times(variants, torch.randn(1, 3, 56, 56), 2, clock, progress=False)
     total = 96 + 3 * 49 * 3
     assert rest == pytest.approx(96 / total)
-    for k, own in enumerate(times):
-        for (kept,), share in own.items():
+    for k, of_block in enumerate(times):
+        for (kept,), share in of_block.items():
             assert share == pytest.approx(kept * (1 + k % 2) / total)
-    assert [len(own) for own in times] == [6] * 6
+    assert [len(of_block) for of_block in times] == [6] * 6
 
 
 @torch.no_grad()
@@ -186,8 +186,8 @@ def test_measured_errors_are_those_of_one_block_merged():
     ]
     assert errors[3][(9,)] == pytest.approx(sum(wanted) / 2, rel=1e-4)
     assert errors[3][(9,)] > 0
-    assert [own[(49,)] for own in errors] == [0.0] * 6
-    assert all(own[(5,)] > own[(32,)] for own in errors)
+    assert [of_block[(49,)] for of_block in errors] == [0.0] * 6
+    assert all(of_block[(5,)] > of_block[(32,)] for of_block in errors)
     after = model.outputs(variants.plain, images[0])  # all is as it was
     torch.testing.assert_close(after, before[0], rtol=0, atol=0)
 
@@ -235,15 +235,15 @@ def test_units_of_every_family(model, family, count):
 def test_a_plan_for_a_model_in_memory():
     model, clock = mmdet_swin(), Clock()
     images = [torch.randn(1, 3, 56, 56)]
-    found = choose_plan(
+    choice = choose_plan(
         model, images, 0.6, rounds=1, progress=False, clock=clock,
         timed=(lambda keep: two_stages(clock, keep), images[0]),
     )  # fmt: skip
-    assert found.plan.time <= 0.6
-    assert found.time.median == pytest.approx(found.plan.time)
-    assert found.error == pytest.approx(found.plan.error, rel=0.5)  # errors nearly add up
-    assert 0 < found.error < 1
-    assert found.keep_of(found.plan) == found.keep
+    assert choice.plan.time <= 0.6
+    assert choice.time.median == pytest.approx(choice.plan.time)
+    assert choice.error == pytest.approx(choice.plan.error, rel=0.5)  # errors nearly add up
+    assert 0 < choice.error < 1
+    assert choice.keep_of(choice.plan) == choice.keep
     assert not any(isinstance(m, SwinBlock) for m in model.modules())
 
 
@@ -282,11 +282,11 @@ def test_a_plan_that_is_late_as_a_whole_is_chosen_tighter():
         return model
 
     image = torch.randn(1, 3, 56, 56)
-    found = choose_plan(
+    choice = choose_plan(
         mmdet_swin(), [image], 0.6, timed=(build, image), rounds=1, progress=False, clock=clock
     )
-    assert found.time.median <= 0.6
-    assert found.plan.time == pytest.approx(found.time.median - 10 / (2 * 3 * 49))
+    assert choice.time.median <= 0.6
+    assert choice.plan.time == pytest.approx(choice.time.median - 10 / (2 * 3 * 49))
 
 
 def test_tool_writes_the_plan_and_prints_it_first(tmp_path, capsys):

@@ -86,9 +86,9 @@ def test_paper_bound_by_hand() -> None:
     given_class = torch.tensor([[0.5, 0.5], [0.25, 0.75]])
     first = 0.5 * math.log(0.5) * 2 + 0.75 * math.log(2) + 0.25 * math.log(2)  # = 0
     second = 0.0 - (0.5 * math.log(0.25) + 0.5 * math.log(0.75))  # = 0.836988...
-    found = paper_bound(p, q, given_class, torch.tensor([0, 1]))
-    assert_close(found, torch.tensor([first, second]))
-    assert_close(found, torch.tensor([0.0, 0.8369882]))
+    bound = paper_bound(p, q, given_class, torch.tensor([0, 1]))
+    assert_close(bound, torch.tensor([first, second]))
+    assert_close(bound, torch.tensor([0.0, 0.8369882]))
 
 
 def test_first_term_of_the_paper_bound_is_constant() -> None:

@@ -95,10 +95,10 @@ def test_segments_of_a_test_image_are_resized_with_it() -> None:
     ):
         sample = detection(labels=torch.tensor([2, 0]), **ground_truth)
         sample.set_metainfo({"ori_shape": (3, 3)})
-        found, classes = segments(sample, (6, 8), "cpu")
+        labels, classes = segments(sample, (6, 8), "cpu")
         small = torch.tensor([[2, 2, 0], [2, 1, 0], [0, 0, 0]])
-        assert_close(found[:, :6], small.repeat_interleave(2, 0).repeat_interleave(2, 1))
-        assert (found[:, 6:] == -1).all()
+        assert_close(labels[:, :6], small.repeat_interleave(2, 0).repeat_interleave(2, 1))
+        assert (labels[:, 6:] == -1).all()
         assert_close(classes, torch.tensor([2, 0]))
 
 
@@ -130,11 +130,11 @@ def test_counts_and_majority(size: tuple[int, int], grid: tuple[int, int]) -> No
     pixels = torch.randint(-1, 3, (2, *size))
     pixels[0, :4, :4] = -1  # a token without any
     pixels[1, :4, :4] = 2
-    found = token_counts(pixels, grid, 4, 3)
-    assert_close(found, slow_counts(pixels, grid, 4, 3))
-    labels = majority(found)
+    of_tokens = token_counts(pixels, grid, 4, 3)
+    assert_close(of_tokens, slow_counts(pixels, grid, 4, 3))
+    labels = majority(of_tokens)
     assert labels[:, 0, 0].tolist() == [-1, 2]
-    for counts, label in zip(found.flatten(0, 2), labels.flatten(), strict=True):
+    for counts, label in zip(of_tokens.flatten(0, 2), labels.flatten(), strict=True):
         best = counts.tolist().index(max(counts))
         assert label == (best if best < 3 else -1)
 
