@@ -41,7 +41,7 @@ def parse_args() -> argparse.Namespace:
         "detail, which costs no time; all: both [detail for several plans, all for one]",
     )
     add("--steps", type=int, default=300, help="steps of the optimiser [%(default)s]")
-    add("--lr", type=float, help="learning rate of weights [3e-4]; of details it is 5e-3")
+    add("--lr", type=float, help="learning rate of weights [chosen: as large as they bear]")
     add("--batch-size", type=int, default=2, help="crops per step [%(default)s]")
     add("--crop", type=int, default=320, help="their side in pixels [%(default)s]")
     add("--seed", type=int, default=0, help="[%(default)s]")
