@@ -1,6 +1,6 @@
 """ltm_mm: learnable token merging (LTM) for detection and segmentation.
 
-Where mmcv has no compiled ops, importing this lets :mod:`ltm_mm.compat` serve them; in a checkout
+Where mmcv has no compiled ops, importing this lets :mod:`ltm_mm.compat` provide them; in a checkout
 that is not installed, import it before mmdet and mmseg. No package of OpenMMLab is needed for
 :func:`apply` on timm models and for :mod:`ltm_mm.timm_models`.
 """

@@ -65,7 +65,7 @@ def swin_configs(
     Args:
         package: 'mmdet' or 'mmseg'.
         keep: the merging plan.
-        only: part of the names (as yielded) of the configs to look at.
+        only: part of the names (as yielded) of the configs to check.
 
     Yields:
         ``package::path``, the config with the backbone exchanged, and the exchange in a line.

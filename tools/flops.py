@@ -4,7 +4,7 @@ python tools/flops.py                            # counts, in seconds
 python tools/flops.py --rounds 20 --threads 2    # also the speed-up over timm's plain models
 """
 
-import ltm_mm  # isort: skip  (first: it stands in for mmcv's compiled ops where they are absent)
+import ltm_mm  # isort: skip  (first: it replaces mmcv's compiled ops where they are absent)
 
 import argparse
 from collections.abc import Callable, Sequence

@@ -9,7 +9,7 @@ python tools/real_weights.py vit --every 2 --ltm 0.6 balanced
 python tools/real_weights.py swin --target-time 0.7 --time-of ltm-swin-t --size-of 800 1216
 """
 
-import ltm_mm  # isort: skip  (first: it stands in for mmcv's compiled ops where they are absent)
+import ltm_mm  # isort: skip  (first: it replaces mmcv's compiled ops where they are absent)
 
 import argparse
 import importlib.util
@@ -119,7 +119,7 @@ def parse_args() -> argparse.Namespace:
     add("--threads", type=int, help="CPU threads [as PyTorch chooses]")
     add("--cpu-time", action="store_true", help="CPU seconds, with --threads 1")
     add("--out", default="work_dirs/real_weights", metavar="DIR", help="[%(default)s]")
-    add("--target-time", type=float, metavar="SHARE", help="choose a plan in place of a table")
+    add("--target-time", type=float, metavar="SHARE", help="choose a plan instead of a table")
     add("--logits", action="store_true", help="with the error of the logits, not of the maps")
     add("--time-of", metavar="NAME", help="with times of this backbone, such as ltm-swin-t")
     add("--size-of", nargs=2, type=int, default=[800, 1216], metavar=("H", "W"))

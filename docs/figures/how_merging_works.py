@@ -6,7 +6,7 @@ Needs a Swin with trained weights (`models.py` in LTM_SHARED_REAL, by default ..
 photo (COCO's val2017/000000261888.jpg in LTM_SHARED_DATA, by default ../shared/data/coco_mini).
 """
 
-import ltm_mm  # isort: skip  (first: it stands in for mmcv's compiled ops)
+import ltm_mm  # isort: skip  (first: it replaces mmcv's compiled ops)
 
 import argparse
 import importlib.util

@@ -150,7 +150,7 @@ def check_object_counts(look: Look, classes: Sequence[str], cfg: Config) -> None
         )
 
 
-# What metrics take and look at after an epoch only: attribute, option, names.
+# What metrics check only after an epoch: attribute, option, names.
 MEASURED = {
     "IoUMetric": ("metrics", "iou_metrics", ("mIoU", "mDice", "mFscore")),
     "CocoMetric": (

@@ -1,4 +1,4 @@
-"""Build data loaders so that what is wrong with a data set is said at once (ours)."""
+"""Build data loaders so that faults of a data set are reported before training."""
 
 import errno
 import json
@@ -35,7 +35,7 @@ SKIPPED = "unreadable_images.txt"  # in the folder of a run's log
 
 
 def build_loaders(runner: Runner, *names: str) -> None:
-    """Build a runner's data loaders and evaluators ahead of its loops, and look at them.
+    """Build a runner's data loaders and evaluators ahead of its loops, and validate them.
 
     While training, an image that cannot be read is skipped with a log line and another
     one takes its place, so that a long run survives it; in validation and testing it is

@@ -1,7 +1,7 @@
 """The loop: a network without merging teaches the same network with merging, on any photos.
 
 The loss is the relative squared error of the feature maps; labels are not needed. In every step one
-of the plans is drawn, so that one set of parameters serves them all. Distilling a merged ViT
+of the plans is drawn, so that one set of parameters works for all. Distilling a merged ViT
 classifier without labels is Token Compensator's idea (ECCV 2024); dense maps, windows and the
 detail are ours.
 """

@@ -77,10 +77,10 @@ def learn(
 
 
 def default_train(plans: Mapping[str, Keep], swin: bool) -> str:
-    """What learns where nobody says: measured in docs/fidelity.md.
+    """What learns by default: measured in docs/fidelity.md.
 
     Weights that learn for several plans at once are pulled to the one that merges most, and the
-    others lose; a detail serves them all. Only a Swin has one.
+    others lose; one detail works for all. Only a Swin has one.
     """
     if not swin:
         return "weights"

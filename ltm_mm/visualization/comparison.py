@@ -127,7 +127,7 @@ def class_colours(found: Sequence[Prediction], classes: Sequence[str] | None) ->
     """Class -> colour of the classes in some label maps, the largest class first.
 
     Where the palette suffices for all classes, a class has one colour in all pictures;
-    otherwise the largest ones of these maps are told apart.
+    otherwise the largest ones of these maps are distinguished.
     """
     maps = [m for m in found if isinstance(m, np.ndarray)]
     if not maps:

@@ -117,7 +117,7 @@ def build_pair(cfg: Config, checkpoint: str | None, trust: bool, device: str, se
     Raises:
         UserError: if the model does not merge or the checkpoint does not fit.
     """
-    use_ltm(deepcopy(cfg), None)  # says so if there is nothing to exchange
+    use_ltm(deepcopy(cfg), None)  # raises if there is nothing to convert
     build = model_builder(
         cfg, checkpoint, trust=trust, device=device, seed=seed, start_as_training=True
     )
