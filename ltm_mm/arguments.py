@@ -50,7 +50,7 @@ SHARED: dict[str, dict] = {
     "config": dict(help=CONFIG),
     "--ltm": dict(
         metavar="KEEP",
-        help=f"exchange the backbone for the token-merging one, and what it keeps: {KEEP}",
+        help=f"convert the backbone to the token-merging one, and what it keeps: {KEEP}",
     ),
     "--detail": dict(metavar="FILE", help="details that tools/learn.py learned for these weights"),
     "--cfg-options": dict(

@@ -16,7 +16,7 @@ import re
 import sys
 import traceback
 import urllib.error
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -31,6 +31,11 @@ NO_INTERNET = (
 
 class UserError(Exception):
     """A mistake in the input. Its message is one line: what is wrong and what to do."""
+
+
+def preview(items: Sequence[object], count: int = 5) -> str:
+    """The first items, for a message."""
+    return ", ".join(map(str, items[:count])) + (", ..." if len(items) > count else "")
 
 
 @contextmanager
@@ -167,10 +172,10 @@ def taken_for(file: str | os.PathLike, wanted: str) -> str | None:
     """
     kinds = {"config": CONFIGS, "checkpoint": CHECKPOINTS, "photo": PICTURES}
     suffix = os.path.splitext(file)[1].lower()
-    found = next((kind for kind, suffixes in kinds.items() if suffix in suffixes), wanted)
-    if found == wanted:
+    given = next((kind for kind, suffixes in kinds.items() if suffix in suffixes), wanted)
+    if given == wanted:
         return None
-    return f"{file} is a {found} by its name, where a {wanted} is wanted: are arguments swapped?"
+    return f"{file} is a {given} by its name, where a {wanted} is wanted: are arguments swapped?"
 
 
 def _connection(error: BaseException) -> str | None:
@@ -218,11 +223,11 @@ def _single_image(error: BaseException) -> str | None:
 
 def _channels(error: BaseException) -> str | None:
     """A convolution that gets another number of channels than it is made for."""
-    found = re.search(r"to have (\d+) channels, but got (\d+) channels", message(error))
-    if not found:
+    match = re.search(r"to have (\d+) channels, but got (\d+) channels", message(error))
+    if not match:
         return None
     return (
-        f"a layer expects {found[1]} channels and gets {found[2]}: in_channels of the neck, a head "
+        f"a layer expects {match[1]} channels and gets {match[2]}: in_channels of the neck, a head "
         "or the backbone in the config does not fit what comes before it"
     )
 
@@ -242,14 +247,14 @@ def _save_best(error: BaseException) -> str | None:
 
 def _unregistered(error: BaseException) -> str | None:
     """A ``type`` that no registry knows."""
-    found = re.match(r"([\w.]+) is not in the ([\w.]+)::([\w ]+) registry", message(error))
-    return no_such_type(found[1], found[3]) if found else None
+    match = re.match(r"([\w.]+) is not in the ([\w.]+)::([\w ]+) registry", message(error))
+    return no_such_type(match[1], match[3]) if match else None
 
 
 def no_such_type(name: str, kind: str) -> str:
     """The line for an unknown ``type``, with the nearest ones that are known."""
-    own = [family.type for family in FAMILIES.values()] if kind == "model" else []
-    others = [known for known in dict.fromkeys([*own, *_known(kind)]) if known != name]
+    ours = [family.type for family in FAMILIES.values()] if kind == "model" else []
+    others = [known for known in dict.fromkeys([*ours, *_known(kind)]) if known != name]
     near = difflib.get_close_matches(name, others, n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     return f"type {name!r}: no {kind} of that name is registered{hint}"
@@ -270,23 +275,23 @@ def _known(kind: str) -> Iterator[str]:
 
 def _unknown_keyword(error: BaseException) -> str | None:
     """A config key that the class does not take, with the ones that it does take."""
-    found = re.search(r"got an unexpected keyword argument '(\w+)'", message(error))
+    match = re.search(r"got an unexpected keyword argument '(\w+)'", message(error))
     cls = _class_being_built(error)
-    if not found or cls is None:
+    if not match or cls is None:
         return None
     known = _keywords(cls)
-    near = difflib.get_close_matches(found[1], known, n=3)
+    near = difflib.get_close_matches(match[1], known, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"it takes {', '.join(known)}"
-    return f"{cls.__name__} takes no {found[1]!r}: {hint}"
+    return f"{cls.__name__} takes no {match[1]!r}: {hint}"
 
 
 def _keywords(cls: type) -> list[str]:
     """Keywords of a class, and of its bases as far as ``**kwargs`` passes them on."""
     names: list[str] = []
-    for owner in inspect.getmro(cls):
-        if "__init__" not in vars(owner) or owner is object:
+    for base in inspect.getmro(cls):
+        if "__init__" not in vars(base) or base is object:
             continue
-        parameters = inspect.signature(owner.__init__).parameters.values()
+        parameters = inspect.signature(base.__init__).parameters.values()
         names += [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break

@@ -52,7 +52,7 @@ FAMILIES = {family.name: family for family in (SWIN, EFFICIENTVIT, VIT, MOBILEVI
 NAMED = ", ".join(f"ltm-{f.name}-{{{','.join(f.archs)}}}" for f in FAMILIES.values())
 
 
-def of_type(kind: str) -> FamilyNames | None:
+def of_type(type_name: str) -> FamilyNames | None:
     """The family whose backbone a config's ``type`` names, with or without its scope."""
-    short = kind.rpartition(".")[2]
+    short = type_name.rpartition(".")[2]
     return next((f for f in FAMILIES.values() if f.backbone == short), None)

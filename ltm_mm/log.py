@@ -87,15 +87,15 @@ def _filter_consoles(ends: ExitStack) -> None:
     if "mmengine.logging.logger" not in sys.modules:
         return
     logger = sys.modules["mmengine.logging.logger"].MMLogger
-    own: Callable = logger.callHandlers
+    original: Callable = logger.callHandlers
 
     def call_handlers(self: logging.Logger, record: logging.LogRecord) -> None:
         if not is_noise(record.getMessage()):
-            own(self, record)
+            original(self, record)
             return
         for handler in self.handlers:
             if isinstance(handler, logging.FileHandler) and record.levelno >= handler.level:
                 handler.handle(record)
 
     logger.callHandlers = call_handlers
-    ends.callback(setattr, logger, "callHandlers", own)
+    ends.callback(setattr, logger, "callHandlers", original)

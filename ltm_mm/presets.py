@@ -143,8 +143,8 @@ def _preset(name: str, depths: tuple[int, ...], model: tuple[str, int]) -> Keep:
         return [evenly(shares, depth) if depth else None for depth in depths]
     stages = [shares[min(stage, len(shares) - 1)] for stage in range(len(depths))]
     return [
-        [own[k * len(own) // depth] for k in range(depth)] or None
-        for own, depth in zip(stages, depths, strict=True)
+        [shares_of_stage[k * len(shares_of_stage) // depth] for k in range(depth)] or None
+        for shares_of_stage, depth in zip(stages, depths, strict=True)
     ]
 
 

@@ -13,7 +13,7 @@ from mmdet.models.backbones import SwinTransformer
 from torch import Tensor, nn
 
 import ltm_mm
-from ltm_mm.adapters.apply import exchange_stages
+from ltm_mm.adapters.apply import convert_stages
 from ltm_mm.adapters.families import swin_stages
 from ltm_mm.merging import MASKS, Detail, MaskModule
 from ltm_mm.models import LTMEfficientViT, LTMMobileViT, LTMSwin, LTMViT
@@ -105,7 +105,7 @@ class Case:
         if self.kind not in APPLIED:
             return plain
         model = copy.deepcopy(plain)
-        exchange_stages(model, None, everywhere=True)
+        convert_stages(model, None, everywhere=True)
         return model
 
     def reference(self, plain: nn.Module) -> nn.Module | None:

@@ -124,7 +124,7 @@ def test_command_runs(command: str, sandbox: Path, monkeypatch: pytest.MonkeyPat
         variables |= _shared_folders()
     if tool in REPLAYED:
         assert config is not None
-        words = shrunk(words, config)
+        words = reduced_command(words, config)
     if tool == "export.py" and "rcnn" in config:  # untrained detections are ties
         words = [word for word in words if word != "--check"]
     words = [*words, *QUICK.get(tool, [])]
@@ -161,7 +161,7 @@ def test_backbone_in_any_config(code: str, sandbox: Path, monkeypatch: pytest.Mo
     for tool, words in (("train", []), ("test", [f"{work[1]}/last.pth"])):
         if tool == "test":
             shutil.copy((Path(work[1]) / "last_checkpoint").read_text(), words[0])
-        line = shrunk(["python", f"tools/{tool}.py", config, *words, *work], config)
+        line = reduced_command(["python", f"tools/{tool}.py", config, *words, *work], config)
         run([*line, *batch_norm], sandbox, {})
 
 
@@ -208,7 +208,7 @@ def _make_checkpoints(words: list[str], config: str) -> None:
         torch.save({"state_dict": model.state_dict()}, name)
 
 
-def shrunk(words: list[str], config: str) -> list[str]:
+def reduced_command(words: list[str], config: str) -> list[str]:
     """A training or test command with options that make it tiny, its own ones kept."""
     words = list(words)
     if words[0] == "bash":

@@ -146,7 +146,7 @@ def masks_partition(merge: Merge) -> None:
             mask.roots.sort(-1)[0].diff().clamp(max=1), torch.ones_like(mask.roots[..., 1:])
         )
         assert_close(
-            mask.owner.gather(-1, mask.roots), torch.arange(mask.count).expand_as(mask.roots)
+            mask.group_index.gather(-1, mask.roots), torch.arange(mask.count).expand_as(mask.roots)
         )
     if isinstance(merge, WindowMerge):
         assert_close(mask.sizes.double().sum(-1), torch.full_like(full[..., 0], u.shape[-2]))

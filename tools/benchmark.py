@@ -43,6 +43,7 @@ def parse_args() -> argparse.Namespace:
     )
     add(
         "--shrunk",
+        dest="equal_time_image",
         action="store_true",
         help="also the plain model on images so small that it takes as long as each merging one",
     )

@@ -1,6 +1,6 @@
 """Run every Swin config of the installed mmdet and mmseg with merging; print a table.
 
-Every config whose backbone can be exchanged is built at full width with merging, and runs one
+Every config whose backbone can be converted is built at full width with merging, and runs one
 forward and one loss step on random images with random annotations.
 """
 
@@ -25,7 +25,7 @@ from ltm_mm.engine.convert import parse_keep, use_ltm
 from ltm_mm.errors import UserError, clean_errors
 from ltm_mm.presets import Keep
 
-# Their text encoder is built from a hub's files; only the exchange can be checked.
+# Their text encoder is built from a hub's files; only the conversion can be checked.
 NEEDS_DOWNLOAD = ("GLIP", "GroundingDINO")
 # Read frames of a video, not images: mmdet's tracking pipeline feeds them.
 VIDEO = ("Mask2FormerVideo",)
@@ -38,7 +38,7 @@ class Coverage:
     Attributes:
         config: as ``package::path``.
         model: type of the model, with its decode head for a segmentor.
-        backbone: what was exchanged.
+        backbone: what was converted.
         losses: sum of the losses of one step; None if the step was not run.
         outputs: predictions for the image, e.g. '100 instances'; None if not run.
         problem: why something was not run or failed; None if all ran.
@@ -60,7 +60,7 @@ class Coverage:
 def swin_configs(
     package: str, keep: Keep = "balanced", only: str = ""
 ) -> Iterator[tuple[str, Config, str]]:
-    """Configs of an installed package whose backbone can be exchanged.
+    """Configs of an installed package whose backbone can be converted.
 
     Args:
         package: 'mmdet' or 'mmseg'.
@@ -68,7 +68,7 @@ def swin_configs(
         only: part of the names (as yielded) of the configs to check.
 
     Yields:
-        ``package::path``, the config with the backbone exchanged, and the exchange in a line.
+        ``package::path``, the config with the backbone converted, and the conversion in a line.
     """
     root = Path(import_module(package).__file__ or "").parent / ".mim" / "configs"
     for path in sorted(root.rglob("*.py")):
@@ -127,8 +127,8 @@ def try_config(name: str, cfg: Config, change: str, size: int = 128) -> Coverage
         What happened; a failure is reported in it, not raised.
     """
     head = cfg.model.get("decode_head")
-    kind = f"{cfg.model.type} + {head.type}" if head and "type" in head else cfg.model.type
-    result = Coverage(name, kind, change)
+    model_type = f"{cfg.model.type} + {head.type}" if head and "type" in head else cfg.model.type
+    result = Coverage(name, model_type, change)
     if cfg.model.type in NEEDS_DOWNLOAD:
         result.problem = "not run: its text encoder has to be downloaded"
         return result

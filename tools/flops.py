@@ -42,7 +42,7 @@ POINTS = (
 )
 
 
-class Found(NamedTuple):
+class PointFigures(NamedTuple):
     """What a point's models have here: GMACs (classifier included) and parameters, in millions."""
 
     plain_macs: float
@@ -52,7 +52,7 @@ class Found(NamedTuple):
     speedup: float | None  # of one forward pass; median over the rounds
 
 
-def measure(point: Point, rounds: int = 0, batch: int = 1) -> Found:
+def measure(point: Point, rounds: int = 0, batch: int = 1) -> PointFigures:
     """Count one of the paper's points, and time it.
 
     Args:
@@ -75,7 +75,7 @@ def measure(point: Point, rounds: int = 0, batch: int = 1) -> Found:
         runs = {name: _pass(m, images) for name, m in (("plain", plain), ("merged", merged))}
         seconds = interleave(runs, rounds)
         speedup = ratios(seconds["plain"], seconds["merged"]).median
-    return Found(*macs, *sizes, speedup)
+    return PointFigures(*macs, *sizes, speedup)
 
 
 def _pass(model: nn.Module, images: torch.Tensor) -> Callable[[], None]:
@@ -86,13 +86,13 @@ def _pass(model: nn.Module, images: torch.Tensor) -> Callable[[], None]:
     return run
 
 
-def to_markdown(points: Sequence[Point], found: Sequence[Found]) -> str:
+def to_markdown(points: Sequence[Point], figures: Sequence[PointFigures]) -> str:
     """The table of the README; starred figures are the paper's."""
-    timed = any(f.speedup for f in found)
+    timed = any(f.speedup for f in figures)
     head = ["model, pixels", "GMACs plain*", "LTM*", "GMACs plain", "`'paper'`"]
     head += ["parameters plain", "`'paper'`", *["speed-up"] * timed]
     lines = [head, ["---"] * len(head)]
-    for point, f in zip(points, found, strict=True):
+    for point, f in zip(points, figures, strict=True):
         name = point.model.removeprefix("ltm_").replace("_", "-")
         cells = [f"{name}, {point.size}", f"{point.plain:.4g}*", f"{point.merged:.4g}*"]
         cells += [f"{f.plain_macs:.2f}", f"{f.macs:.2f} ({f.macs / f.plain_macs:.2f}x)"]

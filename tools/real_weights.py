@@ -92,15 +92,15 @@ class Scores:
 
     def __init__(self, shared: ModuleType, labels: list) -> None:
         self.shared, self.labels = shared, labels
-        self.found: dict[int, list[np.ndarray]] = {}
+        self.predicted: dict[int, list[np.ndarray]] = {}
 
     def __call__(self, row: object, place: int, classes: np.ndarray) -> None:
         """Keep a prediction; see the last one to the metric."""
-        found = self.found.setdefault(id(row), [])
-        found.append(classes.astype(np.uint8))
+        maps = self.predicted.setdefault(id(row), [])
+        maps.append(classes.astype(np.uint8))
         if place == len(self.labels) - 1:
-            row.metrics["mIoU"] = self.shared.miou(found, self.labels)
-            self.found.pop(id(row))
+            row.metrics["mIoU"] = self.shared.miou(maps, self.labels)
+            self.predicted.pop(id(row))
 
 
 def parse_args() -> argparse.Namespace:
@@ -156,7 +156,7 @@ def print_table(
     """Every plan beside its baselines."""
     timed = stand_in(args)
     plans = {text: parse_keep(text) for text in args.ltm or PLANS[args.network]}
-    found = ltm_mm.fidelity(
+    fidelity = ltm_mm.fidelity(
         build(shared, args.network),
         images,
         plans | (learned_plans(args, shared, plans) if args.learn else {}),
@@ -176,8 +176,8 @@ def print_table(
                 args.time_of, *args.size_of
             )
         )
-    print(f"\n{found.table()}", flush=True)
-    for file in found.save(Path(args.out, args.network)):
+    print(f"\n{fidelity.table()}", flush=True)
+    for file in fidelity.save(Path(args.out, args.network)):
         print(f"  {file}")
 
 
@@ -202,28 +202,30 @@ def learned_plans(args: argparse.Namespace, shared: ModuleType, plans: dict) -> 
     scale = (0.5, 0.5) if args.network.startswith("vit") else ()
     learn_on = [shared.picture(file, 448, *scale) for file in files]
     settings = Settings(steps=args.learn, lr=args.lr)
-    found = {}
+    learned_for = {}
     for train in args.train:
-        for own in [plans] if args.together else [{name: keep} for name, keep in plans.items()]:
+        for named in [plans] if args.together else [{name: keep} for name, keep in plans.items()]:
             model = build(shared, args.network)
             start = time.perf_counter()
             try:
-                learned = ltm_mm.learn(model, learn_on, own, train, settings)
+                learned = ltm_mm.learn(model, learn_on, named, train, settings)
             except ValueError as error:
-                print(f"{', '.join(own)}, {train}: {error}", flush=True)
+                print(f"{', '.join(named)}, {train}: {error}", flush=True)
                 continue
             losses = list(learned.history["held_out"].values())
             print(
-                f"{', '.join(own)}: {train} learned on {len(files)} photos in "
+                f"{', '.join(named)}: {train} learned on {len(files)} photos in "
                 f"{time.perf_counter() - start:.0f} s, held-out loss {losses[0]:.4f} -> "
                 f"{min(losses):.4f}",
                 flush=True,
             )
-            found |= {f"{n}, {train} learned": LearnedPlan(k, learned) for n, k in own.items()}
+            learned_for |= {
+                f"{n}, {train} learned": LearnedPlan(k, learned) for n, k in named.items()
+            }
             if learned.weights:  # how far the network without merging has drifted
-                name = f"nothing merged, {train} learned for {', '.join(own)}"
-                found[name] = LearnedPlan(None, replace(learned, details={}))
-    return found
+                name = f"nothing merged, {train} learned for {', '.join(named)}"
+                learned_for[name] = LearnedPlan(None, replace(learned, details={}))
+    return learned_for
 
 
 def stand_in(args: argparse.Namespace) -> tuple | None:
@@ -242,7 +244,7 @@ def print_plan(
     """The plan of the least error within a time budget."""
     from ltm_mm.analysis.plan.run import choose_plan, report
 
-    found = choose_plan(
+    chosen = choose_plan(
         build(shared, args.network),
         images,
         args.target_time,
@@ -252,7 +254,7 @@ def print_plan(
         threads=args.threads,
         clock=clock,
     )
-    print(f"\n{args.network}, {len(images)} photos\n\n{report(found, args.target_time)}")
+    print(f"\n{args.network}, {len(images)} photos\n\n{report(chosen, args.target_time)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Token merging on a model in memory: put it on, take it off (ours).
 
-Nothing in the model is replaced: blocks of stages that merge exchange their class for one that
+Nothing in the model is replaced: blocks of stages that merge swap their class for one that
 runs on merged tokens, and reads the block's own layers in every pass.
 """
 
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints.learned import Learned
-from ..layers.exchange import Exchanged, give_back
+from ..layers.swap_class import SwappedClass, restore_class
 from ..merging.masks import check_mask
 from ..models.backbones.base import LTMBackbone
 from ..presets import Keep, Plan
-from .families import FAMILIES, SERVED, Family, swin_stages
+from .families import FAMILIES, SUPPORTED, Family, swin_stages
 
 
 def apply(
@@ -53,7 +53,7 @@ def apply(
         OSError: if the detail's file cannot be read.
     """
     learned = Learned.load(detail) if isinstance(detail, str | os.PathLike) else detail
-    exchange_stages(model, keep, mask, window_size)
+    convert_stages(model, keep, mask, window_size)
     try:
         if learned is not None:
             attach(model, learned)
@@ -70,11 +70,11 @@ def attach(model: nn.Module, learned: Learned) -> None:
         ValueError: if it does not fit.
     """
     if learned.weights:
-        own = dict(model.named_parameters())
+        parameters = dict(model.named_parameters())
         for name, value in learned.weights.items():
-            if name not in own or own[name].shape != value.shape:
+            if name not in parameters or parameters[name].shape != value.shape:
                 raise ValueError(f"the learned weights are of another model: {name} does not fit")
-        model._ltm_weights_before = {n: own[n].detach().clone() for n in learned.weights}
+        model._ltm_weights_before = {n: parameters[n].detach().clone() for n in learned.weights}
         _copy_in(model, learned.weights)
     if learned.details:
         stages = swin_stages(model)
@@ -83,13 +83,13 @@ def attach(model: nn.Module, learned: Learned) -> None:
 
 
 def _copy_in(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    own = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, value in weights.items():
-            own[name].copy_(value)
+            parameters[name].copy_(value)
 
 
-def exchange_stages(
+def convert_stages(
     model: nn.Module,
     keep: Keep,
     mask: str = "match",
@@ -111,7 +111,7 @@ def exchange_stages(
             whole = family.whole(stages, window_size)
             for stage, counts in zip(stages, plan, strict=True):
                 if counts and (everywhere or min(counts) < whole):
-                    family.put_on(stage, counts, mask, window_size)
+                    family.wrap_stage(stage, counts, mask, window_size)
     except BaseException:
         remove(model)
         raise
@@ -135,21 +135,21 @@ def resolve_model_plan(
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be a built model (an nn.Module), got {model!r}")
-    if merges(model) or any(isinstance(m, LTMBackbone) for m in model.modules()):
+    if is_applied(model) or any(isinstance(m, LTMBackbone) for m in model.modules()):
         raise ValueError(
             "the model merges tokens already: call ltm_mm.remove(model) first, or change its "
             "backbone's `keep`"
         )
-    found = [(family, stages) for family in FAMILIES for stages in family.backbones(model)]
-    if not found:
-        raise ValueError(f"{type(model).__name__} has no stages to merge in: use {SERVED}")
+    backbones = [(family, stages) for family in FAMILIES for stages in family.backbones(model)]
+    if not backbones:
+        raise ValueError(f"{type(model).__name__} has no stages to merge in: use {SUPPORTED}")
     check_mask(mask)
-    for family, _ in found:
+    for family, _ in backbones:
         if mask != "match" and not family.masks:
             raise ValueError(f"mask={mask!r} is for a Swin; this is a {family.name}")
         if window_size is not None and not family.takes_window:
             raise ValueError(f"window_size is for an EfficientViT; this is a {family.name}")
-    return [BackbonePlan(f, stages, f.plan(keep, stages, window_size)) for f, stages in found]
+    return [BackbonePlan(f, stages, f.plan(keep, stages, window_size)) for f, stages in backbones]
 
 
 def remove(model: nn.Module) -> nn.Module:
@@ -163,23 +163,23 @@ def remove(model: nn.Module) -> nn.Module:
         changed meanwhile stay.
     """
     for module in list(_applied(model)):
-        give_back(module)
+        restore_class(module)
     before = vars(model).pop("_ltm_weights_before", None)
     if before:
         _copy_in(model, before)
     return model
 
 
-def merges(model: nn.Module) -> bool:
+def is_applied(model: nn.Module) -> bool:
     """Whether :func:`apply` was called on a model."""
     return any(True for _ in _applied(model))
 
 
 def _applied(module: nn.Module) -> Iterator[nn.Module]:
-    """Modules whose classes are exchanged; those of our own backbones are not meant."""
+    """Modules whose classes are swapped; those of our own backbones are not meant."""
     if isinstance(module, LTMBackbone):
         return
-    if isinstance(module, Exchanged):
+    if isinstance(module, SwappedClass):
         yield module
     for child in module.children():
         yield from _applied(child)

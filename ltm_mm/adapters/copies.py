@@ -9,7 +9,7 @@ from torch import nn
 
 from ..models.backbones.base import LTMBackbone
 from ..presets import Keep, Plan
-from .apply import exchange_stages, resolve_model_plan
+from .apply import convert_stages, resolve_model_plan
 
 Size = tuple[int, int]
 
@@ -23,7 +23,7 @@ def shared_copy(model: nn.Module) -> nn.Module:
 def in_our_blocks(model: nn.Module, keep: Keep) -> nn.Module:
     """A copy whose stages all run on our code, merged or not, with the same weights.
 
-    :func:`ltm_mm.apply` leaves stages without merging as they are. Here they are exchanged,
+    :func:`ltm_mm.apply` leaves stages without merging as they are. Here they are swapped,
     too, so that times differ by merging alone.
 
     Args:
@@ -34,7 +34,7 @@ def in_our_blocks(model: nn.Module, keep: Keep) -> nn.Module:
         ValueError: as :func:`ltm_mm.apply`.
     """
     model = shared_copy(model)
-    exchange_stages(model, keep, everywhere=True)
+    convert_stages(model, keep, everywhere=True)
     return model
 
 
@@ -44,9 +44,9 @@ def whole_plan(model: nn.Module) -> tuple[str, Plan]:
     Raises:
         ValueError: as :func:`ltm_mm.apply`.
     """
-    own = next((m for m in model.modules() if isinstance(m, LTMBackbone)), None)
-    if own is not None:
-        return type(own).__name__.removeprefix("LTM").lower(), own.plan
+    ltm_backbone = next((m for m in model.modules() if isinstance(m, LTMBackbone)), None)
+    if ltm_backbone is not None:
+        return type(ltm_backbone).__name__.removeprefix("LTM").lower(), ltm_backbone.plan
     (family, _, plan), *others = resolve_model_plan(model, None)
     if any((other.family, other.plan) != (family, plan) for other in others):
         raise ValueError(f"{type(model).__name__} has backbones of several kinds: measure each")
@@ -66,11 +66,11 @@ def by_size(model: nn.Module) -> Callable[[Size], nn.Module]:
     @lru_cache
     def fitted(size: Size) -> nn.Module:
         copy = shared_copy(model)
-        own = getattr(copy, "backbone", copy)
-        if getattr(own, "pos_embed", None) is not None:
-            own.set_input_size(img_size=size)
+        backbone = getattr(copy, "backbone", copy)
+        if getattr(backbone, "pos_embed", None) is not None:
+            backbone.set_input_size(img_size=size)
         else:
-            own.patch_embed.strict_img_size = False
+            backbone.patch_embed.strict_img_size = False
         return copy
 
     return fitted

@@ -14,12 +14,12 @@ from ..models.timm_vit import check_vit, merge_vit
 from ..presets import Keep, Plan, resolve_plan
 from .mm import MMSwinBlock
 from .official import OfficialSwinBlock, OfficialSwinV2Block
-from .swin import MergedSwin, comes_from, put_on
+from .swin import MergedSwin, comes_from, wrap_block
 from .timm import TimmSwinBlock, TimmSwinV2Block
 from .torchvision import TorchvisionSwinBlock, TorchvisionSwinV2Block
 from .transformers import HFOldSwinLayer, HFSwinLayer, HFSwinV2Layer
 
-SERVED = (
+SUPPORTED = (
     "a Swin of mmdet, mmseg, mmpretrain, timm, torchvision, transformers or its authors, timm's "
     "EfficientViT (MIT Han Lab), MobileViT or VisionTransformer"
 )
@@ -70,8 +70,8 @@ class Family:
         raise NotImplementedError
 
     @staticmethod
-    def put_on(stage: Any, counts: Sequence[int], mask: str, window: int | None) -> None:
-        """Exchange the classes of a stage's blocks."""
+    def wrap_stage(stage: Any, counts: Sequence[int], mask: str, window: int | None) -> None:
+        """Swap the classes of a stage's blocks."""
         raise NotImplementedError
 
 
@@ -84,8 +84,8 @@ class Swin(Family):
     @staticmethod
     def backbones(model: nn.Module) -> list[list[list[nn.Module]]]:
         """The stages of every backbone in a model, in order."""
-        found = [(n, [c for c in m.children() if adapter(c)]) for n, m in model.named_modules()]
-        return by_backbone([(name, blocks) for name, blocks in found if blocks])
+        stages = [(n, [c for c in m.children() if adapter(c)]) for n, m in model.named_modules()]
+        return by_backbone([(name, blocks) for name, blocks in stages if blocks])
 
     @staticmethod
     def check(stages: Sequence[list[nn.Module]]) -> None:
@@ -113,12 +113,12 @@ class Swin(Family):
         return swin_plan(keep, [len(stage) for stage in stages], size, width)
 
     @staticmethod
-    def put_on(
+    def wrap_stage(
         stage: list[nn.Module], counts: Sequence[int], mask: str, window: int | None
     ) -> None:
-        """Exchange the classes of a stage's blocks."""
+        """Swap the classes of a stage's blocks."""
         for block, count in zip(stage, counts, strict=True):
-            put_on(block, adapter_of(block), mask, count)
+            wrap_block(block, adapter_of(block), mask, count)
 
 
 def by_backbone(stages: Sequence[tuple[str, Any]], number: int = -1) -> list[list[Any]]:
@@ -128,14 +128,14 @@ def by_backbone(stages: Sequence[tuple[str, Any]], number: int = -1) -> list[lis
         stages: path and stage, in order.
         number: which of the numbers in a path counts stages.
     """
-    found: dict[str, list[Any]] = {}
+    backbones: dict[str, list[Any]] = {}
     for path, stage in stages:
         numbers = list(re.finditer(r"\d+", path))
         key = ""
         if len(numbers) >= -number:
             key = path[: numbers[number].start()] + "*" + path[numbers[number].end() :]
-        found.setdefault(key, []).append(stage)
-    return list(found.values())
+        backbones.setdefault(key, []).append(stage)
+    return list(backbones.values())
 
 
 def swin_stages(model: nn.Module) -> Stages:
@@ -144,19 +144,19 @@ def swin_stages(model: nn.Module) -> Stages:
     Raises:
         ValueError: if it has none, or several backbones.
     """
-    found = []
+    stages = []
     for parent in model.modules():
         blocks = [
             (c, _norms(c)) for c in parent.children() if isinstance(c, SwinBlock) or adapter(c)
         ]
         if blocks:
-            found.append(blocks)
-    if not found:
+            stages.append(blocks)
+    if not stages:
         raise ValueError(f"{type(model).__name__} has no Swin blocks, which details are for")
-    widths = [blocks[0][1][0].weight.numel() for blocks in found]
+    widths = [blocks[0][1][0].weight.numel() for blocks in stages]
     if any(later <= earlier for earlier, later in pairwise(widths)):
         raise ValueError(f"details are for models with one Swin, this one has more: {widths}")
-    return found
+    return stages
 
 
 def _norms(block: nn.Module) -> tuple[nn.Module, nn.Module]:
@@ -167,14 +167,14 @@ def _norms(block: nn.Module) -> tuple[nn.Module, nn.Module]:
 
 def adapter(module: nn.Module) -> type[MergedSwin] | None:
     """The adapter of a Swin block; None for any other module."""
-    return next((own for own in SWINS if own.matches(module)), None)
+    return next((adapter_type for adapter_type in SWINS if adapter_type.matches(module)), None)
 
 
 def adapter_of(block: nn.Module) -> type[MergedSwin]:
     """The adapter of a Swin block."""
-    found = adapter(block)
-    assert found is not None
-    return found
+    adapter_type = adapter(block)
+    assert adapter_type is not None
+    return adapter_type
 
 
 class ViT(Family):
@@ -190,8 +190,8 @@ class ViT(Family):
     @staticmethod
     def check(stages: Sequence[nn.Module]) -> None:
         """Raise a ValueError if a ViT's blocks cannot merge."""
-        for own in stages:
-            check_vit(own)
+        for model in stages:
+            check_vit(model)
 
     @staticmethod
     def whole(stages: Sequence[nn.Module], window: int | None) -> int:
@@ -206,8 +206,8 @@ class ViT(Family):
         return resolve_plan(keep, [len(blocks)], vit.TOKENS, model, True)
 
     @staticmethod
-    def put_on(stage: nn.Module, counts: Sequence[int], mask: str, window: int | None) -> None:
-        """Exchange the classes of the model and its blocks."""
+    def wrap_stage(stage: nn.Module, counts: Sequence[int], mask: str, window: int | None) -> None:
+        """Swap the classes of the model and its blocks."""
         merge_vit(stage, counts)
 
 
@@ -219,10 +219,10 @@ class MobileViT(Family):
     @staticmethod
     def backbones(model: nn.Module) -> list[list[nn.Module]]:
         """The stages with a transformer of every backbone in a model, in order."""
-        found = [
+        stages = [
             (n, m) for n, m in model.named_modules() if comes_from(m, "timm", "MobileVitBlock")
         ]
-        return by_backbone(found, -2)  # stages.2.1
+        return by_backbone(stages, -2)  # stages.2.1
 
     @staticmethod
     def whole(stages: Sequence[nn.Module], window: int | None) -> int:
@@ -238,8 +238,8 @@ class MobileViT(Family):
         return resolve_plan(keep, depths, mobilevit.TOKENS, model, True)[2:]
 
     @staticmethod
-    def put_on(stage: nn.Module, counts: Sequence[int], mask: str, window: int | None) -> None:
-        """Exchange the classes of a block and its transformer's."""
+    def wrap_stage(stage: nn.Module, counts: Sequence[int], mask: str, window: int | None) -> None:
+        """Swap the classes of a block and its transformer's."""
         mobilevit.merge_block(stage, counts)
 
 
@@ -272,8 +272,8 @@ class EfficientViT(Family):
         return efficientvit.resolve_stage_plans(keep, stages, 8 if window is None else window)
 
     @staticmethod
-    def put_on(stage: nn.Module, counts: Sequence[int], mask: str, window: int | None) -> None:
-        """Exchange the classes of a stage and its attention blocks."""
+    def wrap_stage(stage: nn.Module, counts: Sequence[int], mask: str, window: int | None) -> None:
+        """Swap the classes of a stage and its attention blocks."""
         efficientvit.merge_stage(stage, counts, 8 if window is None else window)
 
 

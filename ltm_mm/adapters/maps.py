@@ -45,14 +45,14 @@ def run_with_maps(
     finally:
         for handle in handles:
             handle.remove()
-    found = [m for one in map(plain_output, caught) for m in _as_list(one)]
+    collected = [m for one in map(plain_output, caught) for m in _as_list(one)]
     if _are_maps(out):
-        found, out = list(out), None
+        collected, out = list(out), None
     elif maps is not None:
-        found = list(maps(model, image))
-    elif not found:
-        found = backbone_maps(model, image)
-    return out, found
+        collected = list(maps(model, image))
+    elif not collected:
+        collected = backbone_maps(model, image)
+    return out, collected
 
 
 def _as_list(out: object) -> Sequence[Tensor]:

@@ -3,10 +3,10 @@
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..kernels import calm, run_mlp
+from ..kernels import can_run_in_chunks, run_mlp
 from ..layers import SwinView, WindowContext
-from ..layers.exchange import Exchanged
-from ..layers.fast_block import children, idle
+from ..layers.cpu_attention_mlp import children, is_identity
+from ..layers.swap_class import SwappedClass
 from ..ops import ShiftedWindows
 from .swin import MergedSwin, QkvAttention, as_grid, comes_from
 
@@ -29,11 +29,11 @@ class MMSwinBlock(MergedSwin):
         return ShiftedWindows(block.attn.window_size, block.attn.shift_size)
 
     @staticmethod
-    def parts(block: nn.Module) -> dict[nn.Module, type[Exchanged]]:
+    def parts(block: nn.Module) -> dict[nn.Module, type[SwappedClass]]:
         """Attention and MLP."""
-        found = {block.attn: Shifted, block.attn.w_msa: QkvAttention}
+        swapped = {block.attn: Shifted, block.attn.w_msa: QkvAttention}
         plain = children(block.ffn) == {"layers", "dropout_layer", "gamma2"}
-        return found | ({block.ffn: FFN} if plain and len(block.ffn.layers) == 3 else {})
+        return swapped | ({block.ffn: FFN} if plain and len(block.ffn.layers) == 3 else {})
 
     def forward(self, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
         """``(B, H * W, C)``, (H, W) -> ``(B, H * W, C)``."""
@@ -81,7 +81,7 @@ class MMView(SwinView):
         return self.block.ffn(self.norm2(x), identity=x)
 
 
-class Shifted(Exchanged):
+class Shifted(SwappedClass):
     """``ShiftWindowMSA`` for windows that are cut already."""
 
     def forward(self, query: Tensor, hw_shape: object) -> Tensor:
@@ -91,13 +91,18 @@ class Shifted(Exchanged):
         return self.w_msa(query, hw_shape)
 
 
-class FFN(Exchanged):
+class FFN(SwappedClass):
     """mmcv's ``FFN`` of two layers on the fast path of ``kernels``."""
 
     def forward(self, x: Tensor, identity: Tensor | None = None) -> Tensor:
         """``(..., C)``, and what the result is added to (None: x; 0: nothing)."""
         first, second, last_drop = self.layers
-        plain = calm(self) and idle(first[2]) and idle(last_drop) and idle(self.gamma2)
+        plain = (
+            can_run_in_chunks(self)
+            and is_identity(first[2])
+            and is_identity(last_drop)
+            and is_identity(self.gamma2)
+        )
         if not plain or not self.add_identity:
             return super().forward(x, identity=identity)
         out = self.dropout_layer(run_mlp(first[0], first[1], second, x))

@@ -10,8 +10,8 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from ..layers import SwinView
-from ..layers.exchange import Exchanged
-from ..layers.fast_block import FastMlp, children
+from ..layers.cpu_attention_mlp import FastMlp, children
+from ..layers.swap_class import SwappedClass
 from ..ops import ShiftedWindows
 from .swin import CosineAttention, MergedSwin, QkvAttention, as_grid, hidden, square
 
@@ -39,13 +39,13 @@ class OfficialSwinBlock(MergedSwin):
         return ShiftedWindows(square(block.window_size), square(block.shift_size))
 
     @staticmethod
-    def parts(block: nn.Module) -> dict[nn.Module, type[Exchanged]]:
+    def parts(block: nn.Module) -> dict[nn.Module, type[SwappedClass]]:
         """Attention and MLP."""
         return {block.attn: QkvAttention, block.mlp: FastMlp}
 
     def forward(self, x: Tensor, mask_matrix: Tensor | None = None) -> Tensor:
         """``(B, H * W, C)`` -> ``(B, H * W, C)``; the shift's mask is not needed."""
-        size = size_of(self)
+        size = grid_size_of(self)
         if size[0] * size[1] != x.shape[1]:
             raise ValueError(f"{x.shape[1]} tokens are no grid of {size[0]} x {size[1]}")
         grid = as_grid(x, size)
@@ -54,7 +54,7 @@ class OfficialSwinBlock(MergedSwin):
     @staticmethod
     def as_map(block: nn.Module, args: tuple, out: Tensor) -> Tensor:
         """A block's output as ``(B, C, H, W)``."""
-        return out.unflatten(1, size_of(block)).permute(0, 3, 1, 2)
+        return out.unflatten(1, grid_size_of(block)).permute(0, 3, 1, 2)
 
     def view(self, windows: ShiftedWindows) -> SwinView:
         """What the block is made of now."""
@@ -84,7 +84,7 @@ class OfficialSwinV2Block(OfficialSwinBlock):
         )
 
     @staticmethod
-    def parts(block: nn.Module) -> dict[nn.Module, type[Exchanged]]:
+    def parts(block: nn.Module) -> dict[nn.Module, type[SwappedClass]]:
         """Attention and MLP."""
         return {block.attn: CosineAttention, block.mlp: FastMlp}
 
@@ -93,7 +93,7 @@ class OfficialSwinV2Block(OfficialSwinBlock):
         return replace(super().view(windows), post_norm=True)
 
 
-def size_of(block: nn.Module) -> tuple[int, int]:
+def grid_size_of(block: nn.Module) -> tuple[int, int]:
     """H and W of a block's grid: a detector's stage tells its blocks before it calls them."""
     told = getattr(block, "H", None) is not None
     return (block.H, block.W) if told else tuple(block.input_resolution)

@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from ..kernels import hooked, linear, run_linear, untouched
 from ..layers import SwinView, WindowContext, attend, scaled_cosine
-from ..layers.exchange import Exchanged, exchange, refuse_tracing
+from ..layers.swap_class import SwappedClass, refuse_tracing, swap_class
 from ..merging import MergeScope, MergingBlock, WindowMask, build_mask
 from ..merging.masks import kept_tokens
 from ..ops import ShiftedWindows
 
 
-class MergedSwin(Exchanged, MergingBlock, MergeScope):
+class MergedSwin(SwappedClass, MergingBlock, MergeScope):
     """A Swin block on merged tokens; a subclass for each library says how to read its blocks."""
 
     EXTRAS = ("merge",)
@@ -26,7 +26,7 @@ class MergedSwin(Exchanged, MergingBlock, MergeScope):
 
     @staticmethod
     def cut(block: nn.Module) -> ShiftedWindows:
-        """The windows of a block that is not exchanged."""
+        """The windows of a block that is not swapped."""
         raise NotImplementedError
 
     @staticmethod
@@ -35,8 +35,8 @@ class MergedSwin(Exchanged, MergingBlock, MergeScope):
         return block.norm1, block.norm2
 
     @staticmethod
-    def parts(block: nn.Module) -> dict[nn.Module, type[Exchanged]]:
-        """Modules in a block whose classes are exchanged, too, and what for."""
+    def parts(block: nn.Module) -> dict[nn.Module, type[SwappedClass]]:
+        """Modules in a block whose classes are swapped, too, and what for."""
         raise NotImplementedError
 
     @staticmethod
@@ -55,25 +55,25 @@ class MergedSwin(Exchanged, MergingBlock, MergeScope):
         return self.view(windows).run(x)
 
 
-def put_on(block: nn.Module, adapter: type[MergedSwin], mask: str, keep: int) -> None:
-    """Exchange a block's class, so that it keeps ``keep`` tokens of each window."""
+def wrap_block(block: nn.Module, adapter: type[MergedSwin], mask: str, keep: int) -> None:
+    """Swap a block's class, so that it keeps ``keep`` tokens of each window."""
     windows = adapter.cut(block)
     parts = adapter.parts(block)
     weight = adapter.norms(block)[0].weight
     merge = None
     if keep < windows.size**2:
-        merge = planned_mask(mask, weight.numel(), windows, keep)
+        merge = build_planned_mask(mask, weight.numel(), windows, keep)
         merge.to(weight.device, weight.dtype).train(block.training)
-    exchange(block, adapter, merge=merge)
+    swap_class(block, adapter, merge=merge)
     for module, mixin in parts.items():
-        exchange(module, mixin)
+        swap_class(module, mixin)
 
 
-def planned_mask(kind: str, dim: int, windows: ShiftedWindows, keep: int) -> WindowMask:
+def build_planned_mask(mask_type: str, dim: int, windows: ShiftedWindows, keep: int) -> WindowMask:
     """A mask module of what a plan keeps of these windows, for others as well.
 
     Args:
-        kind, dim: as :func:`ltm_mm.merging.build_mask`.
+        mask_type, dim: as :func:`ltm_mm.merging.build_mask`.
         windows: the block's at present; perhaps so small that nothing merges in them.
         keep: tokens that the plan keeps of them.
     """
@@ -81,7 +81,7 @@ def planned_mask(kind: str, dim: int, windows: ShiftedWindows, keep: int) -> Win
     kept = kept_tokens(keep, size, size, shift)
     if kept >= size**2:  # none of its parts could be left out
         kept, shift = keep, 0
-    made = build_mask(kind, dim, size, kept, shift)
+    made = build_mask(mask_type, dim, size, kept, shift)
     made.planned = (keep, size)
     return made
 
@@ -111,7 +111,7 @@ def hidden(layer: nn.Module) -> int:
     return getattr(layer, "out_features", 1024)
 
 
-class QkvAttention(Exchanged):
+class QkvAttention(SwappedClass):
     """Window attention with the attributes of the authors' own, as most libraries have it."""
 
     def forward(self, x: Tensor, mask: object = None) -> Tensor:
@@ -170,7 +170,7 @@ def run_biased(layer: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def continuous_bias(mlp: nn.Module, coords: Tensor) -> Tensor:
-    """Swin V2's position biases ``((2w - 1)**2, heads)``, which an MLP makes of places."""
+    """Swin V2's position biases ``((2w - 1)**2, heads)``, which an MLP makes of positions."""
     return 16 * mlp(coords).flatten(0, -2).sigmoid()
 
 
@@ -183,5 +183,5 @@ def weigher(softmax: nn.Module, dropout: nn.Module) -> Callable[[Tensor], Tensor
 
 def comes_from(module: nn.Module, package: str, *names: str) -> bool:
     """Whether a module is of a package's class of one of these names."""
-    kind = type(module)
-    return kind.__name__ in names and kind.__module__.partition(".")[0] == package
+    module_type = type(module)
+    return module_type.__name__ in names and module_type.__module__.partition(".")[0] == package

@@ -5,8 +5,8 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from ..layers import SwinView
-from ..layers.exchange import Exchanged
-from ..layers.fast_block import FastTimmMlp
+from ..layers.cpu_attention_mlp import FastTimmMlp
+from ..layers.swap_class import SwappedClass
 from ..ops import ShiftedWindows
 from .swin import CosineAttention, MergedSwin, QkvAttention, comes_from, hidden, square
 
@@ -27,7 +27,7 @@ class TimmSwinBlock(MergedSwin):
         return ShiftedWindows(size, max(down, right), (down > 0, right > 0), pad_first=False)
 
     @staticmethod
-    def parts(block: nn.Module) -> dict[nn.Module, type[Exchanged]]:
+    def parts(block: nn.Module) -> dict[nn.Module, type[SwappedClass]]:
         """Attention and MLP."""
         return {block.attn: QkvAttention, block.mlp: FastTimmMlp}
 
@@ -63,7 +63,7 @@ class TimmSwinV2Block(TimmSwinBlock):
         )
 
     @staticmethod
-    def parts(block: nn.Module) -> dict[nn.Module, type[Exchanged]]:
+    def parts(block: nn.Module) -> dict[nn.Module, type[SwappedClass]]:
         """Attention and MLP."""
         return {block.attn: CosineAttention, block.mlp: FastTimmMlp}
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from ..kernels import linear, run_linear, untouched
 from ..layers import SwinView, WindowContext, attend, scaled_cosine
-from ..layers.exchange import Exchanged
-from ..layers.fast_block import FastMlp
+from ..layers.cpu_attention_mlp import FastMlp
+from ..layers.swap_class import SwappedClass
 from ..ops import ShiftedWindows
 from .swin import MergedSwin, comes_from, continuous_bias, hidden, square
 
@@ -31,7 +31,7 @@ class TorchvisionSwinBlock(MergedSwin):
         )
 
     @staticmethod
-    def parts(block: nn.Module) -> dict[nn.Module, type[Exchanged]]:
+    def parts(block: nn.Module) -> dict[nn.Module, type[SwappedClass]]:
         """Attention and MLP."""
         return {block.attn: Attention, block.mlp: Mlp}
 
@@ -68,7 +68,7 @@ class TorchvisionSwinV2Block(TorchvisionSwinBlock):
         return comes_from(module, "torchvision", "SwinTransformerBlockV2")
 
     @staticmethod
-    def parts(block: nn.Module) -> dict[nn.Module, type[Exchanged]]:
+    def parts(block: nn.Module) -> dict[nn.Module, type[SwappedClass]]:
         """Attention and MLP."""
         return {block.attn: AttentionV2, block.mlp: Mlp}
 
@@ -77,7 +77,7 @@ class TorchvisionSwinV2Block(TorchvisionSwinBlock):
         return replace(super().view(windows), post_norm=True)
 
 
-class Attention(Exchanged):
+class Attention(SwappedClass):
     """``ShiftedWindowAttention`` for windows that are cut already."""
 
     def forward(self, x: Tensor, context: WindowContext | None = None) -> Tensor:
@@ -138,4 +138,4 @@ class Mlp(FastMlp):
     """torchvision's ``MLP`` of two layers."""
 
     LAYERS = ("0", "1", "3")
-    IDLE = ("2", "4")
+    IDENTITIES = ("2", "4")

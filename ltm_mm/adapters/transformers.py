@@ -12,10 +12,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..kernels import calm, hooked, run_linear, run_mlp
+from ..kernels import can_run_in_chunks, hooked, run_linear, run_mlp
 from ..layers import SwinView, WindowContext, attend, concat_linears, scaled_cosine
-from ..layers.exchange import Exchanged
-from ..layers.fast_block import FastMlp, children, idle
+from ..layers.cpu_attention_mlp import FastMlp, children, is_identity
+from ..layers.swap_class import SwappedClass
 from ..ops import ShiftedWindows
 from .swin import MergedSwin, as_grid, continuous_bias, hidden, square
 
@@ -25,10 +25,10 @@ OLD = {"attention", "layernorm_before", "layernorm_after", "intermediate", "outp
 
 def of_transformers(module: nn.Module, parts: set[str]) -> bool:
     """Whether a module is a layer of transformers 5 with windows and these parts."""
-    kind = type(module)
-    if kind.__module__.partition(".")[0] != "transformers" or children(module) != parts:
+    module_type = type(module)
+    if module_type.__module__.partition(".")[0] != "transformers" or children(module) != parts:
         return False
-    taken = inspect.signature(kind.forward).parameters
+    taken = inspect.signature(module_type.forward).parameters
     return hasattr(module, "shift_size") and "head_mask" not in taken
 
 
@@ -60,7 +60,7 @@ class HFSwinLayer(MergedSwin):
         return block.layernorm_before, block.layernorm_after
 
     @staticmethod
-    def parts(block: nn.Module) -> dict[nn.Module, type[Exchanged]]:
+    def parts(block: nn.Module) -> dict[nn.Module, type[SwappedClass]]:
         """Attention and MLP."""
         return {block.attention: Attention, block.mlp: Mlp}
 
@@ -112,7 +112,7 @@ class HFOldSwinLayer(HFSwinLayer):
         )
 
     @staticmethod
-    def parts(block: nn.Module) -> dict[nn.Module, type[Exchanged]]:
+    def parts(block: nn.Module) -> dict[nn.Module, type[SwappedClass]]:
         """What attends."""
         return {block.attention.self: SelfAttention}
 
@@ -148,8 +148,12 @@ class HFOldSwinLayer(HFSwinLayer):
     def feed_forward(self, x: Tensor) -> Tensor:
         """The MLP, which lies in two modules."""
         first, last = self.intermediate, self.output
-        watched = hooked(first) or hooked(last) or not (calm(first) and calm(last))
-        if watched or not idle(last.dropout):
+        watched = (
+            hooked(first)
+            or hooked(last)
+            or not (can_run_in_chunks(first) and can_run_in_chunks(last))
+        )
+        if watched or not is_identity(last.dropout):
             return last(first(x))
         return run_mlp(first.dense, first.intermediate_act_fn, last.dense, x)
 
@@ -163,7 +167,7 @@ class HFSwinV2Layer(HFOldSwinLayer):
         return of_transformers(module, OLD) and hasattr(module.attention.self, "logit_scale")
 
     @staticmethod
-    def parts(block: nn.Module) -> dict[nn.Module, type[Exchanged]]:
+    def parts(block: nn.Module) -> dict[nn.Module, type[SwappedClass]]:
         """What attends."""
         return {block.attention.self: SelfAttentionV2}
 
@@ -172,7 +176,7 @@ class HFSwinV2Layer(HFOldSwinLayer):
         return replace(super().view(windows), drop_path2=self.drop_path, post_norm=True)
 
 
-class Attention(Exchanged):
+class Attention(SwappedClass):
     """``SwinAttention`` of transformers 5 for windows that are cut already."""
 
     def forward(
@@ -194,7 +198,7 @@ class Attention(Exchanged):
         return out, None
 
 
-class SelfAttention(Exchanged):
+class SelfAttention(SwappedClass):
     """``attention.self`` for windows that are cut already; ``attention.output`` projects."""
 
     def forward(self, hidden_states: Tensor, *args: object, **options: object) -> tuple:
@@ -254,4 +258,4 @@ class Mlp(FastMlp):
     """``SwinMLP``."""
 
     LAYERS = ("fc1", "activation_fn", "fc2")
-    IDLE = ()
+    IDENTITIES = ()

@@ -26,7 +26,7 @@ from ..presets import Keep
 from .benchmark.latency import threads as use_threads
 from .fidelity.compare import LearnedPlan, compare
 from .fidelity.report import Fidelity
-from .fidelity.tool import subject_of
+from .fidelity.tool import model_under_test
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -51,10 +51,10 @@ class Photos(Sequence):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, place: int) -> Tensor:  # type: ignore[override]
+    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
         """The photo, or the next one that can be read."""
         while True:
-            file = self.files[place % len(self.files)]
+            file = self.files[index % len(self.files)]
             try:
                 return self._read(file)
             except UserError as error:
@@ -139,26 +139,32 @@ def run_learning(
         lesson = Lesson(build, plans, train, seed)
         learn_from, judge_by = hold_out(files)
         held_out = list(Photos(cfg, judge_by, device))
-        place = Path(f"{out}.resume")
+        resume_file = Path(f"{out}.resume")
         setup = dict(plans=list(plans), train=train, photos=len(files), **asdict(settings))
-        progress = _resumed(place, setup) if resume else None
+        progress = _resumed(resume_file, setup) if resume else None
         progress = _learn(
-            lesson, Photos(cfg, learn_from, device), held_out, settings, progress, place, setup
+            lesson,
+            Photos(cfg, learn_from, device),
+            held_out,
+            settings,
+            progress,
+            resume_file,
+            setup,
         )
         if progress.best is None:
             _refuse(progress, out)
         learned = lesson.learned(progress)
         original = model_builder(cfg, checkpoint, **options)
-        found = _judge(
+        fidelity = _judge(
             cfg, original, lesson, learned, read_photos(cfg, judge_by, None, device), plans, rounds
         )
-    print(f"\n{found.table()}\n", flush=True)
+    print(f"\n{fidelity.table()}\n", flush=True)
     _write(learned, lesson, checkpoint, trust_checkpoint, out)
-    place.unlink(missing_ok=True)
-    files_written = found.save(Path(out).with_suffix(""))
+    resume_file.unlink(missing_ok=True)
+    files_written = fidelity.save(Path(out).with_suffix(""))
     print("\n".join(f"  {file}" for file in (out, *files_written)))
     print(_next(config, checkpoint, out, ltm[-1], train))
-    return found
+    return fidelity
 
 
 def _settings(steps: int, lr: float | None, batch_size: int, crop: int, seed: int) -> Settings:
@@ -177,7 +183,7 @@ def _learn(
     held_out: list[Tensor],
     settings: Settings,
     progress: Progress | None,
-    place: Path,
+    resume_file: Path,
     setup: Mapping[str, object],
 ) -> Progress:
     bar = tqdm(total=settings.steps, initial=progress.step if progress else 0, unit="step")
@@ -185,7 +191,7 @@ def _learn(
     def on_step(now: Progress) -> None:
         show(bar, now)
         if now.step % SAVE_EVERY == 0 and now.step < settings.steps:
-            save_whole(dict(setup=dict(setup), progress=vars(now)), place)
+            save_whole(dict(setup=dict(setup), progress=vars(now)), resume_file)
 
     with bar:
         progress = lesson.learn(photos, held_out, settings, progress, on_step)
@@ -196,19 +202,19 @@ def _learn(
     return progress
 
 
-def _resumed(place: Path, setup: Mapping[str, object]) -> Progress | None:
+def _resumed(resume_file: Path, setup: Mapping[str, object]) -> Progress | None:
     """The progress of an interrupted run of the same settings."""
-    if not place.is_file():
-        print_log(f"{place} does not exist: learning starts anew", "current", logging.WARNING)
+    if not resume_file.is_file():
+        print_log(f"{resume_file} does not exist: learning starts anew", "current", logging.WARNING)
         return None
-    with naming(str(place)):
-        content = read_file(place)
-    own = content["setup"]  # type: ignore[index, call-overload]
-    wrong = [key for key, value in setup.items() if own.get(key) != value]
+    with naming(str(resume_file)):
+        content = read_file(resume_file)
+    saved = content["setup"]  # type: ignore[index, call-overload]
+    wrong = [key for key, value in setup.items() if saved.get(key) != value]
     if wrong:
         raise UserError(
-            f"{place} was written with another {wrong[0]} ({own.get(wrong[0])}): give the same "
-            "options to go on, or leave --resume out to start anew"
+            f"{resume_file} was written with another {wrong[0]} ({saved.get(wrong[0])}): give the "
+            "same options to go on, or leave --resume out to start anew"
         )
     return Progress(**content["progress"])  # type: ignore[index, call-overload]
 
@@ -245,8 +251,8 @@ def _judge(
     compared: dict[str, object] = {}
     for name, keep in plans.items():
         compared |= {name: keep, f"{name}, learned": LearnedPlan(keep, learned)}
-    subject = subject_of(cfg, build)
-    return compare(subject, images, compared, (), rounds)  # type: ignore[arg-type]
+    tested = model_under_test(cfg, build)
+    return compare(tested, images, compared, (), rounds)  # type: ignore[arg-type]
 
 
 def _write(learned: Learned, lesson: Lesson, checkpoint: str, trust: bool, out: str) -> None:

@@ -54,8 +54,8 @@ def unwrap(checkpoint: object) -> dict[str, Tensor]:
         if inner is None:
             break
         checkpoint = checkpoint[inner]
-    found = checkpoint.items() if isinstance(checkpoint, Mapping) else ()
-    state = StateDict((k, v) for k, v in found if isinstance(k, str) and isinstance(v, Tensor))
+    entries = checkpoint.items() if isinstance(checkpoint, Mapping) else ()
+    state = StateDict((k, v) for k, v in entries if isinstance(k, str) and isinstance(v, Tensor))
     if not state:
         held = list(checkpoint)[:5] if isinstance(checkpoint, Mapping) else type(checkpoint)
         raise ValueError(f"no weights in the checkpoint: it holds {held}, not a state dict")

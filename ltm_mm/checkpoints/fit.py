@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import preview
 from ..merging import grow_details
 from .detect import detect, unwrap
 from .mm import strip_prefixes
@@ -56,21 +57,23 @@ def to_backbone(
                 f"the checkpoint has keys of {source.name}, but not its shapes ({error})"
             ) from error
     grow_details(backbone, state)
-    own = backbone.state_dict()
+    model_state = backbone.state_dict()
     if adapt:
-        _adapt_stem(state, own)
+        _adapt_stem(state, model_state)
     grid = getattr(backbone, "pos_grid", None)
-    state = {k: resize(k, v, own[k], grid) if k in own else v for k, v in state.items()}
-    _check(state, own, type(backbone).__name__, source.name if source else "unknown source")
-    return {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    state = {
+        k: resize(k, v, model_state[k], grid) if k in model_state else v for k, v in state.items()
+    }
+    _check(state, model_state, type(backbone).__name__, source.name if source else "unknown source")
+    return {k: v for k, v in state.items() if k in model_state and v.shape == model_state[k].shape}
 
 
-def _adapt_stem(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> None:
+def _adapt_stem(state: dict[str, Tensor], model_state: Mapping[str, Tensor]) -> None:
     """Fit the first convolution's weights for RGB to other channels, in place, as timm does."""
     from timm.models import adapt_input_conv
 
     for key, value in state.items():
-        wanted = own[key].shape if key in own else ()
+        wanted = model_state[key].shape if key in model_state else ()
         if value.ndim != 4 or len(wanted) != 4 or value.shape[1] != 3 or wanted[1] == 3:
             continue
         if (value.shape[0], *value.shape[2:]) == (wanted[0], *wanted[2:]):
@@ -126,37 +129,40 @@ def _resize_vit(value: Tensor, target: Tensor, grid: Sequence[int]) -> Tensor:
     return resample_abs_pos_embed(value, list(grid), [side, side], prefix)
 
 
-def _check(state: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str, source: str) -> None:
+def _check(
+    state: Mapping[str, Tensor], model_state: Mapping[str, Tensor], name: str, source: str
+) -> None:
     """Raise a ValueError that says where a state dict and a backbone's disagree."""
-    if not any(key in own for key in state):
+    if not any(key in model_state for key in state):
         raise ValueError(
             f"the checkpoint ({source}) is of another architecture than {name}: it holds "
-            f"{some(list(state))}, the model wants {some(list(own))}"
+            f"{preview(list(state), 3)}, the model wants {preview(list(model_state), 3)}"
         )
-    missing = [k for k in own if k not in state and not OPTIONAL.search(k)]
-    extra = [k for k in state if k not in own and not OPTIONAL.search(k) and not _beyond(k, own)]
+    missing = [k for k in model_state if k not in state and not OPTIONAL.search(k)]
+    extra = [k for k in state if k not in model_state and not OPTIONAL.search(k)]
+    extra = [k for k in extra if not _beyond(k, model_state)]
     shapes = [
-        f"{k}: checkpoint {tuple(v.shape)}, model {tuple(own[k].shape)}"
+        f"{k}: checkpoint {tuple(v.shape)}, model {tuple(model_state[k].shape)}"
         for k, v in state.items()
-        if k in own and v.shape != own[k].shape and not OPTIONAL.search(k)
+        if k in model_state and v.shape != model_state[k].shape and not OPTIONAL.search(k)
     ]
     parts = (("missing", missing), ("not in the model", extra), ("of another shape", shapes))
-    wrong = [f"{len(keys)} keys {what} ({some(keys)})" for what, keys in parts if keys]
+    wrong = [f"{len(keys)} keys {what} ({preview(keys, 3)})" for what, keys in parts if keys]
     if wrong:
         raise ValueError(
-            f"the checkpoint ({source}: {_size(state)}) does not fit {name} ({_size(own)}): "
-            + "; ".join(wrong)
+            f"the checkpoint ({source}: {_size(state)}) does not fit {name} "
+            f"({_size(model_state)}): " + "; ".join(wrong)
         )
 
 
-def _beyond(key: str, own: Mapping[str, Tensor]) -> bool:
+def _beyond(key: str, model_state: Mapping[str, Tensor]) -> bool:
     """Whether a key belongs to what follows the last stage of a shortened backbone."""
     if key.startswith("final_conv."):
-        return not any(k.startswith("final_conv.") for k in own)
+        return not any(k.startswith("final_conv.") for k in model_state)
     part = re.compile(r"(?:stages|blocks)\.(\d+)\.(downsample\.)?")
-    found = part.match(key)
-    last = max((int(m[1]) for k in own if (m := part.match(k))), default=-1)
-    return found is not None and int(found[1]) + bool(found[2]) > last >= 0
+    match = part.match(key)
+    last = max((int(m[1]) for k in model_state if (m := part.match(k))), default=-1)
+    return match is not None and int(match[1]) + bool(match[2]) > last >= 0
 
 
 def _size(state: Mapping[str, Tensor]) -> str:
@@ -166,12 +172,7 @@ def _size(state: Mapping[str, Tensor]) -> str:
     width = next((state[k].shape[0] for k in stems if k in state), "unknown")
     last: dict[int, int] = {}
     for key in state:
-        if found := re.match(r"(?:stages\.(\d+)\.)?(?:blocks\.)?(\d+)\.", key):
-            stage, block = int(found[1] or 0), int(found[2])
+        if match := re.match(r"(?:stages\.(\d+)\.)?(?:blocks\.)?(\d+)\.", key):
+            stage, block = int(match[1] or 0), int(match[2])
             last[stage] = max(last.get(stage, 0), block)
     return f"width {width}, blocks {tuple(last[i] + 1 for i in sorted(last))}"
-
-
-def some(items: Sequence[str], count: int = 3) -> str:
-    """The first items, for a message."""
-    return ", ".join(items[:count]) + (", ..." if len(items) > count else "")

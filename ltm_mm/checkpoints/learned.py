@@ -71,7 +71,7 @@ class Learned:
                 for name, value in detail.state_dict().items()
             }
             state |= self.weights or {}
-        about = dict(
+        metadata = dict(
             widths=self.widths,
             depths=self.depths,
             digest=self.digest,
@@ -79,7 +79,7 @@ class Learned:
             weights=self.weights is not None,
             history=self.history,
         )
-        return dict(state_dict=dict(state), meta={META: about})
+        return dict(state_dict=dict(state), meta={META: metadata})
 
     def attach(self, stages: Stages, share: bool = False) -> None:
         """Put the details into a backbone's merging blocks.
@@ -102,8 +102,8 @@ class Learned:
                 merge, detail = getattr(block, "merge", None), self.details.get((i, k))
                 if detail is None or not isinstance(merge, MaskModule):
                     continue
-                own = detail if share else deepcopy(detail)
-                merge.detail = own.to(norms[0].weight).train(block.training)
+                attached = detail if share else deepcopy(detail)
+                merge.detail = attached.to(norms[0].weight).train(block.training)
 
     def check_weights(self, stages: Stages) -> None:
         """Log a warning where a backbone has other weights than the details were learned on."""
@@ -124,30 +124,30 @@ class Learned:
             ValueError: it is no such file, or damaged.
         """
         content = read_file(path)
-        about = (content.get("meta") or {}).get(META) if isinstance(content, Mapping) else None
-        if about is None:
+        metadata = (content.get("meta") or {}).get(META) if isinstance(content, Mapping) else None
+        if metadata is None:
             raise ValueError(
                 f"{os.fspath(path)} holds no learned detail: tools/learn.py writes one"
             )
         state = content["state_dict"]
         parts: dict[tuple[int, int], dict[str, Tensor]] = {}
         for key, value in state.items():
-            if found := DETAIL_KEY.search(key):
-                parts.setdefault((int(found[1]), int(found[2])), {})[found[3]] = value
+            if match := DETAIL_KEY.search(key):
+                parts.setdefault((int(match[1]), int(match[2])), {})[match[3]] = value
         details = {}
-        for place, own in parts.items():
-            hidden, dim = own["down.weight"].shape
-            details[place] = Detail(dim, hidden)
-            details[place].load_state_dict(own)
+        for position, state_of_detail in parts.items():
+            hidden, dim = state_of_detail["down.weight"].shape
+            details[position] = Detail(dim, hidden)
+            details[position].load_state_dict(state_of_detail)
         weights = {k: v for k, v in state.items() if not DETAIL_KEY.search(k)}
         return cls(
             details,
-            tuple(about["widths"]),
-            tuple(about["depths"]),
-            about["digest"],
-            tuple(about["plans"]),
-            weights if about["weights"] else None,
-            about["history"],
+            tuple(metadata["widths"]),
+            tuple(metadata["depths"]),
+            metadata["digest"],
+            tuple(metadata["plans"]),
+            weights if metadata["weights"] else None,
+            metadata["history"],
         )
 
 

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from ..errors import preview
 from .detect import StateDict, unwrap
-from .fit import DERIVED, MERGE, some, to_backbone
+from .fit import DERIVED, MERGE, to_backbone
 from .learned import Learned
 from .optional import is_model_wrapper, print_log
 from .read import read_state_dict
@@ -115,7 +116,7 @@ def _whole(
     """A whole model's state dict with its backbones adapted, and the misfits beside them."""
     given_whole = {re.sub(r"^(module\.|_orig_mod\.)+", "", k): v for k, v in given.items()}
     inside = tuple(f"{name}." for name in names)
-    own = model.state_dict()
+    model_state = model.state_dict()
     # The metadata lets heads convert the names of their older versions.
     state, misfits = StateDict(), []
     state._metadata = getattr(given, "_metadata", None)
@@ -126,10 +127,12 @@ def _whole(
     if not any(key.startswith(inside) for key in given_whole):
         return state, []  # backbone weights alone
     for key, value in given_whole.items():
-        if key in own and own[key].shape != value.shape and not key.startswith(inside):
-            shapes = f"checkpoint {tuple(value.shape)}, model {tuple(own[key].shape)}"
+        if key.startswith(inside):
+            continue
+        if key in model_state and model_state[key].shape != value.shape:
+            shapes = f"checkpoint {tuple(value.shape)}, model {tuple(model_state[key].shape)}"
             misfits.append(f"{key}: {shapes}")
-        elif not key.startswith(inside):
+        else:
             state[key] = value
     return state, misfits
 
@@ -143,31 +146,31 @@ def _load(
     strict: bool = False,
 ) -> Report:
     """Load what fits, log one line, and report."""
-    own = [key for key in model.state_dict() if not DERIVED.search(key)]
+    names = [key for key in model.state_dict() if not DERIVED.search(key)]
     missing, unused = model.load_state_dict(state, strict=False)
     lacking = set(missing)
     # Details that a backbone took from a file of their own are no concern of the checkpoint's.
     has_file = any(getattr(module, "learned", None) for module in model.modules())
     lacking -= {key for key in lacking if has_file and ".merge.detail." in key}
-    fresh = [key for key in own if key in lacking]
-    report = Report([key for key in own if key not in lacking], fresh, unused)
-    merges = [key for key in fresh if MERGE.search(key)]
+    fresh = [key for key in names if key in lacking]
+    report = Report([key for key in names if key not in lacking], fresh, unused)
+    merge_keys = [key for key in fresh if MERGE.search(key)]
     norms = [key for key in fresh if re.search(r"^(.*backbone\.)?norm\d*\.", key)]
-    heads = [key for key in fresh if key not in {*merges, *norms}]
+    heads = [key for key in fresh if key not in {*merge_keys, *norms}]
     name = type(model).__name__
     if strict and (norms or heads):
         raise ValueError(
             f"the checkpoint lacks {len(norms + heads)} parameters of {name}, which would be "
-            f"untrained: {some(misfits or norms + heads)}"
+            f"untrained: {preview(misfits or norms + heads, 3)}"
         )
     origin = "" if isinstance(weights, Mapping) else f" from {os.fspath(weights)}"
-    parts = [f"{name}: {len(report.loaded)} of {len(own)} tensors loaded{origin}"]
-    if merges:
-        parts.append(f"{len(merges)} merging parameters start fresh (e.g. {merges[0]})")
+    parts = [f"{name}: {len(report.loaded)} of {len(names)} tensors loaded{origin}"]
+    if merge_keys:
+        parts.append(f"{len(merge_keys)} merging parameters start fresh (e.g. {merge_keys[0]})")
     if norms:
-        parts.append(f"output norms start fresh ({some(norms)})")
+        parts.append(f"output norms start fresh ({preview(norms, 3)})")
     if heads:
-        which = some(misfits or heads)
+        which = preview(misfits or heads, 3)
         parts.append(f"{len(heads)} other parameters start fresh and need training ({which})")
     other = sum(bool(MERGE.search(key)) for key in given)
     other -= sum(bool(MERGE.search(key)) for key in report.loaded)
@@ -176,7 +179,7 @@ def _load(
             f"{other} merging parameters of the checkpoint are of another plan or mask and not used"
         )
     if unused:
-        parts.append(f"{len(unused)} of the checkpoint are not used ({some(unused)})")
+        parts.append(f"{len(unused)} of the checkpoint are not used ({preview(unused, 3)})")
     print_log("; ".join(parts), "current", logging.WARNING if heads else logging.INFO)
     for module in model.modules():
         if isinstance(learned := getattr(module, "learned", None), Learned):

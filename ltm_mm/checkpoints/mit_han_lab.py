@@ -23,10 +23,10 @@ def convert_efficientvit(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     large = not any(key.startswith("input_stem.") for key in state_dict)
     out = {}
     for key, value in state_dict.items():
-        found = re.match(r"(input_stem|stages\.(\d+))\.op_list\.(\d+)\.(.+)", key)
-        if found is None:
+        match = re.match(r"(input_stem|stages\.(\d+))\.op_list\.(\d+)\.(.+)", key)
+        if match is None:
             continue  # a classification, segmentation or SAM head
-        stage, block, rest = found[2], int(found[3]), found[4]
+        stage, block, rest = match[2], int(match[3]), match[4]
         if stage is None or (large and stage == "0"):
             out[f"stem.res{block - 1}.{rest}" if block else f"stem.in_conv.{rest}"] = value
         else:

@@ -139,11 +139,11 @@ def _harmless_globals() -> contextlib.AbstractContextManager:
     return torch.serialization.safe_globals(allowed)
 
 
-def _history_statistic(owner: object, name: str) -> object:
+def _history_statistic(holder: object, name: str) -> object:
     """Stands for ``getattr`` in a HistoryBuffer's pickle."""
-    if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
+    if holder is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
         raise pickle.UnpicklingError(f"Unsupported function builtins.getattr on {name}")
-    return getattr(owner, name)
+    return getattr(holder, name)
 
 
 def _look_up(name: str, zoo: dict[str, str]) -> str:

@@ -27,8 +27,8 @@ def convert_swin(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     out = {}
     for key, value in official.convert_swin(state_dict).items():
-        if found := re.match(r"stages\.(\d+)\.(downsample\..*)", key):
-            key = f"stages.{int(found[1]) - 1}.{found[2]}"
+        if match := re.match(r"stages\.(\d+)\.(downsample\..*)", key):
+            key = f"stages.{int(match[1]) - 1}.{match[2]}"
         out[key] = value
     return out
 

@@ -35,8 +35,8 @@ def convert_swin(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         for pattern, name in RENAMES:
             key = re.sub(pattern, name, key)
-        if found := re.match(r"features\.(\d+)\.(.*)", key):
-            place = int(found[1])
-            key = f"stages.{(place - 1) // 2}.{'blocks' if place % 2 else 'downsample'}.{found[2]}"
+        if match := re.match(r"features\.(\d+)\.(.*)", key):
+            index = int(match[1])
+            key = f"stages.{(index - 1) // 2}.{'blocks' if index % 2 else 'downsample'}.{match[2]}"
         out[key] = to_unfold_order(value) if ".downsample." in key else value
     return out

@@ -66,15 +66,14 @@ def convert_swin(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for key, value in state_dict.items():
         if UNUSED.search(key):
             continue
-        if found := PROJECTION.search(key):
-            if found[1] not in QKV[0]:
+        if match := PROJECTION.search(key):
+            if match[1] not in QKV[0]:
                 continue  # joined with the queries
-            own = [next(k for name in names if (k := key.replace(found[1], name)) in state_dict)
-                   for names in QKV]  # fmt: skip
-            value = torch.cat([state_dict[name] for name in own])
-            key = key.replace(f"attention.{found[1]}", "attn.w_msa.qkv")
-        if found := NORMS.match(key):
-            key = f"norm{int(found[2]) - bool(found[1])}.{key[found.end() :]}"
+            names = [[key.replace(match[1], name) for name in both] for both in QKV]
+            value = torch.cat([state_dict[next(k for k in ks if k in state_dict)] for ks in names])
+            key = key.replace(f"attention.{match[1]}", "attn.w_msa.qkv")
+        if match := NORMS.match(key):
+            key = f"norm{int(match[2]) - bool(match[1])}.{key[match.end() :]}"
         for pattern, name in RENAMES:
             key = re.sub(pattern, name, key)
         out[key] = to_unfold_order(value) if ".downsample." in key else value

@@ -45,15 +45,15 @@ def boxes_only(cfg: Config, split: str) -> str:
 
 def _of_masks(cfg: Config, split: str) -> list[str]:
     """Options that keep masks from being loaded and measured in some splits."""
-    found = []
+    options = []
     for key, value in flatten(cfg):
         if re.match(rf"{split}_dataloader\..*\.with_mask$", key) and value:
-            found.append(f"{key}=False")
+            options.append(f"{key}=False")
         elif re.match(rf"{split}_evaluator\b.*\bmetric(\.\d+)?$", key) and value == "segm":
-            found.append(re.sub(r"\.\d+$", "", key) + "=bbox")
+            options.append(re.sub(r"\.\d+$", "", key) + "=bbox")
         elif key.endswith(".save_best") and "segm" in str(value) and split != "test":
-            found.append(f"{key}={str(value).replace('segm', 'bbox')}")
-    return found
+            options.append(f"{key}={str(value).replace('segm', 'bbox')}")
+    return options
 
 
 def check_labels_loaded(dataset: Dataset, path: str, cfg: Config) -> None:
@@ -97,19 +97,19 @@ def check_loaded(model: nn.Module, dataset: Dataset, path: str, cfg: Config) -> 
     boxes = getattr(model, "with_bbox", False)
     needed = {"with_bbox": boxes or getattr(model, "with_rpn", False), "with_label": boxes}
     needed["with_mask"] = getattr(model, "with_mask", False)
-    found = loads(dataset)
-    lacking = [flag for flag, wanted in needed.items() if wanted and flag not in found]
+    loaded = loads(dataset)
+    lacking = [flag for flag, wanted in needed.items() if wanted and flag not in loaded]
     steps = getattr(getattr(dataset, "pipeline", None), "transforms", [])
     packs = any(type(step).__name__.startswith("Pack") for step in steps)
-    if not lacking or not (packs or found):  # the steps of a mixing wrapper may follow
+    if not lacking or not (packs or loaded):  # the steps of a mixing wrapper may follow
         return
-    places = [i for i, step in enumerate(steps) if hasattr(step, "with_bbox")]
+    box_steps = [i for i, step in enumerate(steps) if hasattr(step, "with_bbox")]
     what = " and ".join(FLAGS[flag] for flag in lacking)
     line = f"the model has heads for {what}, but no LoadAnnotations step of {path}.pipeline has "
     line += " and ".join(f"{flag}=True" for flag in lacking)
-    if places:
-        place = f"{path}.pipeline.{places[0]}"
+    if box_steps:
+        place = f"{path}.pipeline.{box_steps[0]}"
         line += ": set " + " ".join(f"{place}.{flag}=True" for flag in lacking)
     if lacking == ["with_mask"]:
-        line += f"{',' if places else ': add it,'} or {boxes_only(cfg, 'train')}"
+        line += f"{',' if box_steps else ': add it,'} or {boxes_only(cfg, 'train')}"
     raise UserError(line)

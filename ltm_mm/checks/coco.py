@@ -2,7 +2,7 @@
 
 mmdet leaves a box without area out, numbers labels by the file's order, and keeps the last of two
 entries of one id, all without a word; what else is missing ends in a KeyError, at times after an
-epoch. :func:`look_at` goes once over the file's entries. Faults of every use are errors at once;
+epoch. :func:`summarize` goes once over the file's entries. Faults of every use are errors at once;
 those of one use (masks, evaluation) are kept for who knows the use.
 """
 
@@ -24,7 +24,7 @@ OVERHANG = 2  # pixels that a box may reach beyond its image: annotation tools r
 
 
 @dataclass
-class Look:
+class CocoSummary:
     """What an annotation file holds.
 
     Attributes:
@@ -131,7 +131,7 @@ ALWAYS = {f"lack {key!r}": _lacks(key) for key in sorted(KEYS)} | VALUES
 # --- the file -----------------------------------------------------------------------------
 
 
-def look_at(content: object, file: str) -> Look:
+def summarize(content: object, file: str) -> CocoSummary:
     """Go over all entries of an annotation file once.
 
     Args:
@@ -143,7 +143,7 @@ def look_at(content: object, file: str) -> Look:
     """
     if not isinstance(content, dict):
         raise UserError(_no_object(file, type(content).__name__))
-    look = Look(file)
+    summary = CocoSummary(file)
     images = {}
     for entry in _entries(content, "images", ("id", "file_name", "width", "height"), file):
         if not all(_number(entry[key]) and entry[key] > 0 for key in ("width", "height")):
@@ -152,63 +152,63 @@ def look_at(content: object, file: str) -> Look:
                 f"{entry['width']!r} and height {entry['height']!r}: give pixels"
             )
         images[entry["id"]] = entry
-        look.images[entry["id"]] = entry["file_name"]
-        look.sizes[entry["id"]] = entry["height"], entry["width"]
+        summary.images[entry["id"]] = entry["file_name"]
+        summary.sizes[entry["id"]] = entry["height"], entry["width"]
     for entry in _entries(content, "categories", ("id", "name"), file):
-        look.categories.append(entry["name"])
-        look.ids[entry["id"]] = entry["name"]
+        summary.categories.append(entry["name"])
+        summary.ids[entry["id"]] = entry["name"]
     annotations = _list(content, "annotations", file, needed=False)
-    look.annotations = len(annotations)
+    summary.annotations = len(annotations)
     # A file of tens of thousands of annotations takes a moment.
     for a in tqdm(annotations, desc=f"looking at {file}", unit="annotation", delay=1, leave=False):
         if not isinstance(a, dict):
             raise UserError(f"{file}: an entry of 'annotations' is {a!r}, no object")
-        _look_at_annotation(look, a, images)
+        _count_annotation(summary, a, images)
     for fault in ALWAYS:
-        if line := look.describe(fault):
+        if line := summary.describe(fault):
             raise UserError(line)
     repeated = _repeated(a["id"] for a in annotations)
     if repeated is not None:
         raise UserError(f"{file}: two annotations have the id {repeated!r}; ids must differ")
-    return look
+    return summary
 
 
-def _no_object(file: str, kind: str) -> str:
+def _no_object(file: str, type_name: str) -> str:
     return (
-        f"{file} holds a {kind}, and no object with the lists 'images', 'annotations' and "
+        f"{file} holds a {type_name}, and no object with the lists 'images', 'annotations' and "
         "'categories': it is no COCO annotation file"
     )
 
 
-def _look_at_annotation(look: Look, a: Mapping, images: Mapping) -> None:
+def _count_annotation(summary: CocoSummary, a: Mapping, images: Mapping) -> None:
     image = images.get(_hashable(a.get("image_id")))
     faults = VALUES if a.keys() >= KEYS else ALWAYS
     for fault, broken in faults.items():
         if broken(a, image or {}):
-            return look.note(fault, a)
+            return summary.note(fault, a)
     if image is None:
-        return look.note(NO_IMAGE, a)
+        return summary.note(NO_IMAGE, a)
     category = _hashable(a["category_id"])
-    if category not in look.ids:
-        return look.note(NO_CATEGORY, a)
+    if category not in summary.ids:
+        return summary.note(NO_CATEGORY, a)
     if a.get("ignore"):
         return None
     if _beyond(a, image):
-        look.note(BEYOND, a)
+        summary.note(BEYOND, a)
     if "iscrowd" not in a:
-        look.note(NO_CROWD_FLAG, a)
+        summary.note(NO_CROWD_FLAG, a)
     small = _small(a, image)
     if wrong := mask_fault(a.get("segmentation"), image["height"], image["width"]):
-        look.note(wrong + UNTRAINED * small, a)
+        summary.note(wrong + UNTRAINED * small, a)
     if small:
-        return look.note(SMALL, a)
+        return summary.note(SMALL, a)
     if isinstance(a.get("segmentation"), dict) and not a.get("iscrowd"):
-        look.note(RUN_LENGTH, a)
+        summary.note(RUN_LENGTH, a)
     if a.get("iscrowd"):
-        look.crowds[category] += 1
+        summary.crowds[category] += 1
     else:
-        look.instances[category] += 1
-        look.objects[image["id"], category] += 1
+        summary.instances[category] += 1
+        summary.objects[image["id"], category] += 1
     return None
 
 
@@ -217,10 +217,10 @@ def _hashable(value: object) -> object:
 
 
 def _list(content: Mapping, key: str, file: str, needed: bool = True) -> list:
-    found = content.get(key, None if needed else [])
-    if not isinstance(found, list):
+    entries = content.get(key, None if needed else [])
+    if not isinstance(entries, list):
         raise UserError(f"{file} lacks {key!r}, a list: it is no COCO annotation file")
-    return found
+    return entries
 
 
 def _entries(content: Mapping, key: str, needed: Sequence[str], file: str) -> Iterator[dict]:
@@ -233,13 +233,14 @@ def _entries(content: Mapping, key: str, needed: Sequence[str], file: str) -> It
         name = entry[needed[1]]
         if not isinstance(name, str):
             raise UserError(f"{file}: an entry of {key!r} has the {needed[1]} {name!r}, no text")
-        own = _hashable(entry["id"])
-        if own in seen:
+        entry_id = _hashable(entry["id"])
+        if entry_id in seen:
             raise UserError(
-                f"{file}: two of its {key} have the id {own!r}, {seen[own]!r} and {name!r}, and "
-                "one of them would take the other's annotations; give every one an id of its own"
+                f"{file}: two of its {key} have the id {entry_id!r}, {seen[entry_id]!r} and "
+                f"{name!r}, and one of them would take the other's annotations; give every one an "
+                "id of its own"
             )
-        seen[own] = name
+        seen[entry_id] = name
         yield entry
 
 
@@ -269,8 +270,8 @@ def _no_collection() -> Iterator[None]:
 
 
 @contextmanager
-def looking() -> Iterator[dict[str, Look]]:
-    """Have every COCO file that mmdet reads within looked at, in the pass that reads it.
+def inspect_coco_files() -> Iterator[dict[str, CocoSummary]]:
+    """Summarize every COCO file that mmdet reads within, in the pass that reads it.
 
     Yields:
         Path -> what was found, as files are read.
@@ -278,10 +279,10 @@ def looking() -> Iterator[dict[str, Look]]:
     from mmdet.datasets import coco as data_sets
     from mmdet.evaluation.metrics import coco_metric as metrics
 
-    looks: dict[str, Look] = {}
+    summaries: dict[str, CocoSummary] = {}
 
-    class Looked(data_sets.COCO):
-        """mmdet's reader of COCO files, with a look at the content."""
+    class InspectedCOCO(data_sets.COCO):
+        """mmdet's reader of COCO files, which summarizes the content."""
 
         def __init__(self, annotation_file: str | None = None) -> None:
             self.file = str(annotation_file)
@@ -291,16 +292,16 @@ def looking() -> Iterator[dict[str, Look]]:
             except (json.JSONDecodeError, UnicodeDecodeError) as error:
                 raise UserError(f"{self.file} is not valid JSON ({error})") from error
             except AssertionError as error:  # of pycocotools: another type than a dict
-                kind = re.search(r"<class '(\w+)'>", str(error))
-                raise UserError(_no_object(self.file, kind[1] if kind else "list")) from error
+                match = re.search(r"<class '(\w+)'>", str(error))
+                raise UserError(_no_object(self.file, match[1] if match else "list")) from error
 
         def createIndex(self) -> None:
-            self.look = looks[self.file] = look_at(self.dataset, self.file)
+            self.summary = summaries[self.file] = summarize(self.dataset, self.file)
             super().createIndex()
 
-    own = data_sets.CocoDataset.COCOAPI, metrics.COCO
-    data_sets.CocoDataset.COCOAPI = metrics.COCO = Looked
+    before = data_sets.CocoDataset.COCOAPI, metrics.COCO
+    data_sets.CocoDataset.COCOAPI = metrics.COCO = InspectedCOCO
     try:
-        yield looks
+        yield summaries
     finally:
-        data_sets.CocoDataset.COCOAPI, metrics.COCO = own
+        data_sets.CocoDataset.COCOAPI, metrics.COCO = before

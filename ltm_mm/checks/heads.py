@@ -8,7 +8,7 @@ from torch import nn
 
 from ..errors import UserError
 from ..models.backbones.base import LTMBackbone
-from .notes import say
+from .notes import log_warning
 
 # Their numbers of classes are not those of the data set, as in mmdet's NumClassCheckHook.
 OTHER_HEADS = re.compile(r"(^|\.)(rpn_head|semantic_head|loss\w*)(\.|$)")
@@ -38,11 +38,11 @@ def check_head(
     head = getattr(unwrapped(model), "decode_head", None)
     heads = list(head) if isinstance(head, nn.ModuleList) else [head]
     outputs = getattr(heads[-1], "num_classes", None)
-    own = getattr(heads[-1], "ignore_index", None)
-    if None not in (own, ignored) and own != ignored:
+    of_head = getattr(heads[-1], "ignore_index", None)
+    if None not in (of_head, ignored) and of_head != ignored:
         raise UserError(
-            f"{path}.ignore_index is {ignored}, but that of model.decode_head {own}: pixels of "
-            "one of them would be trained on; give both one number"
+            f"{path}.ignore_index is {ignored}, but that of model.decode_head {of_head}: pixels "
+            "of one of them would be trained on; give both one number"
         )
     advice = f"set model.decode_head.num_classes={len(classes)} (and that of an auxiliary_head)"
     if outputs is None or not classes:
@@ -59,7 +59,7 @@ def check_head(
             f"{path} has {len(classes)} classes, but the model's head {outputs}: {advice}"
         )
     if outputs > len(classes):
-        say(f"{path} has {len(classes)} classes, the model's head {outputs}: {advice}")
+        log_warning(f"{path} has {len(classes)} classes, the model's head {outputs}: {advice}")
 
 
 def check_detector(model: nn.Module, classes: Sequence[str], path: str) -> None:
@@ -117,8 +117,8 @@ def _takers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         heads = {"neck": neck[0] if isinstance(neck, nn.Sequential) else neck}
     else:
         heads = {k: getattr(model, k, None) for k in ("decode_head", "auxiliary_head")}
-    for name, found in heads.items():
-        several = isinstance(found, nn.ModuleList)
-        for index, part in enumerate(found if several else [found]):
+    for name, head in heads.items():
+        several = isinstance(head, nn.ModuleList)
+        for index, part in enumerate(head if several else [head]):
             if isinstance(getattr(part, "in_channels", None), (int, list, tuple)):
                 yield f"{name}.{index}" if several else name, part

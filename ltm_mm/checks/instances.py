@@ -15,11 +15,11 @@ from mmengine.evaluator import BaseMetric
 from torch import nn
 from torch.utils.data import Dataset
 
-from ..errors import UserError
+from ..errors import UserError, preview
 from .annotations import keeps_run_lengths
-from .coco import BEYOND, NO_CATEGORY, NO_CROWD_FLAG, NO_IMAGE, SMALL, UNTRAINED, Look
+from .coco import BEYOND, NO_CATEGORY, NO_CROWD_FLAG, NO_IMAGE, SMALL, UNTRAINED, CocoSummary
 from .masks import BAD_MASK, MASK_FAULTS, NO_MASK, RUN_LENGTH
-from .notes import first, say
+from .notes import log_warning
 from .options import flatten
 from .sizes import HEADERS, image_step, loaded_size, spread, turning
 
@@ -29,7 +29,7 @@ HALF = "more than half of its annotations cannot be meant so"
 def check_instances(
     dataset: Dataset,
     path: str,
-    look: Look,
+    summary: CocoSummary,
     classes: Sequence[str],
     training: bool,
     masks: bool,
@@ -40,7 +40,7 @@ def check_instances(
     Args:
         dataset: as built by mmdet.
         path: its dotted key in the config.
-        look: at its annotation file.
+        summary: of its annotation file.
         classes: of the data set.
         training: whether it is trained on.
         masks: whether its pipeline loads masks.
@@ -49,82 +49,89 @@ def check_instances(
     Raises:
         UserError: names file, entry and option.
     """
-    check_order([look.ids[i] for i in dataset.cat_ids], classes, look, f"{path}.metainfo.classes")
+    check_order(
+        [summary.ids[i] for i in dataset.cat_ids], classes, summary, f"{path}.metainfo.classes"
+    )
     for fault in (NO_IMAGE, NO_CATEGORY, SMALL, BEYOND):
-        line = look.describe(fault)
-        if line and look.faults[fault][0] * 2 > look.annotations:
+        line = summary.describe(fault)
+        if line and summary.faults[fault][0] * 2 > summary.annotations:
             raise UserError(f"{line}; {HALF}")
         if line and training:
-            say(line)
+            log_warning(line)
     if masks:
         faults = MASK_FAULTS if training else (NO_MASK, BAD_MASK)
-        _refuse(look, faults, f"{path}.pipeline loads masks: take them out, or {boxes_only}")
+        _refuse(summary, faults, f"{path}.pipeline loads masks: take them out, or {boxes_only}")
     if training and masks and not keeps_run_lengths(dataset):
         why = f"{path}.pipeline has poly2mask=False, which leaves them out: set it to True"
-        _refuse(look, (RUN_LENGTH,), why)
+        _refuse(summary, (RUN_LENGTH,), why)
     if not training:
         return
-    if not look.total(look.instances, classes):
-        crowds = look.total(look.crowds, classes)
+    if not summary.total(summary.instances, classes):
+        crowds = summary.total(summary.crowds, classes)
         why = f": all {crowds} are crowds (iscrowd=1), which do not train" if crowds else ""
         raise UserError(
-            f"{path} has no instance of its classes ({first(classes)}) in {look.file}{why}"
+            f"{path} has no instance of its classes ({preview(classes)}) in {summary.file}{why}"
         )
-    left = {n: c for i, n in look.ids.items() if n not in classes and (c := look.instances[i])}
+    left = {
+        n: c for i, n in summary.ids.items() if n not in classes and (c := summary.instances[i])
+    }
     if left:
-        say(
-            f"{look.file}: {sum(left.values())} annotations of categories that are not among "
-            f"{path}.metainfo.classes are left out: {first(list(left))}"
+        log_warning(
+            f"{summary.file}: {sum(left.values())} annotations of categories that are not among "
+            f"{path}.metainfo.classes are left out: {preview(list(left))}"
         )
 
 
-def _refuse(look: Look, faults: Iterable[str], advice: str) -> None:
+def _refuse(summary: CocoSummary, faults: Iterable[str], advice: str) -> None:
     for fault in faults:
-        if line := look.describe(fault):
+        if line := summary.describe(fault):
             raise UserError(f"{line}; {advice}")
 
 
-def check_order(found: Sequence[str], classes: Sequence[str], look: Look, option: str) -> None:
+def check_order(
+    file_order: Sequence[str], classes: Sequence[str], summary: CocoSummary, option: str
+) -> None:
     """Refuse class names that the file lacks, has twice, or has in another order.
 
     Args:
-        found: names of the file's categories that are among the classes, in the order in which
-            labels are numbered.
+        file_order: names of the file's categories that are among the classes, in the order in
+            which labels are numbered.
         classes: as the config names them.
-        look: at the file.
+        summary: of the file.
         option: the config's, for the message.
     """
-    lacking = [name for name in classes if name not in found]
+    lacking = [name for name in classes if name not in file_order]
     if lacking:
-        near = [difflib.get_close_matches(n, look.categories, n=1) for n in lacking[:3]]
+        near = [difflib.get_close_matches(n, summary.categories, n=1) for n in lacking[:3]]
         hint = ", ".join(f"{n!r} is {m[0]!r}" for n, m in zip(lacking, near, strict=False) if m)
         raise UserError(
             f"{len(set(classes) - set(lacking))} of the {len(classes)} classes of "
-            f"{option.removesuffix('.metainfo.classes')} are in {look.file}: it lacks "
-            f"{first(lacking)} and has {first(look.categories)}; spell {option} as there"
+            f"{option.removesuffix('.metainfo.classes')} are in {summary.file}: it lacks "
+            f"{preview(lacking)} and has {preview(summary.categories)}; spell {option} as there"
             + (f" ({hint}?)" if hint else "")
         )
-    twice = [name for name in dict.fromkeys(found) if found.count(name) > 1]
+    twice = [name for name in dict.fromkeys(file_order) if file_order.count(name) > 1]
     if twice:
-        ids = [key for key, name in look.ids.items() if name == twice[0]]
+        ids = [key for key, name in summary.ids.items() if name == twice[0]]
         raise UserError(
-            f"{look.file}: the categories {', '.join(map(repr, ids))} have one name, {twice[0]}, "
-            "which would be labels of their own: give their annotations one category_id"
+            f"{summary.file}: the categories {', '.join(map(repr, ids))} have one name, "
+            f"{twice[0]}, which would be labels of their own: give their annotations one "
+            "category_id"
         )
-    if list(found) != list(classes):
+    if list(file_order) != list(classes):
         raise UserError(
-            f"{look.file} lists its categories in the order {first(found)}, {option} is "
-            f"{first(classes)}: mmdet numbers labels in the file's order, so names would be "
+            f"{summary.file} lists its categories in the order {preview(file_order)}, {option} is "
+            f"{preview(classes)}: mmdet numbers labels in the file's order, so names would be "
             "exchanged. Write the classes in the file's order, and bring the 'categories' of all "
             "splits' files into one (docs/own-data.md has a line for that)"
         )
 
 
-def check_object_counts(look: Look, classes: Sequence[str], cfg: Config) -> None:
+def check_object_counts(summary: CocoSummary, classes: Sequence[str], cfg: Config) -> None:
     """Report an image with more objects than the model gives at most.
 
     Args:
-        look: at the annotation file.
+        summary: of the annotation file.
         classes: of the data set.
         cfg: the whole config.
     """
@@ -136,21 +143,21 @@ def check_object_counts(look: Look, classes: Sequence[str], cfg: Config) -> None
         and value > 0
     ]
     totals: Counter = Counter()
-    for (image, category), count in look.objects.items():
-        if look.ids.get(category) in classes:
+    for (image, category), count in summary.objects.items():
+        if summary.ids.get(category) in classes:
             totals[image] += count
     (image, most), *_ = totals.most_common(1) or [(None, 0)]
     if limits and most > min(limits)[0]:
         limit, option = min(limits)
         count = sum(total > limit for total in totals.values())
-        say(
-            f"{look.file}: {count} images have more objects than the model finds at most, {limit} "
-            f"({option}), the fullest one {most} ({look.images[image]}): raise it. COCO's mAP "
-            "counts the best 100 of an image in any case"
+        log_warning(
+            f"{summary.file}: {count} images have more objects than the model finds at most, "
+            f"{limit} ({option}), the fullest one {most} ({summary.images[image]}): raise it. "
+            "COCO's mAP counts the best 100 of an image in any case"
         )
 
 
-# What metrics check only after an epoch: attribute, option, names.
+# What metrics take and read after an epoch only: attribute, option, names.
 MEASURED = {
     "IoUMetric": ("metrics", "iou_metrics", ("mIoU", "mDice", "mFscore")),
     "CocoMetric": (
@@ -178,9 +185,17 @@ def check_save_best(metrics: Sequence[BaseMetric], cfg: Config) -> None:
         prefix = f"{metric.prefix}/" if metric.prefix else ""
         if type(metric).__name__ == "CocoMetric" and not metric.classwise:
             items = metric.metric_items or MEASURED["CocoMetric"][2]
-            kinds = [kind for kind in metric.metrics if not kind.startswith("proposal")]
-            known += [f"{prefix}{kind}_{item}" for kind in kinds for item in items]
-            known += [f"{prefix}{item}" for item in items if len(kinds) < len(metric.metrics)]
+            metric_types = [
+                metric_type
+                for metric_type in metric.metrics
+                if not metric_type.startswith("proposal")
+            ]
+            known += [
+                f"{prefix}{metric_type}_{item}" for metric_type in metric_types for item in items
+            ]
+            known += [
+                f"{prefix}{item}" for item in items if len(metric_types) < len(metric.metrics)
+            ]
         elif type(metric).__name__ == "IoUMetric":
             known += [f"{prefix}{name}" for name in ("aAcc", "mAcc", *metric.metrics)]
             known += [f"{prefix}{name}" for name in ("mPrecision", "mRecall")]
@@ -215,7 +230,7 @@ def check_measured(metric: BaseMetric, option: str) -> None:
 def check_metric(
     metric: BaseMetric,
     option: str,
-    data: Look | None,
+    data: CocoSummary | None,
     classes: Sequence[str],
     model: nn.Module,
     boxes_only: str,
@@ -233,7 +248,7 @@ def check_metric(
     Raises:
         UserError: names file, entry and option.
     """
-    look = getattr(getattr(metric, "_coco_api", None), "look", None)
+    summary = getattr(getattr(metric, "_coco_api", None), "summary", None)
     split = option.partition("_")[0]
     metrics = getattr(metric, "metrics", ())
     if "segm" in metrics and getattr(model, "with_roi_head", False) and not model.with_mask:
@@ -241,19 +256,19 @@ def check_metric(
             f"{option.removesuffix('.ann_file')}.metric has 'segm', but the model predicts no "
             f"masks: {boxes_only}"
         )
-    if look is None or getattr(metric, "format_only", False):
+    if summary is None or getattr(metric, "format_only", False):
         return
-    found = [look.ids[i] for i in metric._coco_api.get_cat_ids(cat_names=list(classes))]
-    check_order(found, classes, look, f"{split}_dataloader.dataset.metainfo.classes")
-    if data is not None and data.file != look.file:
-        _same_images(look, data, option)
-    _refuse(look, (NO_CROWD_FLAG,), "add it")
+    file_order = [summary.ids[i] for i in metric._coco_api.get_cat_ids(cat_names=list(classes))]
+    check_order(file_order, classes, summary, f"{split}_dataloader.dataset.metainfo.classes")
+    if data is not None and data.file != summary.file:
+        _same_images(summary, data, option)
+    _refuse(summary, (NO_CROWD_FLAG,), "add it")
     if "segm" in metrics:
         faults = (*MASK_FAULTS, *(fault + UNTRAINED for fault in MASK_FAULTS))
-        _refuse(look, faults, f"add or correct it, or {boxes_only}")
-    if not look.total(look.instances, classes):
-        why = look.describe(NO_IMAGE) or look.describe(NO_CATEGORY) or look.describe(SMALL)
-        if crowds := look.total(look.crowds, classes):
+        _refuse(summary, faults, f"add or correct it, or {boxes_only}")
+    if not summary.total(summary.instances, classes):
+        why = summary.describe(NO_IMAGE) or summary.describe(NO_CATEGORY) or summary.describe(SMALL)
+        if crowds := summary.total(summary.crowds, classes):
             why = f"all {crowds} are crowds (iscrowd=1), which do not count"
         advice = (
             "to train without a validation set, val_dataloader=val_cfg=val_evaluator=None in the "
@@ -263,12 +278,12 @@ def check_metric(
             "outfile_prefix"
         )
         raise UserError(
-            f"{look.file}, which {option} names, has no instance of the classes that counts, so "
+            f"{summary.file}, which {option} names, has no instance of the classes that counts, so "
             f"metrics would be -1{f': {why}' if why else ''}; {advice}"
         )
 
 
-def _same_images(metric: Look, data: Look, option: str) -> None:
+def _same_images(metric: CocoSummary, data: CocoSummary, option: str) -> None:
     if metric.images == data.images:
         return
     odd = [key for key, name in data.images.items() if metric.images.get(key) != name]
@@ -280,25 +295,25 @@ def _same_images(metric: Look, data: Look, option: str) -> None:
     )
 
 
-def check_sizes(dataset: Dataset, path: str, look: Look) -> None:
+def check_sizes(dataset: Dataset, path: str, summary: CocoSummary) -> None:
     """Compare the sizes that the file gives with those of images as the pipeline loads them.
 
     Args:
         dataset: as built by mmdet.
         path: its dotted key in the config.
-        look: at its annotation file.
+        summary: of its annotation file.
 
     Raises:
         UserError: names the first image of another size.
     """
     folder, (_, step) = dataset.data_prefix.get("img") or "", image_step(dataset)
-    for key in spread(list(look.images), HEADERS):
-        image, size = os.path.join(folder, look.images[key]), look.sizes[key]
-        found = loaded_size(image, step)
-        if found and found != tuple(size):
+    for key in spread(list(summary.images), HEADERS):
+        image, size = os.path.join(folder, summary.images[key]), summary.sizes[key]
+        loaded = loaded_size(image, step)
+        if loaded and loaded != tuple(size):
             why = turning(image, dataset, path)
             raise UserError(
-                f"{look.file}: image {key!r} is of {size[0]} x {size[1]} pixels (height x width) "
-                f"there, {image} of {found[0]} x {found[1]} as it is loaded"
+                f"{summary.file}: image {key!r} is of {size[0]} x {size[1]} pixels (height x "
+                f"width) there, {image} of {loaded[0]} x {loaded[1]} as it is loaded"
                 + (why or ": were images resized without their annotations?")
             )

@@ -8,9 +8,9 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ..errors import UserError
-from .notes import first, say
-from .randomness import randomness_kept
+from ..errors import UserError, preview
+from .notes import log_warning
+from .randomness import preserve_rng_state
 from .reading import ReadGuard
 from .sizes import SAMPLED, image_step, loaded_size, spread, stored_size, turning
 
@@ -79,11 +79,11 @@ def check_labels(dataset: Dataset, path: str) -> None:
     )
     if check is None or load is None:
         return
-    own = getattr(load, "reduce_zero_label", None)
-    if own is not None and own != dataset.reduce_zero_label:
+    reduces = getattr(load, "reduce_zero_label", None)
+    if reduces is not None and reduces != dataset.reduce_zero_label:
         raise UserError(
-            f"{path}.pipeline.{index} (LoadAnnotations) has reduce_zero_label={own}, the data set "
-            f"{dataset.reduce_zero_label}: set {path}.reduce_zero_label=True if label 0 means "
+            f"{path}.pipeline.{index} (LoadAnnotations) has reduce_zero_label={reduces}, the data "
+            f"set {dataset.reduce_zero_label}: set {path}.reduce_zero_label=True if label 0 means "
             f"'other' and does not count, else {path}.pipeline.{index}.reduce_zero_label=False"
         )
     infos = [dataset.get_data_info(i) for i in range(len(dataset))]
@@ -116,7 +116,7 @@ def _check_sample(
     for info in spread(infos):
         file = str(info.get("seg_map_path"))
         _check_format(file)
-        with randomness_kept():
+        with preserve_rng_state():
             labels = ReadGuard(load, "seg_map_path", skip=False)(dict(info))["gt_seg_map"]
         if why := check(dict(gt_seg_map=labels)):
             raise UserError(f"{file} {why}")
@@ -128,18 +128,18 @@ def _check_sample(
         raise UserError(
             f"the label maps of {path} hold only {' and '.join(map(str, seen))} as loaded, of "
             f"which {check.ignored} does not count ({min(SAMPLED, len(infos))} checked, the "
-            f"last one {file}): draw {first([f'{n} as {i}' for i, n in enumerate(names)])}"
+            f"last one {file}): draw {preview([f'{n} as {i}' for i, n in enumerate(names)])}"
         )
     absent = [name for i, name in enumerate(names) if i not in seen]
     if absent and len(infos) <= SAMPLED:
-        say(f"{path}: no label map has a pixel of {first(absent)}")
+        log_warning(f"{path}: no label map has a pixel of {preview(absent)}")
 
 
 def _check_format(file: str) -> None:
     """Say what would change labels on the way: lossy files, numbers beyond eight bits."""
     try:
         with Image.open(file) as picture:
-            kind, high = picture.format, picture.mode[0] in "IF"
+            file_format, high = picture.format, picture.mode[0] in "IF"
             largest = int(np.asarray(picture).max()) if high else 0
     except (OSError, SyntaxError, ValueError):
         return
@@ -148,7 +148,7 @@ def _check_format(file: str) -> None:
             f"{file} has the label {largest}, and mmseg reads 8 bits per pixel (0 to 255): it "
             "would be taken for another one"
         )
-    if kind == "JPEG":
+    if file_format == "JPEG":
         raise UserError(
             f"{file} is a JPEG, whose compression changes labels: write label maps as PNG"
         )

@@ -13,9 +13,9 @@ from mmengine.dataset import BaseDataset
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import UserError, chain, explain, frames, message
+from ..errors import UserError, chain, explain, frames, message, preview
 from .annotations import boxes_only, check_labels_loaded, check_loaded, loads
-from .coco import Look, looking
+from .coco import CocoSummary, inspect_coco_files
 from .heads import check_channels, check_detector, check_head, unwrapped
 from .instances import (
     check_instances,
@@ -26,7 +26,7 @@ from .instances import (
     check_sizes,
 )
 from .labels import check_labels, label_check
-from .notes import first, say
+from .notes import log_warning
 from .options import flatten
 from .reading import check_files, guard, try_pipeline
 from .weights import naming_weights
@@ -57,31 +57,33 @@ def build_loaders(runner: Runner, *names: str) -> None:
         if not isinstance(cfg, Mapping):
             continue
         option = f"{name}_dataloader"
-        with _looking(runner.cfg, cfg) as looks:
+        with _inspected_files(runner.cfg, cfg) as summaries:
             loader = build_loader(runner, cfg, option)
             for dataset, path in datasets(loader.dataset, f"{option}.dataset"):
                 file = str(getattr(dataset, "ann_file", ""))
-                look = looks.get(file)
-                if name != "train" and look is not None and file in sources:
-                    say(
+                summary = summaries.get(file)
+                if name != "train" and summary is not None and file in sources:
+                    log_warning(
                         f"{path} is the training set ({file}): metrics say nothing about new images"
                     )
                 sources |= {file} if name == "train" else set()
-                check_dataset(runner, dataset, path, look, name == "train")
+                check_dataset(runner, dataset, path, summary, name == "train")
                 if not getattr(dataset, "return_classes", False):  # names are an input there
                     known[path] = _classes(dataset)
             if name != "train":
-                _check_evaluator(runner, name, loader.dataset, looks)
+                _check_evaluator(runner, name, loader.dataset, summaries)
         _check_same_classes(known)
         _check_batches(loader, option)
         try_pipeline(loader.dataset, f"{option}.dataset")
         setattr(runner, f"_{name}_dataloader", loader)
 
 
-def _looking(cfg: Config, loader: Mapping) -> AbstractContextManager[dict[str, Look]]:
-    """Looks at mmdet's files; without mmdet's data sets there are none."""
+def _inspected_files(
+    cfg: Config, loader: Mapping
+) -> AbstractContextManager[dict[str, CocoSummary]]:
+    """Summaries of mmdet's files; without mmdet's data sets there are none."""
     scopes = cfg.get("default_scope") == "mmdet" or "mmdet." in str(loader)
-    return looking() if scopes else nullcontext({})
+    return inspect_coco_files() if scopes else nullcontext({})
 
 
 def build_loader(runner: Runner, cfg: Mapping, name: str) -> DataLoader:
@@ -107,8 +109,8 @@ def build_loader(runner: Runner, cfg: Mapping, name: str) -> DataLoader:
                 raise UserError(
                     f"the annotation file of {name} is not valid JSON ({link}): {file}"
                 ) from error
-        if found := re.search(r"Failed to load `ann_file` (.+)", message(error)):  # mmseg's words
-            lost = FileNotFoundError(errno.ENOENT, "does not exist", found[1])
+        if match := re.search(r"Failed to load `ann_file` (.+)", message(error)):  # mmseg's words
+            lost = FileNotFoundError(errno.ENOENT, "does not exist", match[1])
             raise UserError(missing(runner.cfg, lost)) from error
         if "need at least one array to concatenate" in message(error):  # mmengine packing nothing
             raise UserError(f"{name} has no image left: {_why_empty(error, file)}") from error
@@ -159,8 +161,8 @@ def _check_batches(loader: DataLoader, name: str) -> None:
 
 def _building(error: BaseException) -> BaseDataset | None:
     """The data set that was being built when an error was raised."""
-    owners = [frame.f_locals.get("self") for frame in frames(error)]
-    datasets = [o for o in owners if isinstance(o, BaseDataset) or hasattr(o, "img_suffix")]
+    holders = [frame.f_locals.get("self") for frame in frames(error)]
+    datasets = [o for o in holders if isinstance(o, BaseDataset) or hasattr(o, "img_suffix")]
     return datasets[-1] if datasets else None
 
 
@@ -168,10 +170,10 @@ def _beyond(error: BaseException) -> str | None:
     """Which of a data set's ``indices`` is beyond its end, if one is."""
     dataset = _building(error)
     indices, count = getattr(dataset, "_indices", None), len(getattr(dataset, "data_list", ()))
-    for place in indices if isinstance(indices, Sequence) else ():
-        if not -count <= place < count:
+    for index in indices if isinstance(indices, Sequence) else ():
+        if not -count <= index < count:
             return (
-                f"its data set's indices have {place}, but it has {count} images, 0 to {count - 1}"
+                f"its data set's indices have {index}, but it has {count} images, 0 to {count - 1}"
             )
     return None
 
@@ -190,7 +192,7 @@ def _why_empty(error: BaseException, file: str) -> str:
     if not os.path.isdir(folder or ""):
         return f"the folder {folder} does not exist"
     held = {Path(name).suffix for name in os.listdir(folder)} - {""}
-    others = f" (but in {first(sorted(held))}: set img_suffix)" if held else ""
+    others = f" (but in {preview(sorted(held))}: set img_suffix)" if held else ""
     return f"no name in {folder} ends in {suffix!r}{others}"
 
 
@@ -227,8 +229,8 @@ def naming_options(cfg: Config) -> Iterator[None]:
 
 def missing(cfg: Config, error: FileNotFoundError) -> str:
     """One line for a missing file of a data set or a metric: its path and who names it."""
-    found = re.search(r"'([^']+)'", message(error))
-    path = str(error.filename or (found[1] if found else message(error)))
+    match = re.search(r"'([^']+)'", message(error))
+    path = str(error.filename or (match[1] if match else message(error)))
     keys = [
         key
         for key, value in flatten(cfg)
@@ -267,7 +269,7 @@ def _classes(dataset: Dataset) -> Sequence[str]:
 
 
 def check_dataset(
-    runner: Runner, dataset: Dataset, path: str, look: Look | None, training: bool
+    runner: Runner, dataset: Dataset, path: str, summary: CocoSummary | None, training: bool
 ) -> None:
     """Say at once what would come up after an hour, or never.
 
@@ -275,7 +277,7 @@ def check_dataset(
         runner: its model is compared with the data set.
         dataset: as built; what is read from its files is guarded afterwards.
         path: its dotted key in the config.
-        look: at its COCO annotation file; None: it has none.
+        summary: of its COCO annotation file; None: it has none.
         training: whether it is trained on.
 
     Raises:
@@ -290,23 +292,23 @@ def check_dataset(
     _check_indices(dataset, path)
     model = unwrapped(runner.model)
     check_head(model, classes, path, getattr(dataset, "ignore_index", None))
-    if look is not None:
+    if summary is not None:
         masks, split = "with_mask" in loads(dataset), path.partition("_")[0]
         advice = boxes_only(runner.cfg, split)
-        check_instances(dataset, path, look, classes, training, masks, advice)
-        check_object_counts(look, classes, runner.cfg)
+        check_instances(dataset, path, summary, classes, training, masks, advice)
+        check_object_counts(summary, classes, runner.cfg)
         if not getattr(dataset, "return_classes", False):
             check_detector(model, classes, path)
         if training:
             check_loaded(model, dataset, path, runner.cfg)
     elif training and not any(_has_instance(dataset, index) for index in range(len(dataset))):
         file = getattr(dataset, "ann_file", "") or "the annotation file"
-        raise UserError(f"{path} has no instance of its classes ({first(classes)}) in {file}")
-    images, labels = _files(dataset, look)
+        raise UserError(f"{path} has no instance of its classes ({preview(classes)}) in {file}")
+    images, labels = _files(dataset, summary)
     if line := check_files(images, "images", path, skip=training):
-        say(line)
-    if look is not None and images:
-        check_sizes(dataset, path, look)
+        log_warning(line)
+    if summary is not None and images:
+        check_sizes(dataset, path, summary)
     if hasattr(dataset, "reduce_zero_label"):
         check_labels_loaded(dataset, path, runner.cfg)
     check_files(labels, "label maps", path, skip=False)
@@ -346,21 +348,21 @@ def check_names(dataset: Dataset, path: str) -> None:
         raise UserError(
             f"{path}.metainfo.classes is the text {classes!r}: write a tuple, ({classes!r},)"
         )
-    own = list((getattr(dataset, "METAINFO", None) or {}).get("classes") or ())
-    if list(classes) == own:
+    of_class = list((getattr(dataset, "METAINFO", None) or {}).get("classes") or ())
+    if list(classes) == of_class:
         return
     twice = [name for name in dict.fromkeys(classes) if list(classes).count(name) > 1]
     if twice:
         raise UserError(f"{path}.metainfo.classes has {twice[0]!r} more than once")
 
 
-def _files(dataset: Dataset, look: Look | None) -> tuple[list[str], list[str]]:
+def _files(dataset: Dataset, summary: CocoSummary | None) -> tuple[list[str], list[str]]:
     """Local images of a data set, and its label maps where it is mmseg's."""
     if getattr(dataset, "backend_args", None) or not isinstance(dataset, BaseDataset):
         return [], []
-    if look is not None and dataset._indices is None:
+    if summary is not None and dataset._indices is None:
         folder = dataset.data_prefix.get("img") or ""
-        return [os.path.join(folder, name) for name in look.images.values()], []
+        return [os.path.join(folder, name) for name in summary.images.values()], []
     if not hasattr(dataset, "reduce_zero_label"):
         return [], []
     infos = [dataset.get_data_info(index) for index in range(len(dataset))]
@@ -380,32 +382,32 @@ def _check_same_classes(known: Mapping[str, Sequence[str]]) -> None:
     for path, classes in named[1:]:
         if classes != named[0][1]:
             raise UserError(
-                f"{named[0][0]}.metainfo.classes is {first(named[0][1])}, that of {path} "
-                f"{first(classes)}: a label is a place in this list, so all must be one list"
+                f"{named[0][0]}.metainfo.classes is {preview(named[0][1])}, that of {path} "
+                f"{preview(classes)}: a label is a place in this list, so all must be one list"
             )
 
 
 def _check_evaluator(
-    runner: Runner, split: str, dataset: Dataset, looks: Mapping[str, Look]
+    runner: Runner, split: str, dataset: Dataset, summaries: Mapping[str, CocoSummary]
 ) -> None:
     """Build a split's evaluator and compare its metrics with the split's data set."""
     cfg = getattr(runner, f"_{split}_evaluator")
     if not isinstance(cfg, (Mapping, list, tuple)):
         return
     evaluator = runner.build_evaluator(cfg)
-    (own, *others) = datasets(dataset, f"{split}_dataloader.dataset")
-    data = None if others else looks.get(str(getattr(own[0], "ann_file", "")))
-    if data is not None and len(own[0]) < len(data.images):
-        say(
-            f"{own[1]} has {len(own[0])} of the {len(data.images)} images of {data.file}: COCO's "
+    ((dataset, path), *others) = datasets(dataset, f"{split}_dataloader.dataset")
+    data = None if others else summaries.get(str(getattr(dataset, "ann_file", "")))
+    if data is not None and len(dataset) < len(data.images):
+        log_warning(
+            f"{path} has {len(dataset)} of the {len(data.images)} images of {data.file}: COCO's "
             "metrics count the objects of all of them"
         )
     for index, metric in enumerate(evaluator.metrics):
-        place = f".{index}" if isinstance(cfg, (list, tuple)) else ""
-        option = f"{split}_evaluator{place}.ann_file"
-        check_measured(metric, f"{split}_evaluator{place}")
+        suffix = f".{index}" if isinstance(cfg, (list, tuple)) else ""
+        option = f"{split}_evaluator{suffix}.ann_file"
+        check_measured(metric, f"{split}_evaluator{suffix}")
         advice = boxes_only(runner.cfg, split)
-        check_metric(metric, option, data, _classes(own[0]), unwrapped(runner.model), advice)
+        check_metric(metric, option, data, _classes(dataset), unwrapped(runner.model), advice)
     if split == "val":
         check_save_best(evaluator.metrics, runner.cfg)
     setattr(runner, f"_{split}_evaluator", evaluator)

@@ -13,7 +13,7 @@ BAD_MASK = (
 )
 EMPTY_MASK = "have a run-length code without a pixel as 'segmentation'"
 RUN_LENGTH = "have a run-length code as 'segmentation'"  # no fault of its own
-FAR = 1e8  # pixels, of all points together
+COORDINATE_LIMIT = 1e8  # pixels, of all points together
 MASK_FAULTS = (NO_MASK, BAD_MASK, EMPTY_MASK)
 
 
@@ -42,7 +42,7 @@ def _is_polygon(points: object) -> bool:
     if not isinstance(points, list) or len(points) < 6 or len(points) % 2:
         return False
     try:  # of a NaN or a huge number pycocotools makes an outline that takes all the memory
-        return abs(sum(points)) < FAR
+        return abs(sum(points)) < COORDINATE_LIMIT
     except TypeError:  # text, or points in pairs
         return False
 

@@ -9,7 +9,7 @@ import torch
 
 
 @contextmanager
-def randomness_kept() -> Iterator[None]:
+def preserve_rng_state() -> Iterator[None]:
     """Let what is drawn within not change what is drawn afterwards."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  (mmdet's source)
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []

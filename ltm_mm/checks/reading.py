@@ -12,9 +12,8 @@ from mmengine.logging import print_log
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..errors import UserError, frames, message
-from .notes import first
-from .randomness import randomness_kept
+from ..errors import UserError, frames, message, preview
+from .randomness import preserve_rng_state
 
 # After so many images in a row that cannot be read, it is not about single images.
 MAX_UNREADABLE = 20
@@ -236,7 +235,7 @@ def skipped(record: str) -> str | None:
         return None
     files = list(dict.fromkeys(Path(record).read_text().splitlines()))
     what = "image" if len(files) == 1 else "images"
-    return f"{len(files)} {what} that cannot be used: {first(files, 3)} (all in {record})"
+    return f"{len(files)} {what} that cannot be used: {preview(files, 3)} (all in {record})"
 
 
 def absent(files: Iterable[str]) -> list[str]:
@@ -285,7 +284,7 @@ def try_pipeline(dataset: Dataset, path: str) -> None:
         UserError: names the step and what it said.
     """
     failed: Exception | None = None
-    with randomness_kept():
+    with preserve_rng_state():
         for index in range(min(TRIED, len(dataset))):
             try:
                 if (sample := dataset[index]) is not None:
@@ -312,8 +311,8 @@ def _check_packed(sample: object, path: str) -> None:
     """Raise a UserError for what no model of OpenMMLab takes: the last step is missing."""
     if isinstance(sample, dict) and "img" in sample and "inputs" not in sample:
         raise UserError(
-            f"{path}.pipeline gives {first(list(sample))}, and no 'inputs' and 'data_samples' as a "
-            "model takes them: end it with PackDetInputs, PackSegInputs or the like"
+            f"{path}.pipeline gives {preview(list(sample))}, and no 'inputs' and 'data_samples' as "
+            "a model takes them: end it with PackDetInputs, PackSegInputs or the like"
         )
 
 

@@ -6,7 +6,7 @@ from typing import TypeVar
 from PIL import Image
 from torch.utils.data import Dataset
 
-from .randomness import randomness_kept
+from .randomness import preserve_rng_state
 
 SAMPLED = 50  # images or label maps of a data set that are opened before the first step
 HEADERS = 2000  # whose headers alone are read: a fifth of a second
@@ -40,11 +40,11 @@ def loaded_size(file: str, step: Step | None) -> Size | None:
     Returns:
         None if it cannot be told.
     """
-    found = _header(file)
-    if found is None or not found[1]:
-        return found and found[0]
+    header = _header(file)
+    if header is None or not header[1]:
+        return header and header[0]
     try:
-        with randomness_kept():
+        with preserve_rng_state():
             loaded = step(dict(img_path=file)) if step else None
         return loaded and tuple(loaded["img"].shape[:2])
     except Exception:  # reported where the picture is used

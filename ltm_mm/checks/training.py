@@ -144,10 +144,10 @@ def check_optimizer(cfg: Config) -> None:
     Raises:
         UserError: names what was probably meant.
     """
-    kind = (cfg.optim_wrapper.get("optimizer") or {}).get("type")
+    optimizer_type = (cfg.optim_wrapper.get("optimizer") or {}).get("type")
     with OPTIMIZERS.switch_scope_and_registry(cfg.get("default_scope")) as known:
-        if isinstance(kind, str) and known.get(kind) is None:
-            raise UserError(no_such_type(kind, "optimizer"))
+        if isinstance(optimizer_type, str) and known.get(optimizer_type) is None:
+            raise UserError(no_such_type(optimizer_type, "optimizer"))
     if cfg.optim_wrapper.get("constructor") in (None, "DefaultOptimWrapperConstructor"):
         for key in cfg.optim_wrapper.get("paramwise_cfg") or ():
             if key not in PARAMWISE:  # which mmengine would pass over

@@ -47,37 +47,39 @@ def _walk(node: object, path: str) -> Iterator[Named]:
             yield from _walk(child, f"{path}.{index}")
     if not isinstance(node, Mapping):
         return
-    own = _type(node) if path.endswith("backbone") else ""
+    backbone_type = _type(node) if path.endswith("backbone") else ""
     for key, value in node.items():
         option = f"{path}.{key}"
-        if key == "pretrained" and isinstance(value, str) and (own or path == "model"):
-            yield Named(option, value, option, own or _type(node.get("backbone")))
+        if key == "pretrained" and isinstance(value, str) and (backbone_type or path == "model"):
+            yield Named(option, value, option, backbone_type or _type(node.get("backbone")))
         elif key == "init_cfg":
             several = isinstance(value, (list, tuple))
             for index, one in enumerate(value if several else [value]):
                 if is_pretrained(one):
-                    place = f"{option}.{index}" if several else option
+                    where = f"{option}.{index}" if several else option
                     file = one if isinstance(one, str) else str(one.get("checkpoint"))
-                    yield Named(place + ".checkpoint" * (file is not one), file, option, own)
+                    yield Named(
+                        where + ".checkpoint" * (file is not one), file, option, backbone_type
+                    )
         else:
             yield from _walk(value, option)
 
 
 def is_pretrained(init_cfg: object) -> bool:
     """Whether an ``init_cfg`` names weights: ``dict(type='Pretrained', ...)``, or their file."""
-    kind = _type(init_cfg)
-    return isinstance(init_cfg, str) or kind.removesuffix("Init") == "Pretrained"
+    type_name = _type(init_cfg)
+    return isinstance(init_cfg, str) or type_name.removesuffix("Init") == "Pretrained"
 
 
 def _type(node: object) -> str:
-    kind = node.get("type", "") if isinstance(node, Mapping) else ""
-    return str(getattr(kind, "__name__", kind))
+    node_type = node.get("type", "") if isinstance(node, Mapping) else ""
+    return str(getattr(node_type, "__name__", node_type))
 
 
 def check_weights(cfg: "Config") -> None:
     """Refuse weights that do not exist, or that are of another network by their name.
 
-    A base config's ``model.pretrained`` stays when a config exchanges its backbone.
+    A base config's ``model.pretrained`` stays when a config converts its backbone.
 
     Raises:
         UserError: names the option.

@@ -47,10 +47,10 @@ def install() -> str:
 
 def remove() -> str:
     """Remove the file, wherever it is; returns a line that says what was done."""
-    found = [folder / NAME for folder in folders() if (folder / NAME).is_file()]
-    for file in found:
+    files = [folder / NAME for folder in folders() if (folder / NAME).is_file()]
+    for file in files:
         file.unlink()
-    return f"removed {', '.join(map(str, found))}" if found else "there was nothing to remove"
+    return f"removed {', '.join(map(str, files))}" if files else "there was nothing to remove"
 
 
 if __name__ == "__main__":

@@ -117,10 +117,10 @@ def _is_there(root: Path) -> bool:
     if not root.exists():
         return False
     stamp = root / _STAMP
-    found = stamp.read_text().strip() if stamp.is_file() else "no shapes data set"
-    if found != RECIPE:
+    recipe = stamp.read_text().strip() if stamp.is_file() else "no shapes data set"
+    if recipe != RECIPE:
         raise ValueError(
-            f"{root} holds {found!r}, expected {RECIPE!r}: "
+            f"{root} holds {recipe!r}, expected {RECIPE!r}: "
             "remove that folder or give another data_root"
         )
     return True

@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-_PLACES = {
+_MODULES = {
     "InformationBottleneck": ".ib_hook",
     "MergeStatistics": ".statistics_hook",
     "evaluate": ".run",
@@ -13,7 +13,7 @@ _PLACES = {
     "use_ib": ".ib_hook",
     "use_ltm": ".convert",
 }
-__all__ = list(_PLACES)
+__all__ = list(_MODULES)
 
 
 def __dir__() -> list[str]:
@@ -21,6 +21,6 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> object:
-    if name not in _PLACES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_PLACES[name], __name__), name)
+    return getattr(import_module(_MODULES[name], __name__), name)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..adapters import merges as is_applied
-from ..adapters import remove
+from ..adapters import is_applied, remove
 from ..checkpoints import load_into, read_state_dict
 from ..checks.weights import check_weights, is_pretrained, naming_weights
 from ..errors import UserError, naming
@@ -38,15 +37,13 @@ def named_config(source: str) -> "Config":
     Raises:
         UserError: if it is neither.
     """
-    found = re.fullmatch(rf"ltm-({'|'.join(FAMILIES)})-(\w+)", source)
-    if found:
-        family = FAMILIES[found[1]]
+    name = re.fullmatch(rf"ltm-({'|'.join(FAMILIES)})-(\w+)", source)
+    if name:
+        family = FAMILIES[name[1]]
         archs = tuple(swin.ARCHS) if family is SWIN else family.archs  # Swin's have short names
-        if found[2] not in archs:
-            raise UserError(
-                f"unknown arch {found[2]!r} of {source}: choose from {', '.join(archs)}"
-            )
-        return backbone_config(type=family.type, arch=found[2])
+        if name[2] not in archs:
+            raise UserError(f"unknown arch {name[2]!r} of {source}: choose from {', '.join(archs)}")
+        return backbone_config(type=family.type, arch=name[2])
     if re.fullmatch(r"[\w-]+", source):
         raise UserError(f"{source} is neither a config file nor one of {NAMED}")
     cfg = load_config(source)
@@ -98,20 +95,20 @@ def model_builder(
     shared: dict[str, nn.Parameter] = {}
 
     def build(keep: Keep = AS_CONFIGURED) -> nn.Module:
-        own = deepcopy(cfg)
+        changed = deepcopy(cfg)
         if keep is not AS_CONFIGURED:
-            use_ltm(own, keep)
+            use_ltm(changed, keep)
         if weights is not None or not start_as_training:
-            drop_pretrained(own)
+            drop_pretrained(changed)
         # Would pad the batches of a training step to another size.
-        (own.model.get("data_preprocessor") or {}).pop("batch_augments", None)
+        (changed.model.get("data_preprocessor") or {}).pop("batch_augments", None)
         if start_as_training:
-            check_weights(own)
+            check_weights(changed)
         torch.manual_seed(seed)
-        with scope_of(own), quiet():
-            model = construct(own.model if whole else own.model.backbone)
+        with scope_of(changed), quiet():
+            model = construct(changed.model if whole else changed.model.backbone)
             if start_as_training:
-                with naming_weights(own):
+                with naming_weights(changed):
                     model.init_weights()
             if weights is not None:
                 with naming(checkpoint):
@@ -161,10 +158,10 @@ def channels_of(model: nn.Module) -> int:
 def share_parameters(model: nn.Module, shared: dict[str, nn.Parameter]) -> None:
     """Give a model the parameters that others of its kind have already, by name and shape."""
     for name, module in model.named_modules():
-        for key, own in module._parameters.items():
-            if own is not None:
-                first = shared.setdefault(f"{name}.{key}", own)
-                module._parameters[key] = first if first.shape == own.shape else own
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                first = shared.setdefault(f"{name}.{key}", parameter)
+                module._parameters[key] = first if first.shape == parameter.shape else parameter
 
 
 def scope_of(cfg: "Config") -> AbstractContextManager:
@@ -224,7 +221,7 @@ def plain_model(merged: nn.Module, cfg: "Config") -> nn.Module:
         cfg: what it was built from.
 
     Raises:
-        UserError: if the config's backbone cannot be exchanged.
+        UserError: if the config's backbone cannot be converted.
     """
     if is_applied(merged):
         return plain_twin(merged)

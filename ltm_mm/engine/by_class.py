@@ -32,19 +32,19 @@ def kept_by_class(runner: Runner, checkpoint: str) -> Iterator[None]:
     with _kept_evaluations(evaluations):
         yield
     classes = (runner.test_dataloader.dataset.metainfo or {}).get("classes") or ()
-    found: dict[str, Any] = {}
+    by_class: dict[str, Any] = {}
     if evaluations and len(next(iter(evaluations.values())).params.catIds) == len(classes):
         with redirect_stdout(io.StringIO()):  # pycocotools prints
-            found = detections_by_class(evaluations, classes)
+            by_class = detections_by_class(evaluations, classes)
     elif confusions.pixels is not None:
-        found = labels_by_class(all_reduce_(confusions.pixels).cpu().numpy(), classes)
+        by_class = labels_by_class(all_reduce_(confusions.pixels).cpu().numpy(), classes)
     if runner.rank == 0:
         file = Path(runner.log_dir, FILE)
-        file.write_text(json.dumps({"checkpoint": str(checkpoint), **found}))
+        file.write_text(json.dumps({"checkpoint": str(checkpoint), **by_class}))
 
 
 @contextmanager
-def _kept_evaluations(found: dict[str, Any]) -> Iterator[None]:
+def _kept_evaluations(evaluations: dict[str, Any]) -> Iterator[None]:
     """Collect the ``COCOeval`` that mmdet's metric makes, of which it only returns means."""
     try:
         from mmdet.evaluation.metrics import coco_metric
@@ -56,13 +56,13 @@ def _kept_evaluations(found: dict[str, Any]) -> Iterator[None]:
         def accumulate(self, *args: object, **kwargs: object) -> None:
             super().accumulate(*args, **kwargs)
             if self.params.useCats:
-                found[self.params.iouType] = self
+                evaluations[self.params.iouType] = self
 
-    own, coco_metric.COCOeval = coco_metric.COCOeval, Kept
+    original, coco_metric.COCOeval = coco_metric.COCOeval, Kept
     try:
         yield
     finally:
-        coco_metric.COCOeval = own
+        coco_metric.COCOeval = original
 
 
 class LabelConfusions(Hook):
@@ -87,11 +87,11 @@ class LabelConfusions(Hook):
         for sample in outputs or ():
             if "pred_sem_seg" not in sample or "gt_sem_seg" not in sample or not count:
                 continue
-            found = sample.pred_sem_seg.data.flatten().long()
-            true = sample.gt_sem_seg.data.flatten().long().to(found.device)
-            if len(found) != len(true):
+            predicted = sample.pred_sem_seg.data.flatten().long()
+            true = sample.gt_sem_seg.data.flatten().long().to(predicted.device)
+            if len(predicted) != len(true):
                 continue
-            counts = (true >= 0) & (true < count) & (found < count)
-            pairs = torch.bincount(true[counts] * count + found[counts], minlength=count**2)
+            counts = (true >= 0) & (true < count) & (predicted < count)
+            pairs = torch.bincount(true[counts] * count + predicted[counts], minlength=count**2)
             pairs = pairs.view(count, count)
             self.pixels = pairs if self.pixels is None else self.pixels + pairs

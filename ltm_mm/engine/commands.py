@@ -46,23 +46,23 @@ def note_command(work_dir: str | Path, variables: Mapping[str, str] | None = Non
         at = words.index("--launcher")
         words = words[:at] + words[at + 2 :]  # dist_*.sh adds it
         # dist_test.sh CONFIG CHECKPOINT PROCESSES, dist_train.sh CONFIG PROCESSES
-        place = 2 + (2 if tool.name == "test.py" else 1)
-        words = ["bash", f"tools/dist_{tool.stem}.sh", *words[2:place], ranks, *words[place:]]
+        end = 2 + (2 if tool.name == "test.py" else 1)
+        words = ["bash", f"tools/dist_{tool.stem}.sh", *words[2:end], ranks, *words[end:]]
     time = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
     Path(work_dir).mkdir(parents=True, exist_ok=True)
     with open(Path(work_dir, FILE), "a") as file:
-        own = [f"{name}={shlex.quote(value)} " for name, value in (variables or {}).items()]
-        entry = Command("".join(own) + shlex.join(words), time, __version__)
+        settings = [f"{name}={shlex.quote(value)} " for name, value in (variables or {}).items()]
+        entry = Command("".join(settings) + shlex.join(words), time, __version__)
         file.write(json.dumps(entry._asdict()) + "\n")
 
 
 def read_commands(work_dir: str | Path) -> list[Command]:
     """The commands that made a work dir, oldest first; damaged lines are left out."""
     file = Path(work_dir, FILE)
-    found = []
+    commands = []
     for line in file.read_text(errors="replace").splitlines() if file.is_file() else []:
         try:
-            found.append(Command(**json.loads(line)))
+            commands.append(Command(**json.loads(line)))
         except (json.JSONDecodeError, TypeError):
             continue
-    return found
+    return commands

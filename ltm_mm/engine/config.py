@@ -113,8 +113,8 @@ def _existing(path: Path, folder: Path, prefix: str = "") -> Path:
         return path
     if path.is_dir():
         raise UserError(f"config {prefix}{path} is a folder: name a file in it")
-    found = {p.name: p for p in folder.glob("**/*.py" if prefix else "*.py")}
-    near = [found[n] for n in difflib.get_close_matches(path.name, found, n=3, cutoff=0.7)]
+    by_name = {p.name: p for p in folder.glob("**/*.py" if prefix else "*.py")}
+    near = [by_name[n] for n in difflib.get_close_matches(path.name, by_name, n=3, cutoff=0.7)]
     asked, *names = (prefix + str(p.relative_to(folder) if prefix else p) for p in (path, *near))
     raise UserError(f"config {asked} does not exist{did_you_mean(names)}")
 

@@ -1,4 +1,4 @@
-"""Exchange the backbone of any MM config for its learnable-token-merging counterpart."""
+"""Convert the backbone of any MM config to its learnable-token-merging counterpart."""
 
 import ast
 import os
@@ -46,7 +46,7 @@ def parse_keep(text: str) -> Keep:
 
 
 def use_ltm(cfg: "Config", keep: Keep) -> list[str]:
-    """Exchange every backbone of a config's model that can be exchanged, in place.
+    """Convert every backbone of a config's model that can be converted, in place.
 
     Args:
         cfg: of mmdet, mmseg, or of what builds on them. A Swin Transformer (mmdet's or
@@ -59,14 +59,14 @@ def use_ltm(cfg: "Config", keep: Keep) -> list[str]:
         One line per backbone that says what was changed.
 
     Raises:
-        UserError: if the model has no backbone that can be exchanged.
+        UserError: if the model has no backbone that can be converted.
     """
     scope = cfg.get("default_scope") or ""
     lines, others = [], []
     for path, backbone in _backbones(cfg.get("model") or {}, "model"):
         scope_here = backbone.get("_scope_") or scope
         old = _name(backbone["type"])
-        new = _exchange(backbone, scope_here)
+        new = _convert(backbone, scope_here)
         if new is None:
             others.append(f"{path} is {old}{_variant(backbone)}")
             continue
@@ -74,20 +74,20 @@ def use_ltm(cfg: "Config", keep: Keep) -> list[str]:
         lines.append(f"{path}: {old} -> {new} (keep={keep!r})")
     if not lines:
         raise UserError(
-            f"--ltm has nothing to exchange: {'; '.join(others) or 'the model has no backbone'}. "
+            f"--ltm has nothing to convert: {'; '.join(others) or 'the model has no backbone'}. "
             "It supports SwinTransformer of mmdet and mmseg, and TIMMBackbone with MIT Han Lab's "
             "efficientvit_b0 ... b3, l1 ... l3, with mobilevit_xxs, xs, s, and with vit_*"
         )
     return lines
 
 
-def set_detail(cfg: "Config", detail: str | None, merges: bool = True) -> None:
+def set_detail(cfg: "Config", detail: str | None, converts: bool = True) -> None:
     """Have the Swin of a config take a file of learned details, in place.
 
     Args:
         cfg: of a model, or of a backbone alone.
         detail: a file of ``tools/learn.py``; None: nothing is changed.
-        merges: whether the backbone will be exchanged where it is not ours.
+        converts: whether the backbone will be converted where it is not ours.
 
     Raises:
         UserError: if the file cannot be read, holds weights, too, or there is no Swin to take it.
@@ -101,14 +101,14 @@ def set_detail(cfg: "Config", detail: str | None, merges: bool = True) -> None:
             f"--detail {detail}: the file holds weights, too, which its detail was learned with: "
             "give it instead of the checkpoint, without --detail"
         )
-    found = False
+    takes_detail = False
     for _, backbone in _backbones(cfg.get("model") or {}, "model"):
         ours = of_type(_name(backbone["type"]).rpartition(".")[2]) is SWIN
         short = _name(backbone["type"]).rpartition(".")[2]
-        if ours or (merges and short == "SwinTransformer"):
+        if ours or (converts and short == "SwinTransformer"):
             backbone["detail"] = os.path.abspath(os.path.expanduser(detail))
-            found = True
-    if not found:
+            takes_detail = True
+    if not takes_detail:
         raise UserError(
             f"--detail {detail}: details are for a merging Swin; give --ltm with a Swin's config"
         )
@@ -127,25 +127,25 @@ def _backbones(node: object, path: str) -> Iterator[tuple[str, dict]]:
                 yield from _backbones(child, f"{path}.{key}")
 
 
-def _exchange(backbone: dict, scope: str) -> str | None:
+def _convert(backbone: dict, scope: str) -> str | None:
     """The counterpart's type, after fitting the arguments to it; None if there is none."""
     name = _name(backbone["type"])
     package, _, short = name.rpartition(".")
     package = package.partition(".")[0] or scope
-    if own := of_type(short):
-        return own.type
+    if family := of_type(short):
+        return family.type
     if short == "SwinTransformer" and package not in OTHER_SWIN_SCOPES:
         return SWIN.type
-    if short == "TIMMBackbone" and (found := _timm_counterpart(backbone)):
-        kind, arch = found
+    if short == "TIMMBackbone" and (counterpart := _timm_counterpart(backbone)):
+        type_name, arch = counterpart
         _fit_timm(backbone, arch)
-        return kind
+        return type_name
     return None
 
 
-def _name(kind: object) -> str:
+def _name(given: object) -> str:
     """A type's name, which a lazily imported config holds as a class."""
-    return kind if isinstance(kind, str) else f"{kind.__module__.split('.')[0]}.{kind.__name__}"
+    return given if isinstance(given, str) else f"{given.__module__.split('.')[0]}.{given.__name__}"
 
 
 def _variant(backbone: Mapping) -> str:

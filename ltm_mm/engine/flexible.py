@@ -34,15 +34,15 @@ def choose_strategy(cfg: Config, launcher: str) -> None:
         UserError: if the strategy needs several ranks and there is no launcher.
     """
     strategy = cfg.get("strategy") or {}
-    kind = str(strategy.get("type", "")).rpartition(".")[2]
-    if launcher == "none" and kind in (FSDP, DDP):
+    strategy_type = str(strategy.get("type", "")).rpartition(".")[2]
+    if launcher == "none" and strategy_type in (FSDP, DDP):
         raise UserError(
-            f"strategy.type {kind} is for several ranks: start it with tools/dist_train.sh, or "
-            "leave strategy out"
+            f"strategy.type {strategy_type} is for several ranks: start it with "
+            "tools/dist_train.sh, or leave strategy out"
         )
-    if launcher != "none" and not kind:
+    if launcher != "none" and not strategy_type:
         cfg.strategy = dict(type=DDP)
-    if kind == FSDP and not strategy.get("state_dict_cfg"):
+    if strategy_type == FSDP and not strategy.get("state_dict_cfg"):
         cfg.strategy.state_dict_cfg = "full"
 
 
@@ -63,18 +63,18 @@ def build_model(runner: Runner | FlexibleRunner, find_unused: bool, testing: boo
     if not hasattr(strategy, "model_wrapper"):
         return
     fsdp = isinstance(strategy, FSDPStrategy)
-    own = dict(type="MMFullyShardedDataParallel") if fsdp else dict(
+    wrapper = dict(type="MMFullyShardedDataParallel") if fsdp else dict(
         type="MMDistributedDataParallel",
         broadcast_buffers=False,
         find_unused_parameters=find_unused,
     )  # fmt: skip
-    own |= strategy.model_wrapper or {}
+    wrapper |= strategy.model_wrapper or {}
     if get_device() == "cpu":  # which has no number, as a GPU has
-        own |= dict(device_id=torch.device("cpu")) if fsdp else dict(device_ids=None)
+        wrapper |= dict(device_id=torch.device("cpu")) if fsdp else dict(device_ids=None)
         for config in ("state_dict_config", "optim_state_dict_config") if fsdp else ():
             # "Offloaded" to the CPU they would be views of memory that FSDP then frees.
             getattr(strategy, config).offload_to_cpu = False
-    strategy.model_wrapper = own
+    strategy.model_wrapper = wrapper
     if fsdp:
         strategy.load_optim_state_dict = partial(_load_optimizer, strategy)
 
@@ -82,5 +82,5 @@ def build_model(runner: Runner | FlexibleRunner, find_unused: bool, testing: boo
 def _load_optimizer(strategy: FSDPStrategy, state: dict) -> None:
     """FSDP's state of the optimizer; mmengine gives PyTorch the arguments in their old order."""
     optimizer = strategy.optim_wrapper.optimizer
-    own = FullyShardedDataParallel.optim_state_dict_to_load(strategy.model, optimizer, state)
-    strategy.optim_wrapper.load_state_dict(own)
+    loaded = FullyShardedDataParallel.optim_state_dict_to_load(strategy.model, optimizer, state)
+    strategy.optim_wrapper.load_state_dict(loaded)

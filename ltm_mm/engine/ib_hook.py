@@ -214,11 +214,11 @@ def use_ib(cfg: dict, bound: str) -> None:
     if bound not in (*BOUNDS, "none"):
         raise UserError(f"--ib {bound}: give none, {' or '.join(BOUNDS)}")
     hooks = list(cfg.get("custom_hooks") or [])
-    found = [h for h in hooks if str(h.get("type")).endswith(InformationBottleneck.__name__)]
+    bottlenecks = [h for h in hooks if str(h.get("type")).endswith(InformationBottleneck.__name__)]
     if bound == "none":
-        cfg["custom_hooks"] = [h for h in hooks if h not in found]
-    elif found:
-        found[0]["bound"] = bound
+        cfg["custom_hooks"] = [h for h in hooks if h not in bottlenecks]
+    elif bottlenecks:
+        bottlenecks[0]["bound"] = bound
     else:
         hook = dict(type=f"ltm_mm.{InformationBottleneck.__name__}", bound=bound)
         cfg["custom_hooks"] = [*hooks, hook]

@@ -34,25 +34,25 @@ def choose_stages(model: nn.Module, stages: str | Sequence[int]) -> list[str]:
     Raises:
         ValueError: if nothing merges, or there is no such stage.
     """
-    found = list(merging_stages(model).values())
-    if not found:
+    merging = list(merging_stages(model).values())
+    if not merging:
         raise ValueError(
             f"{type(model).__name__} merges no tokens: use an LTM backbone with `keep`, or "
             "--ltm balanced"
         )
-    wanted = range(len(found)) if isinstance(stages, str) else stages
-    if any(not -len(found) <= i < len(found) for i in wanted):
+    wanted = range(len(merging)) if isinstance(stages, str) else stages
+    if any(not -len(merging) <= i < len(merging) for i in wanted):
         raise ValueError(
-            f"stages must be 'all' or positions from 0 to {len(found) - 1} among the stages that "
+            f"stages must be 'all' or positions from 0 to {len(merging) - 1} among the stages that "
             f"merge, got {stages!r}"
         )
-    return [name for i in wanted for name in found[i]]
+    return [name for i in wanted for name in merging[i]]
 
 
 def block_of(name: str) -> str:
     """``backbone.stages.2.blocks.1`` for the mask module ``backbone.stages.2.blocks.1.merge``."""
-    found = re.fullmatch(r"((?:.*\.)?\d+)(?:\.\D[^.]*)*", name)
-    return found[1] if found else name
+    match = re.fullmatch(r"((?:.*\.)?\d+)(?:\.\D[^.]*)*", name)
+    return match[1] if match else name
 
 
 def _blocks_of(name: str) -> str:

@@ -48,8 +48,8 @@ def find_images(source: str) -> list[Path]:
 def some_images(dataset: "Dataset", count: int) -> list[Path]:
     """Files of images of a data set, evenly spread over it; always the same ones."""
     count = min(count, len(dataset))
-    places = [k * len(dataset) // count for k in range(count)]
-    return [Path(dataset.get_data_info(place)["img_path"]) for place in places]
+    indices = [k * len(dataset) // count for k in range(count)]
+    return [Path(dataset.get_data_info(index)["img_path"]) for index in indices]
 
 
 def train_images(cfg: "Config") -> list[Path]:
@@ -58,8 +58,8 @@ def train_images(cfg: "Config") -> list[Path]:
     Raises:
         UserError: there is none, or its files cannot be read.
     """
-    own = (cfg.get("train_dataloader") or {}).get("dataset")
-    if not own:
+    dataset_cfg = (cfg.get("train_dataloader") or {}).get("dataset")
+    if not dataset_cfg:
         raise UserError(f"{cfg.filename} has no train set: name a folder of photos")
     from mmengine.registry import DATASETS
 
@@ -67,7 +67,7 @@ def train_images(cfg: "Config") -> list[Path]:
 
     try:
         with scope_of(cfg):
-            dataset, _ = next(datasets(DATASETS.build(own), "dataset"))
+            dataset, _ = next(datasets(DATASETS.build(dataset_cfg), "dataset"))
         return some_images(dataset, len(dataset))
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
@@ -103,16 +103,16 @@ def class_names(cfg: "Config") -> list[str] | None:
     dataset = (cfg.get("test_dataloader") or cfg.get("val_dataloader") or {}).get("dataset") or {}
     while "dataset" in dataset:  # wrappers
         dataset = dataset["dataset"]
-    own = (dataset.get("metainfo") or {}).get("classes")
-    if own is None and dataset.get("type"):
+    classes = (dataset.get("metainfo") or {}).get("classes")
+    if classes is None and dataset.get("type"):
         from mmengine.registry import DATASETS
 
-        kind = dataset["type"]
-        if isinstance(kind, str):
+        dataset_type = dataset["type"]
+        if isinstance(dataset_type, str):
             with DATASETS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
-                kind = registry.get(kind)
-        own = (getattr(kind, "METAINFO", None) or {}).get("classes")
-    return None if own is None else [own] if isinstance(own, str) else list(own)
+                dataset_type = registry.get(dataset_type)
+        classes = (getattr(dataset_type, "METAINFO", None) or {}).get("classes")
+    return None if classes is None else [classes] if isinstance(classes, str) else list(classes)
 
 
 def test_size(cfg: "Config") -> Size:
@@ -217,15 +217,15 @@ def read_photos(
     images = []
     for file in tqdm(files, desc="photos", unit="photo", leave=False):
         try:
-            own = _read_photo(cfg, file, size, pipeline, channels)
+            photo_input = _read_photo(cfg, file, size, pipeline, channels)
         except UserError as error:
             if file is files[-1] and not images:  # there is no other one
                 raise
             tqdm.write(f"left out: {error}", file=sys.stderr)
             continue
         if pipeline is not None and backbone:
-            own = _inputs(cfg, own)
-        images.append(own.to(device) if isinstance(own, Tensor) else own)
+            photo_input = _inputs(cfg, photo_input)
+        images.append(photo_input.to(device) if isinstance(photo_input, Tensor) else photo_input)
     return images
 
 
@@ -286,8 +286,8 @@ def _padded(cfg: "Config", size: Sequence[int]) -> Size:
 
 
 def _preprocessor(cfg: "Config") -> Mapping:
-    own = cfg.model.get("data_preprocessor") or cfg.get("data_preprocessor") or {}
-    return {"mean": MEAN, "std": STD, **{k: v for k, v in own.items() if v is not None}}
+    settings = cfg.model.get("data_preprocessor") or cfg.get("data_preprocessor") or {}
+    return {"mean": MEAN, "std": STD, **{k: v for k, v in settings.items() if v is not None}}
 
 
 def normalised(cfg: "Config", photo: Image.Image, size: Sequence[int]) -> Tensor:

@@ -32,12 +32,12 @@ def own_names(files: Iterable[str], suffix: str | None = None) -> dict[str, str]
     base = os.path.commonpath([os.path.dirname(os.path.abspath(f)) for f in files] or ["/"])
     paths = {file: Path(os.path.relpath(os.path.abspath(file), base)) for file in files}
     if suffix is None:
-        kinds = [lambda path: path.name, str]
+        namings = [lambda path: path.name, str]
     else:
-        kinds = [lambda path: path.stem + suffix, lambda path: str(path.with_suffix(suffix))]
-        kinds.append(lambda path: f"{path}{suffix}")
-    for kind in kinds:
-        names = {file: kind(path) for file, path in paths.items()}
+        namings = [lambda path: path.stem + suffix, lambda path: str(path.with_suffix(suffix))]
+        namings.append(lambda path: f"{path}{suffix}")
+    for naming in namings:
+        names = {file: naming(path) for file, path in paths.items()}
         if len(set(names.values())) == len(names):
             break
     return names

@@ -59,12 +59,12 @@ def predict(model: nn.Module, data: Mapping[str, Any], score_thr: float = 0.3) -
 def read_prediction(sample: "BaseDataElement", score_thr: float = 0.3) -> Prediction:
     """The instances or the label map of a data sample; see :func:`predict`."""
     if "pred_instances" in sample:
-        found = sample.pred_instances
-        found = found[found.scores >= score_thr]
-        found = found[found.scores.argsort(descending=True)]
-        boxes = getattr(found.bboxes, "tensor", found.bboxes)
-        masks = np.asarray(found.masks).astype(bool) if "masks" in found else None
-        return Instances(boxes.numpy(), found.labels.numpy(), found.scores.numpy(), masks)
+        instances = sample.pred_instances
+        instances = instances[instances.scores >= score_thr]
+        instances = instances[instances.scores.argsort(descending=True)]
+        boxes = getattr(instances.bboxes, "tensor", instances.bboxes)
+        masks = np.asarray(instances.masks).astype(bool) if "masks" in instances else None
+        return Instances(boxes.numpy(), instances.labels.numpy(), instances.scores.numpy(), masks)
     if "pred_sem_seg" in sample:
         data = sample.pred_sem_seg.data
         return data[0].numpy().astype(np.int64)

@@ -43,7 +43,7 @@ def prepare(
     """
     cfg = load_config(config, deepcopy(cfg_options))  # merging options alters them
     require(cfg, "model")
-    set_detail(cfg, detail, merges=ltm is not None)
+    set_detail(cfg, detail, converts=ltm is not None)
     stem = Path(cfg.filename).stem
     if ltm is not None:
         for line in use_ltm(cfg, parse_keep(ltm)):
@@ -110,10 +110,10 @@ def _draw_into(cfg: Config, folder: str) -> Hook:
     check_folder("--show-dir", folder)
     scope = cfg.get("default_scope")
     if not cfg.get("visualizer"):
-        kind = "mmseg.SegLocalVisualizer" if scope == "mmseg" else "mmdet.DetLocalVisualizer"
-        cfg.visualizer = dict(type=kind, name="visualizer")
-    own = (cfg.get("default_hooks") or {}).get("visualization") or {}
-    return Pictures(folder, own.get("score_thr", 0.3))
+        drawer = "mmseg.SegLocalVisualizer" if scope == "mmseg" else "mmdet.DetLocalVisualizer"
+        cfg.visualizer = dict(type=drawer, name="visualizer")
+    options = (cfg.get("default_hooks") or {}).get("visualization") or {}
+    return Pictures(folder, options.get("score_thr", 0.3))
 
 
 def _write_into(cfg: Config, out: str) -> list[Hook]:
@@ -125,8 +125,8 @@ def _write_into(cfg: Config, out: str) -> list[Hook]:
     if out.endswith(PICKLES):
         check_file("--out", out)
         Path(out).parent.mkdir(parents=True, exist_ok=True)
-        kind = "mmdet.DumpDetResults" if cfg.get("default_scope") == "mmdet" else "DumpResults"
-        cfg.test_evaluator = [*evaluators, dict(type=kind, out_file_path=out)]
+        dump_type = "mmdet.DumpDetResults" if cfg.get("default_scope") == "mmdet" else "DumpResults"
+        cfg.test_evaluator = [*evaluators, dict(type=dump_type, out_file_path=out)]
         return []
     check_folder("--out", out)
     return [LabelMaps(out)]

@@ -13,8 +13,8 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..checkpoints import read_state_dict
-from ..checks.notes import first, say
-from ..errors import UserError
+from ..checks.notes import log_warning
+from ..errors import UserError, preview
 
 TRAINING = {"meta", "message_hub", "optimizer"}
 UNTRUSTED = "--trust-checkpoint"
@@ -63,9 +63,9 @@ def find_resume(resume: str | None, work_dir: str, trust: bool) -> str | None:
 
 def use_resume(cfg: Config, resume: str | None, trust: bool) -> str | None:
     """Have a config resume where :func:`find_resume` finds something; returns that."""
-    found = find_resume(resume, cfg.work_dir, trust)
-    cfg.load_from, cfg.resume = found or cfg.get("load_from"), found is not None
-    return found
+    checkpoint = find_resume(resume, cfg.work_dir, trust)
+    cfg.load_from, cfg.resume = checkpoint or cfg.get("load_from"), checkpoint is not None
+    return checkpoint
 
 
 def saved_checkpoints(work_dir: str) -> list[str]:
@@ -118,9 +118,9 @@ def check_same_model(model: nn.Module, path: str, trust: bool) -> None:
     """
     given = read_checkpoint(path, trust)["state_dict"]
     saved = {key.removeprefix("module."): value for key, value in given.items()}  # of DDPStrategy
-    own = (model.module if is_model_wrapper(model) else model).state_dict()
-    wrong = [k for k in own if k not in saved] + [k for k in saved if k not in own]
-    wrong += [k for k in own if k in saved and own[k].shape != saved[k].shape]
+    current = (model.module if is_model_wrapper(model) else model).state_dict()
+    wrong = [k for k in current if k not in saved] + [k for k in saved if k not in current]
+    wrong += [k for k in current if k in saved and current[k].shape != saved[k].shape]
     if wrong:
         raise UserError(
             f"--resume: {path} was saved by another model ({len(wrong)} parameters differ: "
@@ -147,12 +147,11 @@ def check_trained_classes(runner: Runner, checkpoint: str, trust: bool) -> None:
     meta = meta if isinstance(meta, dict) else {}
     trained = list((meta.get("dataset_meta") or {}).get("classes") or meta.get("CLASSES") or ())
     metainfo = getattr(runner._test_dataloader.dataset, "metainfo", None) or {}
-    own = list(metainfo.get("classes") or ())
-    if trained == own or not trained or not own:
+    tested = list(metainfo.get("classes") or ())
+    if trained == tested or not trained or not tested:
         return
-    lines = (
-        f"{checkpoint} was trained on the classes {first(trained)}, the test set has {first(own)}"
-    )
-    if sorted(trained) == sorted(own):
+    lines = f"{checkpoint} was trained on the classes {preview(trained)}, "
+    lines += f"the test set has {preview(tested)}"
+    if sorted(trained) == sorted(tested):
         raise UserError(f"{lines}: give test_dataloader.dataset.metainfo.classes their order")
-    say(lines)
+    log_warning(lines)

@@ -16,10 +16,10 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from ..checks.loaders import SKIPPED, build_loaders, naming_options
-from ..checks.notes import first
 from ..checks.reading import skipped
 from ..checks.training import check_testing, check_training
 from ..checks.weights import check_weights
+from ..errors import preview
 from ..merging import merges
 from .build import drop_pretrained
 from .by_class import kept_by_class
@@ -55,7 +55,7 @@ def train(
             of a whole model, plain or merging. Not used where ``resume`` finds a checkpoint.
         trust_checkpoint: read files that may run code, see
             :func:`ltm_mm.checkpoints.read_state_dict`.
-        ltm: exchange the backbone, see :func:`.convert.parse_keep`.
+        ltm: convert the backbone, see :func:`.convert.parse_keep`.
         ib: add the information-bottleneck loss, see :func:`.ib_hook.use_ib`.
         amp: mixed precision (GPU).
         auto_scale_lr: scale the learning rate with the batch, if the config allows it.
@@ -181,7 +181,9 @@ def _announce(runner: Runner) -> None:
     ):
         if isinstance(loader, DataLoader):
             classes = (getattr(loader.dataset, "metainfo", None) or {}).get("classes") or ()
-            lines[name] = f"{len(loader.dataset)} images, {len(classes)} classes: {first(classes)}"
+            lines[name] = (
+                f"{len(loader.dataset)} images, {len(classes)} classes: {preview(classes)}"
+            )
     lines["log, checkpoints"] = runner.work_dir
     print_log(
         "\n".join(["training starts:", *(f"  {k:<17}{v}" for k, v in lines.items())]), "current"

@@ -106,14 +106,14 @@ class MergeStatistics(Hook):
             )
         if self.merges:
             device = self.merges[0][1].merged.device
-            found = [segments(sample, self.size, device) for sample in samples]
-            pixels = torch.stack([pixels for pixels, _ in found])
-            kinds = torch.stack([self._kinds(*pair) for pair in found])
+            segmented = [segments(sample, self.size, device) for sample in samples]
+            pixels = torch.stack([pixels for pixels, _ in segmented])
+            classes = torch.stack([self._class_map(*pair) for pair in segmented])
             stages = {name: k for k, names in enumerate(self.stages) for name in names}
             for name, merge in self.merges:
                 self._measure(stages[name], merge, pixels)
                 if name == self.stages[stages[name]][-1]:
-                    self._take_tokens(stages[name], merge, kinds)
+                    self._take_tokens(stages[name], merge, classes)
         self.images += len(samples)
         self.merges = []
 
@@ -128,14 +128,14 @@ class MergeStatistics(Hook):
             sums[2] = torch.stack(achievable_accuracy(counts, pooling.expand_as(groups)))
         self.sums[stage] = self.sums.get(stage, 0) + sums
 
-    def _take_tokens(self, stage: int, merge: Merge, kinds: Tensor) -> None:
+    def _take_tokens(self, stage: int, merge: Merge, classes: Tensor) -> None:
         """Keep some merged tokens of every image, with their classes."""
-        labels = merged_labels(merge, grid_counts(merge, kinds, self.num_classes))
-        parts = (t.chunk(len(kinds)) for t in (merge.merged.float(), labels))
-        for k, (tokens, own) in enumerate(zip(*parts, strict=True)):
-            self._sample(stage, tokens.flatten(0, 1), own.flatten(), self.images + k)
+        labels = merged_labels(merge, grid_counts(merge, classes, self.num_classes))
+        parts = (t.chunk(len(classes)) for t in (merge.merged.float(), labels))
+        for k, (tokens, token_labels) in enumerate(zip(*parts, strict=True)):
+            self._sample(stage, tokens.flatten(0, 1), token_labels.flatten(), self.images + k)
 
-    def _kinds(self, pixels: Tensor, classes: Tensor | None) -> Tensor:
+    def _class_map(self, pixels: Tensor, classes: Tensor | None) -> Tensor:
         """Class of every pixel ``(H, W)``, -1 for none; the background is the last one."""
         if classes is not None:  # object numbers to classes
             background = classes.new_full((1,), self.num_classes - 1)

@@ -96,14 +96,14 @@ def first_step(runner: Runner) -> Iterator[None]:
 def _module(error: BaseException) -> str | None:
     """The innermost module, other than PyTorch's own, that was running."""
     modules = [type(m) for f in frames(error) if isinstance(m := f.f_locals.get("self"), nn.Module)]
-    others = [kind.__name__ for kind in modules if not kind.__module__.startswith("torch.")]
+    others = [cls.__name__ for cls in modules if not cls.__module__.startswith("torch.")]
     return others[-1] if others else None
 
 
 def _hook(error: BaseException) -> str | None:
     """The hook of the config that failed, before the first step."""
     held = [f.f_locals.get(name) for f in frames(error) for name in ("self", "hook")]
-    hooks = [type(found) for found in held if isinstance(found, Hook)]
+    hooks = [type(value) for value in held if isinstance(value, Hook)]
     return hooks[-1].__name__ if hooks else None
 
 

@@ -54,8 +54,11 @@ class BoundaryF(BaseMetric):
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """``mBoundaryF`` in per cent, as mmseg's metrics are."""
-        found, found_near, true, true_near = np.sum(results, axis=0).T
-        precision, recall = found_near / np.maximum(found, 1), true_near / np.maximum(true, 1)
+        predicted, predicted_near, true, true_near = np.sum(results, axis=0).T
+        precision, recall = (
+            predicted_near / np.maximum(predicted, 1),
+            true_near / np.maximum(true, 1),
+        )
         f = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-        occurs = found + true > 0
+        occurs = predicted + true > 0
         return {"mBoundaryF": float(100 * f[occurs].mean()) if occurs.any() else float("nan")}

@@ -59,12 +59,12 @@ class BoundaryIoU(CocoMetric):
                 label = categories.index(annotation["category_id"])
                 areas.append(annotation["area"])
                 values.append(self._best(coco.annToRLE(annotation), label, predicted))
-        found = np.array(values)
+        ious = np.array(values)
         chosen = {
             name: (np.array(areas) >= low) & (np.array(areas) < high)
             for name, (low, high) in SIZES.items()
         }
-        return {f"mIoU{k}": float(found[c].mean()) if c.any() else -1.0 for k, c in chosen.items()}
+        return {f"mIoU{k}": float(ious[c].mean()) if c.any() else -1.0 for k, c in chosen.items()}
 
     def _best(self, truth: dict, label: int, predicted: dict) -> float:
         """Boundary IoU of an object with the prediction that overlaps most with it."""

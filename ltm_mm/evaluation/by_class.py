@@ -24,27 +24,27 @@ def detections_by_class(evaluations: dict[str, Any], classes: Sequence[str]) -> 
         JSON-ready: ``ap`` and ``ap50`` by kind, a number or None per class; ``objects`` per class;
         ``recall``, and ``precision`` by kind, a list per class, at IoU 0.5; ``confusion``.
     """
-    found: dict[str, Any] = dict(task="detection", classes=list(classes), ap={}, ap50={})
-    found["precision"] = {}
-    for kind, evaluation in evaluations.items():
+    results: dict[str, Any] = dict(task="detection", classes=list(classes), ap={}, ap50={})
+    results["precision"] = {}
+    for iou_type, evaluation in evaluations.items():
         # (IoU thresholds, recalls, classes, areas, detections per image), of all areas
         precision = evaluation.eval["precision"][..., 0, -1]
         at = int(np.argmin(abs(np.asarray(evaluation.params.iouThrs) - IOU)))
         each = range(len(classes))
-        found["ap"][kind] = [_mean(precision[..., k]) for k in each]
-        found["ap50"][kind] = [_mean(precision[at, :, k]) for k in each]
-        found["precision"][kind] = [
+        results["ap"][iou_type] = [_mean(precision[..., k]) for k in each]
+        results["ap50"][iou_type] = [_mean(precision[at, :, k]) for k in each]
+        results["precision"][iou_type] = [
             None if (precision[at, :, k] < 0).all() else precision[at, :, k].round(4).tolist()
             for k in each
         ]
-        found["recall"] = np.asarray(evaluation.params.recThrs).round(4).tolist()
-    any_kind = next(iter(evaluations.values()))
-    truth, ids = any_kind.cocoGt, list(any_kind.params.catIds)
+        results["recall"] = np.asarray(evaluation.params.recThrs).round(4).tolist()
+    any_type = next(iter(evaluations.values()))
+    truth, ids = any_type.cocoGt, list(any_type.params.catIds)
     counts = [len(truth.getAnnIds(catIds=[k], iscrowd=False)) for k in ids]
-    found["objects"] = counts
+    results["objects"] = counts
     if "bbox" in evaluations:
-        found["confusion"] = detection_confusion(evaluations["bbox"], ids).tolist()
-    return found
+        results["confusion"] = detection_confusion(evaluations["bbox"], ids).tolist()
+    return results
 
 
 def detection_confusion(evaluation: Any, ids: Sequence[int]) -> NDArray:
@@ -79,14 +79,14 @@ def detection_confusion(evaluation: Any, ids: Sequence[int]) -> NDArray:
     matched.evaluate()
     for image in filter(None, matched.evalImgs):
         pairs = zip(image["dtIds"], image["dtMatches"][0], image["dtIgnore"][0], strict=True)
-        for found, true, ignored in pairs:
+        for predicted, true, ignored in pairs:
             if ignored or (true and evaluation.cocoGt.anns[int(true)]["category_id"] not in label):
                 continue
             row = label[evaluation.cocoGt.anns[int(true)]["category_id"]] if true else none
-            counts[row, label[kept.anns[found]["category_id"]]] += 1
+            counts[row, label[kept.anns[predicted]["category_id"]]] += 1
         missed = zip(image["gtIds"], image["gtMatches"][0], image["gtIgnore"], strict=True)
-        for true, found, ignored in missed:
-            if not found and not ignored:
+        for true, predicted, ignored in missed:
+            if not predicted and not ignored:
                 counts[label[evaluation.cocoGt.anns[true]["category_id"]], none] += 1
     return counts
 

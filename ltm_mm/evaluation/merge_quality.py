@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..merging import Merge, WindowMerge
 from ..merging.grid import GridMerge
-from ..merging.masks import prior_places
+from ..merging.masks import prior_centers
 from ..ops import ShiftedWindows
 
 
@@ -42,7 +42,7 @@ def count_groups(groups: Tensor) -> int:
 def pooling_groups(merge: Merge) -> Tensor | None:
     """The same number of groups by area pooling in the same windows.
 
-    Each token goes to the nearest of places that are spread evenly over its window; in a shifted
+    Each token goes to the nearest of centers that are spread evenly over its window; in a shifted
     window part by part, as a mask has to.
 
     Returns:
@@ -54,15 +54,15 @@ def pooling_groups(merge: Merge) -> Tensor | None:
         windows, keep = ShiftedWindows(merge.window), merge.u.shape[-1]
     else:
         return None
-    places = prior_places(windows.size, keep, windows.shift)  # (P, 2)
+    centers = prior_centers(windows.size, keep, windows.shift)  # (P, 2)
     axis = torch.arange(windows.size) + 0.5
     tokens = torch.cartesian_prod(axis, axis)  # (N, 2)
     cut = windows.size - windows.shift
-    apart = (tokens[:, None] >= cut) != (places >= cut)  # (N, P, 2)
-    distance = torch.cdist(tokens, places.float()) + apart.any(-1) * 1e4
+    apart = (tokens[:, None] >= cut) != (centers >= cut)  # (N, P, 2)
+    distance = torch.cdist(tokens, centers.float()) + apart.any(-1) * 1e4
     first = torch.arange(prod(windows.counts(*merge.grid))) * keep
-    owner = (distance.argmin(-1) + first[:, None])[None, ..., None]  # (1, n, N, 1)
-    return windows.join(owner, *merge.grid).squeeze(-1).to(merge.tokens.device)
+    group_index = (distance.argmin(-1) + first[:, None])[None, ..., None]  # (1, n, N, 1)
+    return windows.join(group_index, *merge.grid).squeeze(-1).to(merge.tokens.device)
 
 
 def _apart(groups: Tensor) -> Tensor:

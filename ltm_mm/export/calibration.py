@@ -38,12 +38,12 @@ def images(cfg: Config, count: int) -> list[Tensor]:
     preprocessor = MODELS.build(cfg.model["data_preprocessor"])
     preprocessor.pad_size_divisor = 1
     step = max(number // count, 1)
-    found = []
+    normalised = []
     for index in range(0, number, step)[:count]:
         item = dataset[index]
         batch = preprocessor(
             dict(inputs=[item["inputs"]], data_samples=[item["data_samples"]]), False
         )
         height, width = item["data_samples"].img_shape[:2]
-        found.append(batch["inputs"][:, :, :height, :width])
-    return found
+        normalised.append(batch["inputs"][:, :, :height, :width])
+    return normalised

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .heads import WholeModel
-from .reference import Found, predict, segment, unpack
+from .reference import ImageDetections, predict, segment, unpack
 
 TOLERANCE = 1e-4
 MASK_IOU = 0.999
@@ -25,9 +25,9 @@ class Difference:
         size: their height and width in pixels.
         largest: largest difference of two numbers, as a share of the output's largest
             number; the worst of all outputs. For boxes of pairs of detections.
-        found: detections of the model; None where there are none to be found.
+        detections: of the model; None where it is no detector.
         lost: detections that only one of the two has.
-        own, of_file: the same of the model and itself, and of the file and itself, for images
+        of_model, of_file: the same of the model and itself, and of the file and itself, for images
             that differ by ``NOISE``; None where the two results agree without.
         mask_iou: of the masks of all pairs together, where one pixel of each may sit on the
             threshold (it would be more than a thousandth of a small mask); 1 without masks.
@@ -36,26 +36,28 @@ class Difference:
     batch: int
     size: tuple[int, int]
     largest: float
-    found: int | None = None
+    detections: int | None = None
     lost: int = 0
     mask_iou: float = 1.0
-    own: "Difference | None" = None
+    of_model: "Difference | None" = None
     of_file: "Difference | None" = None
 
     def __str__(self) -> str:
         text = f"batch {self.batch}, {self.size[0]} x {self.size[1]}: {self._figures()}"
-        if self.own is None or self.of_file is None:
+        if self.of_model is None or self.of_file is None:
             return text
         return (
             f"{text} (with pixels changed by {NOISE:g}, the model from itself: "
-            f"{self.own._figures()}; the file from itself: {self.of_file._figures()})"
+            f"{self.of_model._figures()}; the file from itself: {self.of_file._figures()})"
         )
 
     def _figures(self) -> str:
         text = f"{self.largest:.1e}"
-        if self.found is None:
+        if self.detections is None:
             return text
-        return f"{text}, {self.found} detections, {self.lost} lost, mask IoU {self.mask_iou:.4f}"
+        return (
+            f"{text}, {self.detections} detections, {self.lost} lost, mask IoU {self.mask_iou:.4f}"
+        )
 
     @property
     def equal(self) -> bool:
@@ -66,12 +68,12 @@ class Difference:
         another way, so there may be such a tie for it alone.
         """
         exact = Difference(0, self.size, 0.0, 0)
-        return any(map(self._within, filter(None, (exact, self.own, self.of_file))))
+        return any(map(self._within, filter(None, (exact, self.of_model, self.of_file))))
 
     def _within(self, other: "Difference") -> bool:
         return (
             self.largest <= max(TOLERANCE, 2 * other.largest)
-            and self.lost <= max((self.found or 0) / 100, 2 * other.lost)
+            and self.lost <= max((self.detections or 0) / 100, 2 * other.lost)
             and 1 - self.mask_iou < max(1 - MASK_IOU, 2 * (1 - other.mask_iou))
         )
 
@@ -82,7 +84,7 @@ def compare(
     sizes: Iterable[tuple[int, int]],
     batches: Sequence[int] = (1, 3),
     channels: int = 3,
-    about: dict[str, object] | None = None,
+    metadata: dict[str, object] | None = None,
 ) -> Iterator[Difference]:
     """Run both on the same random images, one size and batch after the other.
 
@@ -93,7 +95,7 @@ def compare(
         sizes: heights and widths in pixels.
         batches: numbers of images.
         channels: of the images.
-        about: what the file says of itself; default: what the model says.
+        metadata: what the file says of itself; default: what the model says.
 
     Raises:
         ValueError: if the outputs are not of the same number or shapes.
@@ -103,14 +105,14 @@ def compare(
     for size in sizes:
         for batch in batches:
             images = torch.randn(batch, channels, *size, generator=generator)
-            results = [partial(_results, model, about=about, run=r) for r in (None, run)]
-            own, file = (result(images) for result in results)
-            difference = _distance(own, file, images)
+            results = [partial(_results, model, metadata=metadata, run=r) for r in (None, run)]
+            expected, file = (result(images) for result in results)
+            difference = _distance(expected, file, images)
             if not difference.equal:
                 others = [_nudged(images, generator) for _ in range(TRIES)]
                 difference = replace(
                     difference,
-                    own=_worst([_distance(own, results[0](x), images) for x in others]),
+                    of_model=_worst([_distance(expected, results[0](x), images) for x in others]),
                     of_file=_worst([_distance(file, results[1](x), images) for x in others]),
                 )
             yield difference
@@ -121,45 +123,45 @@ def _nudged(images: Tensor, generator: torch.Generator) -> Tensor:
     return images + NOISE * torch.randn(images.shape, generator=generator)
 
 
-def _worst(found: Sequence[Difference]) -> Difference:
+def _worst(differences: Sequence[Difference]) -> Difference:
     """The largest of each figure."""
     return replace(
-        found[0],
-        largest=max(x.largest for x in found),
-        lost=max(x.lost for x in found),
-        mask_iou=min(x.mask_iou for x in found),
+        differences[0],
+        largest=max(x.largest for x in differences),
+        lost=max(x.lost for x in differences),
+        mask_iou=min(x.mask_iou for x in differences),
     )
 
 
-Results = list[Found] | tuple[Tensor, ...]
+Results = list[ImageDetections] | tuple[Tensor, ...]
 
 
 def _results(
     model: nn.Module,
     images: Tensor,
-    about: dict[str, object] | None,
+    metadata: dict[str, object] | None,
     run: Callable[[Tensor], Sequence[Tensor] | Tensor] | None,
 ) -> Results:
     """What is found on images: by the model, or by what was exported from it."""
     if isinstance(model, WholeModel) and "boxes" in model.outputs:
         if run is None:
             return predict(model, images)
-        return unpack(_many(run(images)), about or model.about, _size(images))
+        return unpack(_many(run(images)), metadata or model.metadata, _size(images))
     with torch.no_grad():
         return _many((run or _eager(model))(images))
 
 
-def _distance(own: Results, other: Results, images: Tensor) -> Difference:
-    if isinstance(own, list):
-        return _detections(own, other, _size(images))
-    for a, b in zip(own, other, strict=True):
+def _distance(expected: Results, actual: Results, images: Tensor) -> Difference:
+    if isinstance(expected, list):
+        return _detections(expected, actual, _size(images))
+    for a, b in zip(expected, actual, strict=True):
         if a.shape != b.shape:
             raise ValueError(
                 f"images of {tuple(images.shape)} give {tuple(b.shape)} where the model gives "
                 f"{tuple(a.shape)}"
             )
     # Not Python's max, which passes over NaN.
-    largest = torch.stack([_difference(a, b) for a, b in zip(own, other, strict=True)]).max()
+    largest = torch.stack([_difference(a, b) for a, b in zip(expected, actual, strict=True)]).max()
     return Difference(len(images), _size(images), largest.item())
 
 
@@ -174,19 +176,21 @@ def _size(images: Tensor) -> tuple[int, int]:
 def other_sizes(size: tuple[int, int], smallest: int) -> list[tuple[int, int]]:
     """The traced size and three others: no multiple of anything, upright, and small."""
     height, width = size
-    found = [
+    sizes = [
         (height, width),
         (height - 5, width + 3),
         (height + width // 3 + 1, width),
         (height // 2 + 1, width * 3 // 4),
     ]
-    return [(max(h, smallest), max(w, smallest)) for h, w in found]
+    return [(max(h, smallest), max(w, smallest)) for h, w in sizes]
 
 
-def _detections(own: Sequence[Found], other: Sequence[Found], size: tuple[int, int]) -> Difference:
+def _detections(
+    expected: Sequence[ImageDetections], actual: Sequence[ImageDetections], size: tuple[int, int]
+) -> Difference:
     """Differences of the pairs, each the nearest of the same class; both have the same images."""
     largest, lost, other_pixels, pixels = 0.0, 0, 0, 0
-    for mine, theirs in zip(own, other, strict=True):
+    for mine, theirs in zip(expected, actual, strict=True):
         pairs = _pairs(mine, theirs)
         lost += len(mine.boxes) + len(theirs.boxes) - 2 * len(pairs)
         for a, b in pairs:
@@ -197,12 +201,12 @@ def _detections(own: Sequence[Found], other: Sequence[Found], size: tuple[int, i
                 differing = int((mine.masks[a] ^ theirs.masks[b]).sum())
                 other_pixels += max(differing - 1, 0)
                 pixels += int((mine.masks[a] | theirs.masks[b]).sum())
-    number = sum(len(x.boxes) for x in own)
+    number = sum(len(x.boxes) for x in expected)
     iou = 1 - other_pixels / max(pixels, 1)
-    return Difference(len(own), size, largest, number, lost, iou)
+    return Difference(len(expected), size, largest, number, lost, iou)
 
 
-def _pairs(mine: Found, theirs: Found) -> list[tuple[int, int]]:
+def _pairs(mine: ImageDetections, theirs: ImageDetections) -> list[tuple[int, int]]:
     """Places of detections of both that are the same, the nearest pairs first."""
     distance = torch.cdist(mine.boxes, theirs.boxes, p=torch.inf)
     distance = distance + (mine.scores[:, None] - theirs.scores).abs()
@@ -215,8 +219,8 @@ def _pairs(mine: Found, theirs: Found) -> list[tuple[int, int]]:
     return pairs
 
 
-def _difference(own: Tensor, other: Tensor) -> Tensor:
-    return (own - other).abs().max() / own.abs().max().clamp(min=1e-12)
+def _difference(expected: Tensor, actual: Tensor) -> Tensor:
+    return (expected - actual).abs().max() / expected.abs().max().clamp(min=1e-12)
 
 
 def _many(outputs: Sequence[Tensor] | Tensor) -> tuple[Tensor, ...]:

@@ -11,7 +11,7 @@ from mmengine.model import BaseModel
 from torch import Tensor
 
 from ..engine.photos import class_names
-from ..errors import UserError
+from ..errors import UserError, preview
 from ..registry import MODELS
 from .files import ExportedFile, open_file
 from .reference import paste, rescaled
@@ -35,31 +35,34 @@ def use_file(
         if value:
             raise UserError(f"{option} changes the model, and {path} is as it was exported")
     try:
-        about = _opened(path, bf16).about
+        metadata = _opened(path, bf16).metadata
     except ValueError as error:
         raise UserError(str(error)) from error
-    if not about:
+    if not metadata:
         raise UserError(
             f"{path} was not written by tools/export.py: it does not say how it is to be run"
         )
     segments = cfg.get("default_scope") == "mmseg"
-    task = str(about["task"])
+    task = str(metadata["task"])
     evaluated = ("semantic segmentation",) if segments else ("detection", "instance segmentation")
     if task not in evaluated:
         raise UserError(
             f"{path} does {task}, which is not what {cfg.filename} evaluates; export with "
             f"python tools/export.py {cfg.filename} CHECKPOINT --whole-model"
         )
-    own, theirs = class_names(cfg), about.get("classes")
-    if own and theirs and own != theirs:
+    classes, theirs = class_names(cfg), metadata.get("classes")
+    if classes and theirs and classes != theirs:
         raise UserError(
-            f"{path} knows {len(theirs)} classes ({_first(theirs)}), the test data of "
-            f"{cfg.filename} {len(own)} ({_first(own)}): it was exported from another config"
+            f"{path} knows {len(theirs)} classes ({preview(theirs, 3)}), the test data of "
+            f"{cfg.filename} {len(classes)} ({preview(classes, 3)}): it was exported from another "
+            "config"
         )
-    kind = "FileSegmentor" if segments else "FileDetector"
-    made = dict(cfg.model.get("data_preprocessor") or {})
+    model_type = "FileSegmentor" if segments else "FileDetector"
+    preprocessor = dict(cfg.model.get("data_preprocessor") or {})
     tests = dict(cfg.model.get("test_cfg") or dict(mode="whole"))
-    cfg.model = dict(type=f"ltm_mm.{kind}", path=str(Path(path)), bf16=bf16, data_preprocessor=made)
+    cfg.model = dict(
+        type=f"ltm_mm.{model_type}", path=str(Path(path)), bf16=bf16, data_preprocessor=preprocessor
+    )
     if segments:
         cfg.model["test_cfg"] = tests
 
@@ -72,10 +75,6 @@ def _opened(path: str, bf16: bool) -> ExportedFile:
 @lru_cache(maxsize=1)
 def _open(path: str, bf16: bool, _: int) -> ExportedFile:
     return open_file(path, bf16=bf16)
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 class FileDetector(BaseModel):
@@ -108,19 +107,19 @@ class FileDetector(BaseModel):
         boxes, scores, labels = (out[0] for out in outputs[:3])
         there = labels >= 0
         scale = torch.tensor(sample.scale_factor[:2]).repeat(2).to(boxes)
-        found = InstanceData(
+        instances = InstanceData(
             bboxes=boxes[there] / scale, scores=scores[there], labels=labels[there]
         )
         if len(outputs) > 3:
-            masks, about = outputs[3][0][there], self.file.about
+            masks, metadata = outputs[3][0][there], self.file.metadata
             original = tuple(sample.ori_shape[:2])
-            if about["masks"] == "box":
-                found.masks = paste(masks, found.bboxes, about, size, original)
+            if metadata["masks"] == "box":
+                instances.masks = paste(masks, instances.bboxes, metadata, size, original)
             else:
-                found.bboxes, found.scores, found.masks = rescaled(
-                    masks, found.scores, about, size, original
+                instances.bboxes, instances.scores, instances.masks = rescaled(
+                    masks, instances.scores, metadata, size, original
                 )
-        sample.pred_instances = found
+        sample.pred_instances = instances
         return sample
 
 
@@ -138,11 +137,11 @@ def _segmentor(path: str, bf16: bool = False, **options: object) -> BaseModel:
         def __init__(self) -> None:
             BaseModel.__init__(self, dict(options["data_preprocessor"]))
             self.file = _opened(path, bf16)
-            about = self.file.about
+            metadata = self.file.metadata
             self.test_cfg = Config(options["test_cfg"])
-            self.align_corners = about["align_corners"]
-            self.out_channels = about["channels_out"]
-            self.decode_head = SimpleNamespace(threshold=about["threshold"])
+            self.align_corners = metadata["align_corners"]
+            self.out_channels = metadata["channels_out"]
+            self.decode_head = SimpleNamespace(threshold=metadata["threshold"])
 
         def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
             return self.file.run(inputs.cpu().contiguous())[0]

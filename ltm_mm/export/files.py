@@ -15,8 +15,8 @@ import torchvision  # noqa: F401  (its operators stand in .pt2 files)
 from torch import Tensor
 
 from ..errors import UserError
-from . import about
-from .program import ABOUT
+from .metadata import read_metadata
+from .program import METADATA_FILE
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -33,12 +33,13 @@ class ExportedFile(NamedTuple):
     Attributes:
         run: images ``(B, 3, H, W)``, normalised, to the results in their order; too small ones
             are a UserError.
-        about: what the file says of itself, see :mod:`.about`; nothing of another program's file.
+        metadata: what the file says of itself, see :mod:`.metadata`; empty for another program's
+            file.
         runtime: what runs it.
     """
 
     run: Callable[[Tensor], tuple[Tensor, ...]]
-    about: dict[str, object]
+    metadata: dict[str, object]
     runtime: str
 
 
@@ -71,7 +72,7 @@ def open_file(path: str | Path, threads: int | None = None, bf16: bool = False) 
         raise FileNotFoundError(f"{path} does not exist: python tools/export.py writes such files")
     options = {"bf16": True} if bf16 else {}
     run, entries = openers[path.suffix](path, threads or torch.get_num_threads(), **options)
-    facts = about.read(entries)
+    facts = read_metadata(entries)
 
     def checked(images: Tensor) -> tuple[Tensor, ...]:
         smallest = int(facts.get("smallest", 1))
@@ -141,8 +142,8 @@ def _open_openvino(path: Path, threads: int, bf16: bool = False) -> tuple[Callab
     compiled = openvino.Core().compile_model(model, "CPU", openvino_settings(threads, bf16))
 
     def run(images: Tensor) -> tuple[Tensor, ...]:
-        found = compiled(images.numpy())
-        return tuple(torch.from_numpy(np.array(found[out])) for out in compiled.outputs)
+        results = compiled(images.numpy())
+        return tuple(torch.from_numpy(np.array(results[out])) for out in compiled.outputs)
 
     return run, entries
 
@@ -156,16 +157,16 @@ def openvino_settings(threads: int, bf16: bool) -> dict[str, object]:
 
 
 def _open_program(path: Path, threads: int) -> tuple[Callable, dict[str, str]]:
-    extra = {ABOUT: ""}
+    extra = {METADATA_FILE: ""}
     with _readable(path), _no_tracebacks():
         module = torch.export.load(path, extra_files=extra).module()
 
     def run(images: Tensor) -> tuple[Tensor, ...]:
         with torch.no_grad():
-            found = module(images)
-        return (found,) if isinstance(found, Tensor) else tuple(found)
+            outputs = module(images)
+        return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
-    return run, json.loads(extra[ABOUT] or "{}")
+    return run, json.loads(extra[METADATA_FILE] or "{}")
 
 
 @contextmanager

@@ -70,13 +70,13 @@ def export(
             f"{type(model).__name__} cannot be traced by torch.export{hint} ({reason[0]})"
         ) from error
     facts = dict(made_by=f"ltm_mm {__version__}", outputs=names, smallest=smallest)
-    about = {key: json.dumps(value) for key, value in facts.items()}
+    metadata = {key: json.dumps(value) for key, value in facts.items()}
     if path.suffix == ".pt2":
-        save_program(program, path, about)
+        save_program(program, path, metadata)
     elif path.suffix == ".onnx":
-        save_onnx(program, path, names, about)
+        save_onnx(program, path, names, metadata)
     else:
-        save_openvino(program, path, names, about)
+        save_openvino(program, path, names, metadata)
     return _compared(network, path, sizes, channels) if check else []
 
 
@@ -128,11 +128,11 @@ def _checked_path(path: str | Path, check: bool) -> Path:
 def _compared(
     network: nn.Module, path: Path, sizes: list[tuple[int, int]], channels: int
 ) -> list[Difference]:
-    found = list(compare(network, open_file(path).run, sizes, channels=channels))
-    worst = max(found, key=lambda difference: (not difference.equal, difference.largest))
+    differences = list(compare(network, open_file(path).run, sizes, channels=channels))
+    worst = max(differences, key=lambda difference: (not difference.equal, difference.largest))
     if not worst.equal:
         raise UserError(f"{path} differs from the model by more than rounding at {worst}")
-    return found
+    return differences
 
 
 def _described(value: Any) -> str:

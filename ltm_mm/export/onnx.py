@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def save_onnx(
-    program: ExportedProgram, path: Path, outputs: Sequence[str], about: Mapping[str, str]
+    program: ExportedProgram, path: Path, outputs: Sequence[str], metadata: Mapping[str, str]
 ) -> None:
     """Write a program of images as ONNX.
 
@@ -29,7 +29,7 @@ def save_onnx(
         program: of :func:`.program.export_program`.
         path: the file; weights of more than 2 GB go to a second one beside it.
         outputs: names of the results, in their order; the input is called ``image``.
-        about: what the file says of itself, see :mod:`.about`.
+        metadata: what the file says of itself, see :mod:`.metadata`.
 
     Raises:
         ImportError: if onnx or onnxscript is missing; says how to get them.
@@ -51,7 +51,7 @@ def save_onnx(
     with _silence():
         _tidy(written.model)
     written.model.graph.metadata_props.clear()
-    written.model.metadata_props.update(about)
+    written.model.metadata_props.update(metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     written.save(str(path))
 

@@ -19,13 +19,13 @@ def save_openvino(
     program: ExportedProgram,
     path: Path,
     outputs: Sequence[str],
-    about: Mapping[str, str],
+    metadata: Mapping[str, str],
     calibration: Sequence[Tensor] | None = None,
 ) -> None:
     """Write a program as OpenVINO's ``.xml`` and ``.bin``, by way of ONNX.
 
     Args:
-        program, outputs, about: see :func:`.onnx.save_onnx`.
+        program, outputs, metadata: see :func:`.onnx.save_onnx`.
         path: the ``.xml`` file.
         calibration: images ``(1, 3, H, W)``, normalised, on which it is quantised to 8 bits;
             None: it stays at 32.
@@ -35,21 +35,21 @@ def save_openvino(
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.onnx")
-        save_onnx(program, file, outputs, about)
-        convert_onnx(file, path, about, calibration)
+        save_onnx(program, file, outputs, metadata)
+        convert_onnx(file, path, metadata, calibration)
 
 
 def convert_onnx(
     file: Path,
     path: Path,
-    about: Mapping[str, str],
+    metadata: Mapping[str, str],
     calibration: Sequence[Tensor] | None = None,
 ) -> None:
     """Write an ONNX file of :func:`.onnx.save_onnx` as OpenVINO's.
 
     Args:
         file: the ONNX file.
-        path, about, calibration: see :func:`save_openvino`.
+        path, metadata, calibration: see :func:`save_openvino`.
 
     Raises:
         ImportError: if openvino or nncf is missing; says how to get it.
@@ -69,7 +69,7 @@ def convert_onnx(
                 subset_size=len(calibration),
                 model_type=nncf.ModelType.TRANSFORMER,
             )
-    facts = {**about, "precision": json.dumps("fp32" if nncf is None else "int8")}
+    facts = {**metadata, "precision": json.dumps("fp32" if nncf is None else "int8")}
     model.set_rt_info(json.dumps(facts), ["ltm_mm", "about"])
     path.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(2):  # the second time with the checksum of what the first one wrote
@@ -96,8 +96,8 @@ def _step_by_index(model: object) -> None:
             continue
         length = ops.gather(ops.shape_of(node.input_value(0)), _number(axis), _number(0))
         stop = ops.squeeze(node.input_value(2), _number(0))
-        places = ops.range(_number(start), ops.minimum(stop, length), _number(step), "i64")
-        taken = ops.gather(node.input_value(0), places, _number(axis))
+        indices = ops.range(_number(start), ops.minimum(stop, length), _number(step), "i64")
+        taken = ops.gather(node.input_value(0), indices, _number(axis))
         node.output(0).replace(taken.output(0))
     model.validate_nodes_and_infer_types()
 

@@ -56,7 +56,7 @@ def _cubic_matrix(cells: int, length: int, like: Tensor) -> Tensor:
     return weights / weights.sum(1, keepdim=True)
 
 
-def exchange_pooling(model: nn.Module) -> nn.Module:
+def replace_pooling(model: nn.Module) -> nn.Module:
     """Make every ``nn.AdaptiveAvgPool2d`` dynamic, in place; returns the model."""
     for module in list(model.modules()):
         for name, child in module.named_children():

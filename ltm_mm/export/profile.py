@@ -36,10 +36,10 @@ def part_times(
         spans = _onnx_spans(path, images, threads)
     else:
         spans = _openvino_spans(path, images, threads, bf16)
-    found: dict[str, float] = defaultdict(float)
+    seconds_of: dict[str, float] = defaultdict(float)
     for name, seconds in spans:
-        found[_part(name, parts)] += seconds / PASSES
-    return dict(found)
+        seconds_of[_part(name, parts)] += seconds / PASSES
+    return dict(seconds_of)
 
 
 def _part(name: str, parts: Mapping[str, str]) -> str:
@@ -90,8 +90,8 @@ def _openvino_spans(
         info = node.get_rt_info()
         merged = info["originalLayersNames"].astype(str) if "originalLayersNames" in info else ""
         takes = [names[v.get_node().get_friendly_name()] for v in node.input_values()]
-        own = node.get_friendly_name()
-        names[own] = _named([own, *merged.split(","), *takes])
+        name = node.get_friendly_name()
+        names[name] = _named([name, *merged.split(","), *takes])
     request = compiled.create_infer_request()
     for index in range(PASSES + 2):
         request.infer({0: images.numpy()})

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from .nms import portable
-from .pooling import antialiased, exchange_pooling
+from .pooling import antialiased, replace_pooling
 
-ABOUT = "ltm_mm.json"  # in a .pt2 file
+METADATA_FILE = "ltm_mm.json"  # in a .pt2 file
 SMALLEST = 33  # pixels: below, EfficientViT's last grid is one token, which timm treats apart
 
 
@@ -53,7 +53,7 @@ def export_program(
     if min(size) < smallest:
         raise ValueError(f"size must be at least {smallest} x {smallest} pixels, got {size}")
     # Without gradients: PyTorch loses track of numbers of boxes where it keeps them.
-    model = exchange_pooling(deepcopy(model)).requires_grad_(False)
+    model = replace_pooling(deepcopy(model)).requires_grad_(False)
     model.eval()  # not chained: mmdet's Swin returns None
     with no_assumptions(), _portable():
         program = torch.export.export(
@@ -67,13 +67,13 @@ def export_program(
     return program
 
 
-def save_program(program: ExportedProgram, path: Path, about: Mapping[str, str]) -> None:
+def save_program(program: ExportedProgram, path: Path, metadata: Mapping[str, str]) -> None:
     """Write a program as a ``.pt2`` file, which needs PyTorch and torchvision only.
 
     Args:
         program: of :func:`export_program`.
         path: the file.
-        about: what the file says of itself, see :mod:`.about`.
+        metadata: what the file says of itself, see :mod:`.metadata`.
     """
     forget_pending(program)
     with no_assumptions(), warnings.catch_warnings():
@@ -81,7 +81,7 @@ def save_program(program: ExportedProgram, path: Path, about: Mapping[str, str])
         program = program.run_decompositions({torch.ops.ltm_mm.kept_boxes.default: portable})
     _drop_assertions(program)
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.export.save(program, path, extra_files={ABOUT: json.dumps(about)})
+    torch.export.save(program, path, extra_files={METADATA_FILE: json.dumps(metadata)})
 
 
 def forget_pending(program: ExportedProgram) -> None:
@@ -144,8 +144,8 @@ def _portable() -> Iterator[None]:
     def resized(
         x: Tensor, size: Sequence[int] | None = None, *args: object, **options: object
     ) -> Tensor:
-        kind = [options.get(key) for key in ("mode", "antialias", "align_corners")]
-        if kind in (["bicubic", True, None], ["bicubic", True, False]) and size is not None:
+        how = [options.get(key) for key in ("mode", "antialias", "align_corners")]
+        if how in (["bicubic", True, None], ["bicubic", True, False]) and size is not None:
             return antialiased(x, (size[0], size[1]))
         return resize(x, size, *args, **options)
 

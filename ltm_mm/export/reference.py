@@ -10,7 +10,7 @@ from torch import Tensor
 from .heads import WholeModel
 
 
-class Found(NamedTuple):
+class ImageDetections(NamedTuple):
     """Detections of one image, the best first.
 
     Attributes:
@@ -25,7 +25,7 @@ class Found(NamedTuple):
     masks: Tensor | None
 
 
-def predict(whole: WholeModel, images: Tensor) -> list[Found]:
+def predict(whole: WholeModel, images: Tensor) -> list[ImageDetections]:
     """Run mmdet's own ``predict`` on normalised images ``(B, 3, H, W)``."""
     from mmdet.structures import DetDataSample
 
@@ -35,8 +35,8 @@ def predict(whole: WholeModel, images: Tensor) -> list[Found]:
     samples = [DetDataSample(metainfo={**meta, "scale_factor": (1.0, 1.0)}) for _ in images]
     with torch.no_grad():
         samples = whole.model.predict(padded, samples, rescale=False)
-    found = [sample.pred_instances for sample in samples]
-    return [Found(x.bboxes, x.scores, x.labels, x.get("masks")) for x in found]
+    instances = [sample.pred_instances for sample in samples]
+    return [ImageDetections(x.bboxes, x.scores, x.labels, x.get("masks")) for x in instances]
 
 
 def segment(whole: WholeModel, images: Tensor) -> Tensor:
@@ -50,30 +50,31 @@ def segment(whole: WholeModel, images: Tensor) -> Tensor:
 
 
 def unpack(
-    outputs: Sequence[Tensor], about: dict[str, object], size: tuple[int, int]
-) -> list[Found]:
-    """Detections in the outputs of an exported file, without the places that hold none.
+    outputs: Sequence[Tensor], metadata: dict[str, object], size: tuple[int, int]
+) -> list[ImageDetections]:
+    """Detections in the outputs of an exported file, without the rows that hold none.
 
     Args:
         outputs: of a file.
-        about: what the file says of itself.
+        metadata: what the file says of itself.
         size: height and width of the images.
     """
     boxes, scores, labels, *masks = outputs
-    found = []
+    detections = []
     for index in range(len(boxes)):
         there = labels[index] >= 0
-        own = Found(boxes[index][there], scores[index][there], labels[index][there], None)
+        of_image = ImageDetections(*(t[index][there] for t in (boxes, scores, labels)), None)
         if masks:
-            own = own._replace(masks=paste(masks[0][index][there], own.boxes, about, size))
-        found.append(own)
-    return found
+            pasted = paste(masks[0][index][there], of_image.boxes, metadata, size)
+            of_image = of_image._replace(masks=pasted)
+        detections.append(of_image)
+    return detections
 
 
 def paste(
     masks: Tensor,
     boxes: Tensor,
-    about: dict[str, object],
+    metadata: dict[str, object],
     size: tuple[int, int],
     original: tuple[int, int] | None = None,
 ) -> Tensor:
@@ -82,13 +83,13 @@ def paste(
     Args:
         masks: ``(n, h, w)``, a grid over each box, or logits over the whole padded image.
         boxes: ``(n, 4)`` in pixels of the original image.
-        about: of the file.
+        metadata: of the file.
         size: height and width of the image that the file was run on.
         original: of the image before it was resized; default: that was all.
     """
     original = original or size
-    if about["masks"] == "image":
-        return _resize(masks, int(about["pad_divisor"]), size, original) > 0
+    if metadata["masks"] == "image":
+        return _resize(masks, int(metadata["pad_divisor"]), size, original) > 0
     from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
 
     full = torch.zeros(len(masks), *original, dtype=torch.bool)
@@ -96,14 +97,14 @@ def paste(
         part, (rows, cols) = _do_paste_mask(
             masks[index : index + 1, None], boxes[index : index + 1], *original, True
         )
-        full[index][rows, cols] = part[0] >= float(about["mask_threshold"])
+        full[index][rows, cols] = part[0] >= float(metadata["mask_threshold"])
     return full
 
 
 def rescaled(
     masks: Tensor,
     scores: Tensor,
-    about: dict[str, object],
+    metadata: dict[str, object],
     size: tuple[int, int],
     original: tuple[int, int],
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,11 +113,11 @@ def rescaled(
     Args:
         masks: ``(n, h, w)``, logits over the whole padded image.
         scores: ``(n,)``, as the file gives them: of the class, times the mean inside of the mask.
-        about, size, original: see :func:`paste`.
+        metadata, size, original: see :func:`paste`.
     """
     from mmdet.structures.mask import mask2bbox
 
-    step = int(about["pad_divisor"])
+    step = int(metadata["pad_divisor"])
     before, after = (_resize(masks, step, size, goal) for goal in (size, original))
     scores = scores / _inside(before).clamp(min=1e-12) * _inside(after)
     return mask2bbox(after > 0), scores, after > 0

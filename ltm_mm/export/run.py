@@ -13,10 +13,10 @@ from ..checks.outputs import check_file
 from ..engine.build import AS_CONFIGURED, channels_of, model_builder, named_config
 from ..engine.convert import parse_keep, set_detail
 from ..errors import UserError
-from .about import describe
 from .check import MASK_IOU, TOLERANCE, Difference, compare, other_sizes
 from .files import RUNTIMES, SUFFIXES, import_onnxruntime, import_openvino, open_file
 from .heads import WholeModel, whole_model
+from .metadata import describe
 from .onnx import require_onnx, save_onnx
 from .openvino import import_nncf, save_openvino
 from .program import SMALLEST, export_program, save_program
@@ -66,7 +66,7 @@ def export(
         raise UserError("--int8 quantises with NNCF for OpenVINO: it needs --format openvino")
     path = _path(config, format, whole_model, out)
     cfg = named_config(config)
-    set_detail(cfg, detail, merges=ltm is not None)
+    set_detail(cfg, detail, converts=ltm is not None)
     if whole_model and "type" not in cfg.model:
         raise UserError(f"{config} is a backbone; the whole model needs a detector's config")
     build = model_builder(
@@ -77,19 +77,19 @@ def export(
     smallest = getattr(model, "smallest", SMALLEST)
     _check_size(size, smallest)
     weights = "random weights" if checkpoint is None else f"weights {Path(checkpoint).name}"
-    extra = model.about if isinstance(model, WholeModel) else {}
+    extra = model.metadata if isinstance(model, WholeModel) else {}
     extra = {**extra, "smallest": smallest}
-    about = describe(cfg, built, outputs, extra, weights)
+    metadata = describe(cfg, built, outputs, extra, weights)
     _require(format, check, int8 is not None)
     calibration = None if int8 is None else _calibration(cfg, int8)
     start = time.perf_counter()
     print(f"tracing {path.stem}, which takes a minute or so ...", flush=True)
     channels = channels_of(built)
     program = export_program(model, size, channels, smallest)
-    _save(program, path, outputs, about, calibration)
+    _save(program, path, outputs, metadata, calibration)
     taken = time.perf_counter() - start
-    size_of = sum(f.stat().st_size for f in (path, path.with_suffix(".bin")) if f.is_file())
-    print(f"{path}: {size_of / 2**20:.1f} MiB, {weights}, after {taken:.0f} s")
+    size_in_bytes = sum(f.stat().st_size for f in (path, path.with_suffix(".bin")) if f.is_file())
+    print(f"{path}: {size_in_bytes / 2**20:.1f} MiB, {weights}, after {taken:.0f} s")
     print(f"  image (batch, {channels}, height, width) -> {', '.join(outputs)}")
     if check and int8 is not None and whole_model and checkpoint is not None:
         _print_cost(config, checkpoint, ltm, path)
@@ -149,17 +149,17 @@ def _save(
     program: ExportedProgram,
     path: Path,
     outputs: Sequence[str],
-    about: dict[str, str],
+    metadata: dict[str, str],
     calibration: Sequence[Tensor] | None,
 ) -> None:
     if path.suffix == ".pt2":
-        save_program(program, path, about)
+        save_program(program, path, metadata)
         return
     print("writing ONNX, which takes as long again ...", flush=True)
     if path.suffix == ".onnx":
-        save_onnx(program, path, outputs, about)
+        save_onnx(program, path, outputs, metadata)
     else:
-        save_openvino(program, path, outputs, about, calibration)
+        save_openvino(program, path, outputs, metadata, calibration)
 
 
 def _print_cost(config: str, checkpoint: str, ltm: str | None, path: Path) -> None:
@@ -180,22 +180,22 @@ def _checked(
 ) -> list[Difference]:
     file = open_file(path)
     print(f"largest difference between {RUNTIMES[path.suffix]} and the model:", flush=True)
-    found = []
+    differences = []
     for difference in compare(
         model,
         file.run,
-        other_sizes(size, int(file.about["smallest"])),
+        other_sizes(size, int(file.metadata["smallest"])),
         channels=channels,
-        about=file.about,
+        metadata=file.metadata,
     ):
         print(f"  {difference}", flush=True)
-        found.append(difference)
-    worst = max(found, key=lambda difference: (not difference.equal, difference.largest))
+        differences.append(difference)
+    worst = max(differences, key=lambda difference: (not difference.equal, difference.largest))
     if quantised:
-        return found
+        return differences
     if not worst.equal:
         raise UserError(f"--check: {path} differs from the model by more than rounding at {worst}")
-    limits = f"{TOLERANCE:.0e}" + ("" if worst.found is None else f", masks {MASK_IOU}")
-    alike = any(difference.own is not None for difference in found)
+    limits = f"{TOLERANCE:.0e}" + ("" if worst.detections is None else f", masks {MASK_IOU}")
+    alike = any(difference.of_model is not None for difference in differences)
     print(f"all within {limits}" + (", or as close as one of the two is to itself" * alike))
-    return found
+    return differences

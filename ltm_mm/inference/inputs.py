@@ -47,7 +47,7 @@ def find_sources(names: Sequence[str]) -> list[Path]:
     Raises:
         UserError: there is no such file, or a folder holds neither photos nor videos.
     """
-    found: list[Path] = []
+    sources: list[Path] = []
     for name in names:
         path = Path(name).expanduser()
         if path.is_dir():
@@ -57,12 +57,12 @@ def find_sources(names: Sequence[str]) -> list[Path]:
                     f"{name} holds no photo or video: a name must end in "
                     f"{', '.join(PHOTOS + VIDEOS)}"
                 )
-            found += inside
+            sources += inside
         elif path.is_file():
-            found.append(path)
+            sources.append(path)
         else:
             raise UserError(f"{name}: there is no such photo, video or folder")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(sources))
 
 
 def is_video(path: Path) -> bool:

@@ -119,8 +119,8 @@ class CocoResults:
     def close(self) -> None:
         """Write the files."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        about = dict(info={}, images=self.images, categories=self.categories, annotations=[])
-        (self.folder / "images.json").write_text(json.dumps(about))
+        listing = dict(info={}, images=self.images, categories=self.categories, annotations=[])
+        (self.folder / "images.json").write_text(json.dumps(listing))
         results = [result for _, result in self.metric.results]
         if results:
             self.metric.results2json(results, str(self.folder / "predictions"))

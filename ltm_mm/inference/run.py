@@ -67,7 +67,7 @@ def predict(
         score_thr: detections below this score are left out.
         pictures: draw the predictions.
         trust_checkpoint: see :func:`ltm_mm.checkpoints.read_state_dict`.
-        ltm: exchange the backbone, see :func:`ltm_mm.engine.parse_keep`.
+        ltm: convert the backbone, see :func:`ltm_mm.engine.parse_keep`.
         cfg_options: changes to the config.
         detail: a file of ``tools/learn.py``.
 
@@ -87,7 +87,7 @@ def predict(
     cfg = load_config(config, deepcopy(cfg_options))
     require(cfg, "model")
     require_file(checkpoint)
-    set_detail(cfg, detail, merges=ltm is not None)
+    set_detail(cfg, detail, converts=ltm is not None)
     folder = Path(out_dir or Path("work_dirs", Path(cfg.filename).stem, "predict"))
     check_folder("--out-dir", folder)
     model = build(cfg, checkpoint, ltm, device, trust_checkpoint)
@@ -125,15 +125,17 @@ def data_facts(cfg: Config) -> tuple[Mapping[str, object], bool]:
     dataset = deepcopy((cfg.get("test_dataloader") or {}).get("dataset") or {})
     while "dataset" in dataset or "datasets" in dataset:  # wrappers
         dataset = dataset["dataset"] if "dataset" in dataset else dataset["datasets"][0]
-    kind = dataset.get("type", object)
-    if isinstance(kind, str):
+    dataset_type = dataset.get("type", object)
+    if isinstance(dataset_type, str):
         with DATASETS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
-            kind = registry.get(kind) or object
-    default = inspect.signature(kind).parameters.get("reduce_zero_label")
-    own = dict(dataset.get("metainfo") or {})
-    known = {} if "classes" in own else getattr(kind, "METAINFO", {})  # a palette is of its classes
+            dataset_type = registry.get(dataset_type) or object
+    default = inspect.signature(dataset_type).parameters.get("reduce_zero_label")
+    metainfo = dict(dataset.get("metainfo") or {})
+    known = (
+        {} if "classes" in metainfo else getattr(dataset_type, "METAINFO", {})
+    )  # a palette is of its classes
     reduced = dataset.get("reduce_zero_label", default.default if default else False)
-    return {**known, **own, "classes": class_names(cfg)}, bool(reduced)
+    return {**known, **metainfo, "classes": class_names(cfg)}, bool(reduced)
 
 
 def _with_progress(files: Sequence[Path], reader: PictureReader) -> Iterator[Picture]:
@@ -192,12 +194,14 @@ def _write(
                     results = prediction_file(sample, folder, files, metainfo.get("classes"))
                     ends.callback(results.close)
                 if draw and drawings is None:
-                    look = cfg.get("visualizer") or _visualizer(cfg)
-                    drawings = Drawings(folder / "pictures", files, look, metainfo, score_thr)
+                    visualizer_cfg = cfg.get("visualizer") or _visualizer(cfg)
+                    drawings = Drawings(
+                        folder / "pictures", files, visualizer_cfg, metainfo, score_thr
+                    )
                     ends.callback(drawings.close)
                 if "pred_instances" in sample:
-                    found = sample.pred_instances
-                    sample.pred_instances = found[found.scores >= score_thr]
+                    instances = sample.pred_instances
+                    sample.pred_instances = instances[instances.scores >= score_thr]
                 results.write(picture, sample)
                 counts = counts._replace(predicted=counts.predicted + 1)
                 try:

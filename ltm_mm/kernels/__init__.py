@@ -2,7 +2,7 @@
 
 from .attention import window_attention
 from .conv import ConvNormAct, fold_convs
-from .layers import calm, hooked, run_linear, run_mlp, untouched
+from .layers import can_run_in_chunks, hooked, run_linear, run_mlp, untouched
 from .linear import CHUNK, add_by_rows, linear
 from .mlp import mlp
 from .norm import norm_to_map
@@ -14,7 +14,7 @@ __all__ = [
     "ConvNormAct",
     "WindowChunks",
     "add_by_rows",
-    "calm",
+    "can_run_in_chunks",
     "fold_convs",
     "hooked",
     "linear",

@@ -51,9 +51,9 @@ def _is_gelu(act: nn.Module) -> bool:
     return untouched(act, nn.GELU) and act.approximate == "none"
 
 
-def untouched(layer: object, kind: type[nn.Module] = nn.Linear) -> bool:
+def untouched(layer: object, expected: type[nn.Module] = nn.Linear) -> bool:
     """Whether calling a module does what its class does, and nothing besides."""
-    return _is(layer, kind) and not hooked(layer) and "forward" not in vars(layer)  # type: ignore[arg-type]
+    return _is(layer, expected) and not hooked(layer) and "forward" not in vars(layer)  # type: ignore[arg-type]
 
 
 def hooked(module: nn.Module) -> bool:
@@ -77,7 +77,7 @@ def _globally_hooked() -> bool:
     )
 
 
-def calm(module: nn.Module) -> bool:
+def can_run_in_chunks(module: nn.Module) -> bool:
     """Whether what is inside a module may run in parts: no hook is there that minds.
 
     A hook that does not mind has an attribute ``in_parts``.
@@ -102,8 +102,8 @@ def observed(module: nn.Module) -> bool:
     return not all(getattr(hook, "in_parts", False) for hook in hooks)
 
 
-def _is(layer: object, kind: type[nn.Module]) -> bool:
-    found = type(layer)
-    if kind is nn.Linear and found.__module__ == "mmcv.cnn.bricks.wrappers":
-        return found.__name__ == "Linear"  # differs for empty inputs of PyTorch 1.5 alone
-    return found is kind
+def _is(layer: object, expected: type[nn.Module]) -> bool:
+    layer_type = type(layer)
+    if expected is nn.Linear and layer_type.__module__ == "mmcv.cnn.bricks.wrappers":
+        return layer_type.__name__ == "Linear"  # differs for empty inputs of PyTorch 1.5 alone
+    return layer_type is expected

@@ -65,8 +65,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = 
 
     For tensors that :func:`.switch.uses_onednn` says yes to.
     """
-    kind, algorithm = ("gelu", "none") if gelu else ("none", "")
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, kind, [], algorithm)
+    activation, algorithm = ("gelu", "none") if gelu else ("none", "")
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], algorithm)
 
 
 class _Linear(torch.autograd.Function):

@@ -112,11 +112,11 @@ class WindowChunks:
             lines = x[:, top.grid] if self.before is None else self.before(x[:, top.grid])
             for left in self.lefts:
                 _place(cut, top, left).copy_(_split(lines[:, :, left.grid], top, left))
-        own = slice(first * self.cols, last * self.cols)
+        in_chunk = slice(first * self.cols, last * self.cols)
         return Chunk(
             cut.view(x.shape[0], -1, w * w, x.shape[3]),
-            None if self.shift_index is None else self.shift_index[own],
-            None if self.mass is None else self.mass[:, own],
+            None if self.shift_index is None else self.shift_index[in_chunk],
+            None if self.mass is None else self.mass[:, in_chunk],
             tops,
         )
 

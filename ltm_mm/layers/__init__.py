@@ -1,6 +1,6 @@
 """Small modules that hold parameters, and views of other libraries' modules."""
 
-from .fast_block import fast_attention, fast_mlp
+from .cpu_attention_mlp import fast_attention, fast_mlp
 from .swin_block import SwinView
 from .window_attention import (
     ShiftedWindowAttention,

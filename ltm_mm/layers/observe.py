@@ -56,20 +56,20 @@ def hooks_see_all_tokens(block: nn.Module, lead: Lead | None) -> Iterator[None]:
 
 @contextmanager
 def _led_back(module: nn.Module, path: str, block: nn.Module, lead: Lead) -> Iterator[None]:
-    own, patched = module.forward, vars(module).get("forward")
+    inner_forward, patched = module.forward, vars(module).get("forward")
     undo_args: list[Undo] = []
     undo_outs: list[Undo] = []
 
     def up(value: object, undos: list[Undo]) -> object:
         if isinstance(value, tuple):
             return tuple(up(v, undos) for v in value)
-        if not isinstance(value, Tensor) or (found := lead(path, value)) is None:
+        if not isinstance(value, Tensor) or (led_back := lead(path, value)) is None:
             if isinstance(value, Tensor) and _pairs_of_groups(block, value):
                 _warn(block, path)
             undos.append(_same)
             return value
-        undos.append(_unless_untouched(value, *found))
-        return found[0]
+        undos.append(_unless_untouched(value, *led_back))
+        return led_back[0]
 
     def down(value: object, undos: Iterator[Undo]) -> object:
         if isinstance(value, tuple):
@@ -82,7 +82,7 @@ def _led_back(module: nn.Module, path: str, block: nn.Module, lead: Lead) -> Ite
         return up(args, undo_args)
 
     def forward(*args: object, **kwargs: object) -> object:
-        out = own(*down(args, iter(undo_args)), **kwargs)  # type: ignore[misc]
+        out = inner_forward(*down(args, iter(undo_args)), **kwargs)  # type: ignore[misc]
         undo_outs.clear()
         return up(out, undo_outs)
 
@@ -157,7 +157,7 @@ class WindowLead:
 
     def __call__(self, path: str, x: Tensor) -> tuple[Tensor, Undo] | None:
         """As :class:`Lead`."""
-        sets, count = self.mask.owner.shape[:2], self.mask.count
+        sets, count = self.mask.group_index.shape[:2], self.mask.count
         if x.shape[:-1] == (*sets, count):
             layout = self.layouts.get(path, self.layouts[""])
         elif x.shape[:-1] == (sets.numel(), count):
@@ -165,7 +165,7 @@ class WindowLead:
         else:
             return None
         shape = x.shape
-        full = take_groups(x.reshape(*sets, count, -1), self.mask.owner)  # (B, n, N, C)
+        full = take_groups(x.reshape(*sets, count, -1), self.mask.group_index)  # (B, n, N, C)
         if layout == "windows":
             return full.flatten(0, 1), lambda y: self._merge(y.unflatten(0, sets), None).view(shape)
         grid = self.windows.join(full, *self.size)
@@ -188,8 +188,8 @@ def mean_of_groups(tokens: Tensor, mask: Groups, mass: Tensor | None) -> Tensor:
     """
     ones = torch.ones_like(tokens[..., :1]) if mass is None else mass.unsqueeze(-1).to(tokens.dtype)
     ones = packed(ones.expand(*tokens.shape[:-1], 1))
-    total = sum_groups(ones, mask.owner, mask.count).clamp(min=1e-6)
-    return sum_groups(tokens * ones, mask.owner, mask.count) / total
+    total = sum_groups(ones, mask.group_index, mask.count).clamp(min=1e-6)
+    return sum_groups(tokens * ones, mask.group_index, mask.count) / total
 
 
 def window_lead(

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..kernels import WindowChunks, add_by_rows, calm
+from ..kernels import WindowChunks, add_by_rows, can_run_in_chunks
 from ..kernels.windows import Chunk
-from ..merging import Mask, WindowMask, WindowMerge, recording, tell, unmerge_update
+from ..merging import Mask, WindowMask, WindowMerge, has_listeners, notify_merge, unmerge_update
 from ..ops import ShiftedWindows
 from .observe import hooks_see_all_tokens, window_lead
 from .window_attention import WindowContext
@@ -63,15 +63,15 @@ class SwinView:
 
     def _merged(self, x: Tensor, merge: WindowMask, group: WindowMask) -> Tensor:
         """Every window: merge, run the block on merged tokens, lead its update back."""
-        in_parts = calm(self.block)
-        at_once = recording() or not in_parts
+        in_parts = can_run_in_chunks(self.block)
+        at_once = has_listeners() or not in_parts
         values = MERGED_CHUNK * self.windows.size**2 // group.keep
         chunks = WindowChunks(self.windows, x, values=values, at_once=at_once)
         for chunk in chunks:
             mask = group(chunk.tokens, chunk.mass, chunk.shift_index)
             merged = mask.merge_own(chunk.tokens)  # (B, n, P, C)
-            if recording():
-                tell(merge, WindowMerge(x, merged.flatten(1, 2), mask, self.windows))
+            if has_listeners():
+                notify_merge(merge, WindowMerge(x, merged.flatten(1, 2), mask, self.windows))
             lead = window_lead(mask, self.windows, (x.shape[1], x.shape[2]), self.layouts)
             with nullcontext() if in_parts else hooks_see_all_tokens(self.block, lead):
                 updated = self._on_merged(merged, chunk, mask)
@@ -90,7 +90,9 @@ class SwinView:
 
     def _plain(self, x: Tensor) -> Tensor:
         """The block on all tokens."""
-        at_once = not calm(self.block)  # in parts only where no hook would see the parts
+        at_once = not can_run_in_chunks(
+            self.block
+        )  # in parts only where no hook would see the parts
         before = None if self.post_norm else self.norm1
         chunks = WindowChunks(self.windows, x, before, at_once=at_once)
         for chunk in chunks:

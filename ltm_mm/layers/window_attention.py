@@ -23,7 +23,7 @@ from ..ops import (
     BLOCKED,
     ShiftedWindows,
     cached_by_size,
-    pair_places,
+    pair_offsets,
     relative_position_index,
     shift_masks,
     window_regions,
@@ -57,15 +57,15 @@ class WindowTables:
     Attributes:
         pair_index: row of the bias table for query and key ``(N, N)``.
         shift_masks: ``(4, N, N)``; None without a shift.
-        token_codes: one number per token, whose differences give a pair's row ``(N,)``.
-        region_codes: the same by shift mask ``(4, N)``; tokens that the shift separates differ by
+        token_offsets: one number per token, whose differences give a pair's row ``(N,)``.
+        region_offsets: the same by shift mask ``(4, N)``; tokens that the shift separates differ by
             more than the table has rows. None without a shift.
     """
 
     pair_index: Tensor
     shift_masks: Tensor | None
-    token_codes: Tensor
-    region_codes: Tensor | None
+    token_offsets: Tensor
+    region_offsets: Tensor | None
 
 
 @cached_by_size
@@ -77,14 +77,14 @@ def window_tables(window: int, shift: int, device: torch.device) -> WindowTables
         shift: tokens that windows are shifted by.
         device: where the tables live.
     """
-    codes = pair_places(window)
+    offsets = pair_offsets(window)
     masks = regions = None
     if shift:
         masks = shift_masks(window, shift).to(device)
-        far = (2 * window) ** 2 * window_regions(window, shift).int()
-        regions = (codes + far).to(device)
+        region_gap = (2 * window) ** 2 * window_regions(window, shift).int()
+        regions = (offsets + region_gap).to(device)
     index = relative_position_index(window)
-    return WindowTables(index.to(device), masks, codes.to(device), regions)
+    return WindowTables(index.to(device), masks, offsets.to(device), regions)
 
 
 def position_bias(table: Tensor, tables: WindowTables, shift_index: Tensor | None) -> Tensor:
@@ -121,16 +121,16 @@ def group_bias(
     """
     count, heads = mask.count, table.shape[1]
     roots = mask.roots.flatten(0, 1)  # (B * n, P)
-    if shift_index is not None and tables.region_codes is not None:
+    if shift_index is not None and tables.region_offsets is not None:
         # One more row before and after the table: for pairs that the shift separates.
-        first = shift_index.repeat(mask.roots.shape[0]).unsqueeze(-1) * tables.token_codes.numel()
-        codes = tables.region_codes.flatten()[first + roots]
+        first = shift_index.repeat(mask.roots.shape[0]).unsqueeze(-1) * tables.token_offsets.numel()
+        offsets = tables.region_offsets.flatten()[first + roots]
         blocked = table.new_full((1, heads), BLOCKED)
         table = torch.cat((blocked, table, blocked))
     else:
-        codes = tables.token_codes[roots]
-    # A pair's row is the difference of its codes, see `pair_places`.
-    index = (codes + len(table) // 2).unsqueeze(-1) - codes.unsqueeze(-2)  # (B * n, P, P)
+        offsets = tables.token_offsets[roots]
+    # A pair's row is the difference of its offsets, see `pair_offsets`.
+    index = (offsets + len(table) // 2).unsqueeze(-1) - offsets.unsqueeze(-2)  # (B * n, P, P)
     if shift_index is not None:
         index = index.clamp(0, len(table) - 1)
     bias = table.index_select(0, index.flatten()).view(-1, count * count, heads)

@@ -177,12 +177,12 @@ class _Judge:
 
     @torch.no_grad()
     def __call__(self) -> float:
-        found = [
+        losses = [
             map_loss(feature_maps(student, photo), taught).item()
             for photo, taught in zip(self.photos, self.taught, strict=True)
             for student in self.students.values()
         ]
-        return sum(found) / len(found)
+        return sum(losses) / len(losses)
 
 
 def _step(

@@ -56,10 +56,10 @@ def learn(
     plans = keep if isinstance(keep, Mapping) else _named(keep)
 
     train = train or default_train(plans, has_swin(model))
-    own = model if train == "detail" else deepcopy(model)
+    source = model if train == "detail" else deepcopy(model)
 
     def build(plan: Keep) -> nn.Module:
-        copy = shared_copy(own)
+        copy = shared_copy(source)
         if plan is not None:
             apply(copy, plan)
         copy.eval()  # which returns nothing from mmdet's Swin
@@ -113,10 +113,10 @@ def hold_out(photos: Sequence) -> tuple[list, list]:
             f"{len(photos)}"
         )
     count = min(max(len(photos) // 10, 1), 16)
-    places = {k * len(photos) // count for k in range(count)}
+    held_out = {k * len(photos) // count for k in range(count)}
     return (
-        [photo for k, photo in enumerate(photos) if k not in places],
-        [photo for k, photo in enumerate(photos) if k in places],
+        [photo for k, photo in enumerate(photos) if k not in held_out],
+        [photo for k, photo in enumerate(photos) if k in held_out],
     )
 
 
@@ -235,16 +235,16 @@ class Lesson:
         return PROBE * math.sqrt(NOISE * lost / moved) if lost and moved else PROBE
 
     def _weights_of_maps(self, photo: Tensor) -> list[Tensor]:
-        own = {p for detail in self.details.values() for p in detail.parameters()}
-        found: dict[Tensor, None] = {}
+        details = {p for detail in self.details.values() for p in detail.parameters()}
+        weights: dict[Tensor, None] = {}
         with torch.enable_grad():
             for student in self.students.values():
                 student.requires_grad_(True)
                 maps = feature_maps(student, photo)
                 sum(m.sum() for m in maps).backward()  # type: ignore[union-attr]
-                found |= {p: None for p in student.parameters() if p.grad is not None}
+                weights |= {p: None for p in student.parameters() if p.grad is not None}
                 student.zero_grad(set_to_none=True)
-        return [p for p in found if p not in own]
+        return [p for p in weights if p not in details]
 
     def learned(self, progress: Progress) -> Learned:
         """What was learned, as a live object; weights under the plain model's names."""

@@ -6,7 +6,7 @@ from .formula import unmerge_update
 from .groups import Groups, Mask, SoftGroups
 from .masks import MASKS, Match, Soft, WeightedMatch, WindowMask, build_mask
 from .matching import match, rounds
-from .record import ChainMerge, Merge, WindowMerge, record_merges, recording, tell
+from .record import ChainMerge, Merge, WindowMerge, has_listeners, notify_merge, record_merges
 
 __all__ = [
     "MASKS",
@@ -26,12 +26,12 @@ __all__ = [
     "WindowMerge",
     "build_mask",
     "grow_details",
+    "has_listeners",
     "match",
     "merges",
     "merging_blocks",
+    "notify_merge",
     "record_merges",
-    "recording",
     "rounds",
-    "tell",
     "unmerge_update",
 ]

@@ -57,29 +57,30 @@ class GridMerge:
 
     def share(self, amounts: Tensor) -> Tensor:
         """``(B, H, W, K)`` -> ``(B, h * w, K)``."""
-        return self._share(amounts).flatten(1, 2)
+        return self._share_on_grid(amounts).flatten(1, 2)
 
-    def _share(self, amounts: Tensor) -> Tensor:
-        own = amounts if self.earlier is None else self.earlier._share(amounts)
-        windows = to_windows(pad_to_windows(own, self.window), self.window)
+    def _share_on_grid(self, amounts: Tensor) -> Tensor:
+        incoming = amounts if self.earlier is None else self.earlier._share_on_grid(amounts)
+        windows = to_windows(pad_to_windows(incoming, self.window), self.window)
         return self._edge_takes_all(_product(self.u.transpose(-1, -2).to(windows), windows))
 
     def groups(self) -> Tensor:
         """The merged token that each token gives most of its way back to ``(B, H, W)``."""
         _, h, w, _ = self.merged_grid.shape
-        own = torch.arange(h * w, device=self.u.device).view(1, h, w, 1).double()
+        merged_ids = torch.arange(h * w, device=self.u.device).view(1, h, w, 1).double()
         side, window = _side(self.u.shape[-1]), self.window
         height, width = self.tokens.shape[1:3]
         rows, cols = -(-height // window), -(-width // window)
-        own = to_windows(_repeat_edge(own, rows * side, cols * side), side)  # (1, n, P, 1)
+        merged_ids = _repeat_edge(merged_ids, rows * side, cols * side)
+        merged_ids = to_windows(merged_ids, side)  # (1, n, P, 1)
         best = self.u.argmax(-1, keepdim=True)  # (B, n, N, 1)
-        found = own.expand(len(best), -1, -1, -1).gather(2, best)
-        found = crop(from_windows(found, window, rows * window, cols * window), height, width)
-        found = found.squeeze(-1).long()
+        groups = merged_ids.expand(len(best), -1, -1, -1).gather(2, best)
+        groups = crop(from_windows(groups, window, rows * window, cols * window), height, width)
+        groups = groups.squeeze(-1).long()
         if self.earlier is None:
-            return found
+            return groups
         before = self.earlier.groups()
-        return found.flatten(1).gather(1, before.flatten(1)).view(before.shape)
+        return groups.flatten(1).gather(1, before.flatten(1)).view(before.shape)
 
     def _edge_takes_all(self, amounts: Tensor) -> Tensor:
         """``(B, n, P, K)`` as a grid ``(B, h, w, K)``; its edge stands for what lies beyond."""
@@ -141,8 +142,8 @@ def keep_norm(merged: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     """
     # Not by a product of matrices: autocast would make it one in half precision.
     wanted = (mask * _squared_length(tokens)).sum(-2).unsqueeze(-1).clamp(min=_TINY)
-    found = _squared_length(merged).clamp(min=_TINY)
-    return merged * (wanted / found).clamp(max=4.0).sqrt().to(merged.dtype)
+    length = _squared_length(merged).clamp(min=_TINY)
+    return merged * (wanted / length).clamp(max=4.0).sqrt().to(merged.dtype)
 
 
 def unmerge_grid(updated: Tensor, merge: GridMerge) -> Tensor:

@@ -21,7 +21,7 @@ class Groups:
     """Hard groups: the rows of U are one-hot.
 
     Attributes:
-        owner: group of each token ``(..., N)`` int64.
+        group_index: group of each token ``(..., N)`` int64.
         roots: the token that stands for each group's place ``(..., P)`` int64.
         sizes: how many tokens each group's key counts for ``(..., P)``.
         mass: 1 for a token, 0 for padding, ``(..., N)``; None: no padding. In ViT, how many
@@ -33,7 +33,7 @@ class Groups:
             gradient is wanted.
     """
 
-    owner: Tensor
+    group_index: Tensor
     roots: Tensor
     sizes: Tensor
     mass: Tensor | None = None
@@ -51,10 +51,10 @@ class Groups:
         weights = self._weights()
         if weights is None:
             total = self.sizes.unsqueeze(-1).to(tokens.dtype)
-            return sum_groups(tokens, self.owner, self.count) / total
-        weights = packed(weights.expand(self.owner.shape)).unsqueeze(-1).to(tokens.dtype)
-        total = sum_groups(weights, self.owner, self.count).clamp(min=1e-6)
-        return sum_groups(tokens * weights, self.owner, self.count) / total
+            return sum_groups(tokens, self.group_index, self.count) / total
+        weights = packed(weights.expand(self.group_index.shape)).unsqueeze(-1).to(tokens.dtype)
+        total = sum_groups(weights, self.group_index, self.count).clamp(min=1e-6)
+        return sum_groups(tokens * weights, self.group_index, self.count) / total
 
     def merge_own(self, tokens: Tensor) -> Tensor:
         """X~ of the tokens that the groups were made from, computed once."""
@@ -62,23 +62,23 @@ class Groups:
 
     def unmerge(self, update: Tensor) -> Tensor:
         """U times an update of the groups: ``(..., P, C)`` -> ``(..., N, C)``."""
-        return take_groups(update, self.owner)
+        return take_groups(update, self.group_index)
 
     def masses(self) -> Tensor:
         """How much each group's tokens weigh ``(..., P)``; 0 for one of padding only."""
         if self.mass is None:
             return self.sizes
-        mass = packed(self.mass.expand(self.owner.shape)).unsqueeze(-1)
-        return sum_groups(mass, self.owner, self.count).squeeze(-1)
+        mass = packed(self.mass.expand(self.group_index.shape)).unsqueeze(-1)
+        return sum_groups(mass, self.group_index, self.count).squeeze(-1)
 
     def share(self, amounts: Tensor) -> Tensor:
         """U^T times what the tokens have, e.g. pixels of a class: ``(..., N, K)`` -> P rows."""
-        return sum_groups(amounts, self.owner, self.count)
+        return sum_groups(amounts, self.group_index, self.count)
 
     def masks(self) -> tuple[Tensor, Tensor]:
         """G and U ``(..., N, P)``, for pictures and tests."""
-        places = torch.arange(self.count, device=self.owner.device)
-        u = (self.owner.unsqueeze(-1) == places).float()
+        groups = torch.arange(self.count, device=self.group_index.device)
+        u = (self.group_index.unsqueeze(-1) == groups).float()
         weights = self._weights()
         g = u if weights is None else u * weights.float().unsqueeze(-1)
         return g / g.sum(-2, keepdim=True).clamp(min=1e-6), u
@@ -98,7 +98,7 @@ class Groups:
             mass: as above.
             dtype: of the tokens.
         """
-        groups = cls(matched.owner, matched.roots, matched.sizes, mass)
+        groups = cls(matched.group_index, matched.roots, matched.sizes, mass)
         if matched.sums is not None:
             total = groups.masses().clamp(min=1e-6).unsqueeze(-1)
             groups.merged = (matched.sums / total).to(dtype)
@@ -131,7 +131,7 @@ class SoftGroups:
         return self.g.shape[-1]
 
     @property
-    def owner(self) -> Tensor:
+    def group_index(self) -> Tensor:
         """The group that each token gives most of its way back to ``(..., N)`` int64."""
         return self.u.argmax(-1)
 

@@ -17,14 +17,15 @@ from .matching import Matched, match, rounds
 
 MASKS = ("match", "weighted", "soft")
 REGIONS = 4  # a shifted window's parts that may not see each other
-FAR, PADDED = 100.0, 10.0  # codes whose squares outweigh any cost: region before padding
+# Penalties of matching, whose squares outweigh any cost: region before padding.
+REGION_PENALTY, PADDING_PENALTY = 100.0, 10.0
 
 
-def build_mask(kind: str, dim: int, window: int, keep: int, shift: int = 0) -> "WindowMask":
+def build_mask(mask_type: str, dim: int, window: int, keep: int, shift: int = 0) -> "WindowMask":
     """A mask module for windows of ``window x window`` tokens, ``keep`` of which are left.
 
     Args:
-        kind: 'match', 'weighted' or 'soft'.
+        mask_type: 'match', 'weighted' or 'soft'.
         dim: channels of the tokens (C).
         window: tokens per window side (w).
         keep: merged tokens per window (P), 1 .. N - 1.
@@ -33,22 +34,22 @@ def build_mask(kind: str, dim: int, window: int, keep: int, shift: int = 0) -> "
     Raises:
         ValueError: if an argument is out of range.
     """
-    check_mask(kind)
+    check_mask(mask_type)
     least = min(REGIONS, window * window) if shift else 1
     if not least <= keep < window * window:
         raise ValueError(
             f"keep must lie in {least}..{window * window - 1} for a window of {window} x {window} "
             f"tokens{' that is shifted' * (shift > 0)}, got {keep!r}"
         )
-    if kind == "weighted":
+    if mask_type == "weighted":
         return WeightedMatch(dim, window, keep, shift)
-    return {"match": Match, "soft": Soft}[kind](window, keep, shift)
+    return {"match": Match, "soft": Soft}[mask_type](window, keep, shift)
 
 
-def check_mask(kind: str) -> None:
-    """Raise a ValueError unless there is such a kind of mask."""
-    if kind not in MASKS:
-        raise ValueError(f"mask must be one of {', '.join(MASKS)}, got {kind!r}")
+def check_mask(mask_type: str) -> None:
+    """Raise a ValueError unless there is such a mask."""
+    if mask_type not in MASKS:
+        raise ValueError(f"mask must be one of {', '.join(MASKS)}, got {mask_type!r}")
 
 
 class WindowMask(MaskModule):
@@ -119,21 +120,21 @@ class Match(WindowMask):
             shift_index: which shift mask each window takes ``(n,)``; None: not shifted.
         """
         learns = torch.is_grad_enabled() and tokens.requires_grad
-        found = self._match(tokens, mass, shift_index, sums=not learns)
-        return Groups.of(found, mass, tokens.dtype)
+        matched = self._match(tokens, mass, shift_index, sums=not learns)
+        return Groups.of(matched, mass, tokens.dtype)
 
     def _match(
         self, tokens: Tensor, mass: Tensor | None, shift_index: Tensor | None, sums: bool
     ) -> Matched:
-        order, codes = None, None
+        order, penalty = None, None
         if self.shift:
-            order, region_codes = shift_tables(self.window, self.shift, tokens.device)
+            order, region_penalty = shift_tables(self.window, self.shift, tokens.device)
             if shift_index is not None:
-                codes = region_codes[shift_index].unsqueeze(0)  # (1, n, N)
+                penalty = region_penalty[shift_index].unsqueeze(0)  # (1, n, N)
         if mass is not None:
-            padded = PADDED * (1 - mass.float())
-            codes = padded if codes is None else codes + padded
-        return match(tokens, self.schedule, None, codes, order, sums)
+            padded = PADDING_PENALTY * (1 - mass.float())
+            penalty = padded if penalty is None else penalty + padded
+        return match(tokens, self.schedule, None, penalty, order, sums)
 
     def _like(self, window: int, keep: int, shift: int) -> "Match":
         return Match(window, keep, shift)
@@ -155,8 +156,8 @@ class WeightedMatch(Match):
 
     def forward(self, tokens: Tensor, mass: Tensor | None, shift_index: Tensor | None) -> Groups:
         """As :meth:`Match.forward`."""
-        found = self._match(tokens, mass, shift_index, sums=False)
-        groups = Groups.of(found, mass, tokens.dtype)
+        matched = self._match(tokens, mass, shift_index, sums=False)
+        groups = Groups.of(matched, mass, tokens.dtype)
         # At most e^4 each way: one token may outweigh its group, but not overflow.
         logits = F.layer_norm(tokens, (len(self.weight),)).float() @ self.weight.float()
         groups.weights = logits.clamp(-4, 4).exp()
@@ -164,10 +165,10 @@ class WeightedMatch(Match):
 
     def at(self, window: int, shift: int) -> "WindowMask | None":
         """As :meth:`WindowMask.at`; the weights are this module's."""
-        found = super().at(window, shift)
-        if found is not None and found.weight is not self.weight:
-            found.weight = self.weight
-        return found
+        mask = super().at(window, shift)
+        if mask is not None and mask.weight is not self.weight:
+            mask.weight = self.weight
+        return mask
 
     def _like(self, window: int, keep: int, shift: int) -> "WeightedMatch":
         return WeightedMatch(len(self.weight), window, keep, shift)
@@ -192,14 +193,14 @@ class Soft(WindowMask):
 
     def __init__(self, window: int, keep: int, shift: int = 0, scale: float = 64.0) -> None:
         super().__init__(window, keep, shift)
-        places = prior_places(window, keep, shift)
-        self.register_buffer("start", triangular_prior(window, places), False)
-        self.register_buffer("roots", (places.floor() @ torch.tensor([window, 1.0])).long(), False)
+        centers = prior_centers(window, keep, shift)
+        self.register_buffer("start", triangular_prior(window, centers), False)
+        self.register_buffer("roots", (centers.floor() @ torch.tensor([window, 1.0])).long(), False)
         apart = None
         if shift:
             regions = window_regions(window, shift)  # (4, N)
-            own = regions[:, self.roots]  # (4, P)
-            apart = (regions.unsqueeze(-1) != own.unsqueeze(-2)) * -1e4  # (4, N, P)
+            root_regions = regions[:, self.roots]  # (4, P)
+            apart = (regions.unsqueeze(-1) != root_regions.unsqueeze(-2)) * -1e4  # (4, N, P)
         self.register_buffer("apart", apart, False)
         # Learned as differences to the start, to which weight decay then leads back.
         self.prior_offset = nn.Parameter(torch.zeros_like(self.start))
@@ -271,21 +272,22 @@ def shift_tables(window: int, shift: int, device: torch.device) -> tuple[Tensor,
 
     Returns:
         The tokens' order ``(N,)``: part by part, so that every round splits every part of a window
-        evenly; and the codes of regions by shift mask ``(4, N)``.
+        evenly; and the penalties of regions by shift mask ``(4, N)``.
     """
-    codes = FAR * window_regions(window, shift)
-    return window_order(window, shift).to(device), codes.to(device)
+    penalty = REGION_PENALTY * window_regions(window, shift)
+    return window_order(window, shift).to(device), penalty.to(device)
 
 
 def window_order(window: int, shift: int) -> Tensor:
-    """Places of a window ``(N,)``, one part that the shift cuts after the other."""
-    places = torch.arange(window * window).view(window, window)
+    """Token ids of a window ``(N,)``, one part that the shift cuts after the other."""
+    token_ids = torch.arange(window * window).view(window, window)
     cut = window - shift
-    parts = (places[:cut, :cut], places[:cut, cut:], places[cut:, :cut], places[cut:, cut:])
+    rows = (token_ids[:cut], token_ids[cut:])
+    parts = [part for half in rows for part in (half[:, :cut], half[:, cut:])]
     return torch.cat([part.flatten() for part in parts])
 
 
-def prior_places(window: int, keep: int, shift: int = 0) -> Tensor:
+def prior_centers(window: int, keep: int, shift: int = 0) -> Tensor:
     """Where merged tokens lie: ``(P, 2)`` row and column in tokens, spread evenly.
 
     With a shift every part of the window has its share, one at least.
@@ -294,16 +296,16 @@ def prior_places(window: int, keep: int, shift: int = 0) -> Tensor:
     spans = [(0, cut), (cut, window)] if shift else [(0, window)]
     parts = [(rows, cols) for rows in spans for cols in spans]
     areas = [(r[1] - r[0]) * (c[1] - c[0]) for r, c in parts]
-    counts = _shares(areas, keep)
-    places = [
+    counts = _allot(areas, keep)
+    centers = [
         (rows[0] + y, cols[0] + x)
         for (rows, cols), count in zip(parts, counts, strict=True)
         for y, x in _spread(rows[1] - rows[0], cols[1] - cols[0], count)
     ]
-    return torch.tensor(places)
+    return torch.tensor(centers)
 
 
-def _shares(areas: list[int], total: int) -> list[int]:
+def _allot(areas: list[int], total: int) -> list[int]:
     """Whole numbers near the areas' shares of a total, each from 1 to its area."""
     counts = [1] * len(areas)
     while sum(counts) < total:
@@ -313,33 +315,33 @@ def _shares(areas: list[int], total: int) -> list[int]:
 
 
 def _spread(height: int, width: int, count: int) -> list[tuple[float, float]]:
-    """``count`` places in a rectangle, in lines; a square number in a square: a regular grid."""
+    """``count`` centers in a rectangle, in lines; a square number in a square: a regular grid."""
     lines = min(max(round((count * height / width) ** 0.5), -(-count // width)), height, count)
-    places = []
+    centers = []
     for i in range(lines):
-        own = count * (i + 1) // lines - count * i // lines
-        places += [((i + 0.5) * height / lines, (k + 0.5) * width / own) for k in range(own)]
-    return places
+        cols = count * (i + 1) // lines - count * i // lines
+        centers += [((i + 0.5) * height / lines, (k + 0.5) * width / cols) for k in range(cols)]
+    return centers
 
 
-def triangular_prior(window: int, places: Tensor, floor: float = 1e-3) -> Tensor:
-    """Log of a triangular (bilinear) kernel around every place (ours).
+def triangular_prior(window: int, centers: Tensor, floor: float = 1e-3) -> Tensor:
+    """Log of a triangular (bilinear) kernel around every center (ours).
 
     The weight of a token falls linearly to ``floor`` one pitch away, ``w / sqrt(P)`` tokens.
     As logits this is narrow area pooling one way and linear interpolation the other way.
 
     Args:
         window: tokens per window side (w).
-        places: ``(P, 2)``, see :func:`prior_places`.
+        centers: ``(P, 2)``, see :func:`prior_centers`.
         floor: smallest weight along one axis; keeps the logits finite.
 
     Returns:
         ``(N, P)``.
     """
-    pitch = window / len(places) ** 0.5
+    pitch = window / len(centers) ** 0.5
     axis = torch.arange(window) + 0.5
     line = [
-        (1 - (axis[:, None] - places[None, :, k]).abs() / pitch).clamp(min=floor).log()
+        (1 - (axis[:, None] - centers[None, :, k]).abs() / pitch).clamp(min=floor).log()
         for k in (0, 1)
     ]  # (w, P) each
     return (line[0][:, None] + line[1][None, :]).flatten(0, 1)

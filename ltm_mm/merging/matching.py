@@ -32,12 +32,12 @@ def rounds(count: int, keep: int, regions: int = 1) -> tuple[int, ...]:
     >>> rounds(49, 25), rounds(49, 9), rounds(49, 9, regions=4)
     ((17, 7), (17, 11, 7, 5), (17, 11, 7, 5))
     """
-    found, left = [], count
+    schedule, left = [], count
     while left > keep:
         most = max(min(-(-left // 3), (left - regions + 1) // 2), 1)
-        found.append(min(most, left - keep))
-        left -= found[-1]
-    return tuple(found)
+        schedule.append(min(most, left - keep))
+        left -= schedule[-1]
+    return tuple(schedule)
 
 
 @dataclass
@@ -45,14 +45,14 @@ class Matched:
     """What matching found, set by set.
 
     Attributes:
-        owner: group of each token ``(..., N)`` int64.
+        group_index: group of each token ``(..., N)`` int64.
         roots: the token that each group began with ``(..., P)`` int64.
         sizes: how many tokens each group stands for ``(..., P)``.
         sums: what the group's tokens sum up to, by size ``(..., P, C)``; None if not asked for.
         lengths: Euclidean length of each token ``(..., N)``.
     """
 
-    owner: Tensor
+    group_index: Tensor
     roots: Tensor
     sizes: Tensor
     sums: Tensor | None
@@ -64,7 +64,7 @@ def match(
     tokens: Tensor,
     schedule: Sequence[int],
     sizes: Tensor | None = None,
-    codes: Tensor | None = None,
+    penalty: Tensor | None = None,
     order: Tensor | None = None,
     sums: bool = False,
 ) -> Matched:
@@ -78,7 +78,8 @@ def match(
         tokens: ``(..., N, C)``.
         schedule: pairs that merge in each round, see :func:`rounds`; one round at least.
         sizes: how many tokens each token stands for already ``(..., N)``; None: 1 each.
-        codes: ``(..., N)``; their squared difference adds to the loss. None: all equal.
+        penalty: a number per token ``(..., N)``; the squared difference of two adds to the loss of
+            merging them. None: all equal.
         order: tokens in the order that their groups are in after the first round ``(N,)``, and
             so are split by the later ones; None: as they are.
         sums: whether the groups' sums are wanted.
@@ -86,10 +87,11 @@ def match(
     lead, count = tokens.shape[:-2], tokens.shape[-2]
     x = packed(tokens) if torch.compiler.is_compiling() else tokens
     x = x.float().reshape(-1, count, x.shape[-1])  # (n, N, C)
-    owner = roots = torch.arange(count, device=x.device).expand(x.shape[0], count)
+    group_index = roots = torch.arange(count, device=x.device).expand(x.shape[0], count)
     size = x.new_ones(1, 1) if sizes is None else sizes.float().reshape(-1, count)
     size = size.expand(x.shape[0], count)
-    code = None if codes is None else packed(codes.float().expand(*lead, count)).view(-1, count)
+    if penalty is not None:
+        penalty = packed(penalty.float().expand(*lead, count)).view(-1, count)
     total = x if sizes is None else x * size.unsqueeze(-1)
     lengths = torch.linalg.vector_norm(x, dim=-1)  # (n, N)
     length = lengths if sizes is None else lengths * size
@@ -97,7 +99,7 @@ def match(
         if step:
             length = torch.linalg.vector_norm(total, dim=-1)
         gains = _gains(
-            total, length, None if step == 0 and sizes is None else size, code
+            total, length, None if step == 0 and sizes is None else size, penalty
         )  # (n, A, B)
         if torch.compiler.is_compiling():  # of one group there is no B, and no largest of none
             gains = F.pad(gains, (0, 1), value=-torch.inf)
@@ -105,15 +107,15 @@ def match(
         # Of equals (padding, plain areas) the first ones: the same ones on every machine.
         merged = first_largest(best, pairs)
         target, left = _targets(merged, partner, total.shape[1], None if step else order)
-        places = torch.where(left, target, total.shape[1] - pairs)  # the last one falls away
-        owner = target if step == 0 else target.gather(1, owner)
-        roots = _kept(roots, places, pairs)
-        code = None if code is None else _kept(code, places, pairs)
+        kept_at = torch.where(left, target, total.shape[1] - pairs)  # the last one falls away
+        group_index = target if step == 0 else target.gather(1, group_index)
+        roots = _kept(roots, kept_at, pairs)
+        penalty = None if penalty is None else _kept(penalty, kept_at, pairs)
         size = size.new_zeros(x.shape[0], total.shape[1] - pairs).scatter_add(1, target, size)
         if sums or step < len(schedule) - 1:
             total = sum_groups(total, target, total.shape[1] - pairs)
     return Matched(
-        owner.reshape(*lead, count),
+        group_index.reshape(*lead, count),
         packed(roots).view(*lead, roots.shape[1]),
         size.reshape(*lead, roots.shape[1]),
         total.reshape(*lead, *total.shape[1:]) if sums else None,
@@ -121,14 +123,14 @@ def match(
     )
 
 
-def _gains(total: Tensor, length: Tensor, size: Tensor | None, code: Tensor | None) -> Tensor:
+def _gains(total: Tensor, length: Tensor, size: Tensor | None, penalty: Tensor | None) -> Tensor:
     """What merging every A with every B gains ``(n, A, B)``, up to a constant in each row.
 
     Args:
         total: sums of the groups ``(n, K, C)``; only their direction counts.
         length: of the sums, or of what points the same way ``(n, K)``.
         size: of the groups ``(n, K)``; None: all equal.
-        code: ``(n, K)`` or None.
+        penalty: ``(n, K)`` or None.
     """
     inverse = length.clamp(min=1e-12).reciprocal()
     with full_precision(total):
@@ -136,18 +138,18 @@ def _gains(total: Tensor, length: Tensor, size: Tensor | None, code: Tensor | No
     cos = cos * inverse[:, 0::2].unsqueeze(-1) * inverse[:, 1::2].unsqueeze(-2)
     # Copies of one token (a plain area) are equals, which rounding must not put in an order.
     cos = cos.clamp(max=1 - 1e-6)
-    if code is None:
+    if penalty is None:
         return cos if size is None else _ward(cos, size)
-    # On a CPU only the sets with several codes, of which there are few, take these steps.
+    # On a CPU only the sets with several penalties, of which there are few, take these steps.
     some = None
     if by_index(total):
-        some = (code != code[:, :1]).any(1).nonzero().squeeze(1)
-        length, code, part = length[some], code[some], cos[some]
+        some = (penalty != penalty[:, :1]).any(1).nonzero().squeeze(1)
+        length, penalty, part = length[some], penalty[some], cos[some]
     else:
         part = cos
     empty = (length == 0).to(cos.dtype)  # padding: all equal
     part = part + empty[:, 0::2].unsqueeze(-1) * empty[:, 1::2].unsqueeze(-2)
-    apart = (code[:, 0::2].unsqueeze(-1) - code[:, 1::2].unsqueeze(-2)).square()
+    apart = (penalty[:, 0::2].unsqueeze(-1) - penalty[:, 1::2].unsqueeze(-2)).square()
     if some is None:
         return (part if size is None else _ward(part, size)) - apart
     gains = cos if size is None else _ward(cos, size)
@@ -174,24 +176,24 @@ def _targets(
     """Where every group goes ``(n, K)``, and which groups go on ``(n, K)`` bool.
 
     Args:
-        merged: places among A of those that merge ``(n, r)``.
-        partner: the place among B that each A would merge with ``(n, A)``.
+        merged: indices among A of those that merge ``(n, r)``.
+        partner: the index among B that each A would merge with ``(n, A)``.
         count: groups so far (K).
         order: the groups in the order that they go on in ``(K,)``; None: as they are.
     """
-    places = 2 * merged  # among all groups
+    merged_ids = 2 * merged  # among all groups
     left = torch.ones(merged.shape[0], count, dtype=torch.bool, device=merged.device)
-    left = left.scatter(1, places, 0)
+    left = left.scatter(1, merged_ids, 0)
     if order is None:
         target = left.long().cumsum(1) - 1
     else:
         target = left.index_select(1, order).long().cumsum(1) - 1
         target = target.index_select(1, order.argsort())
     partners = 2 * partner.gather(1, merged) + 1
-    return target.scatter(1, places, target.gather(1, partners)), left
+    return target.scatter(1, merged_ids, target.gather(1, partners)), left
 
 
-def _kept(values: Tensor, places: Tensor, pairs: int) -> Tensor:
-    """Values ``(n, K)`` of the groups that go on, at their places ``(n, K - pairs)``."""
+def _kept(values: Tensor, targets: Tensor, pairs: int) -> Tensor:
+    """Values ``(n, K)`` of the groups that go on, at their targets ``(n, K - pairs)``."""
     count = values.shape[1] - pairs
-    return values.new_zeros(values.shape[0], count + 1).scatter(1, places, values)[:, :count]
+    return values.new_zeros(values.shape[0], count + 1).scatter(1, targets, values)[:, :count]

@@ -55,9 +55,11 @@ class WindowMerge:
 
     def groups(self) -> Tensor:
         """``(B, H, W)`` int64."""
-        owner = self.mask.owner  # (B, n, N)
-        first = torch.arange(owner.shape[1], device=owner.device) * self.mask.count
-        return self.windows.join((owner + first[:, None]).unsqueeze(-1), *self.grid).squeeze(-1)
+        group_index = self.mask.group_index  # (B, n, N)
+        first = torch.arange(group_index.shape[1], device=group_index.device) * self.mask.count
+        return self.windows.join((group_index + first[:, None]).unsqueeze(-1), *self.grid).squeeze(
+            -1
+        )
 
 
 @dataclass
@@ -83,26 +85,26 @@ class ChainMerge:
 
     def share(self, amounts: Tensor) -> Tensor:
         """``(B, H, W, K)`` -> ``(B, M, K)``."""
-        own = amounts.flatten(1, 2) if self.earlier is None else self.earlier.share(amounts)
-        return self.mask.share(own)
+        incoming = amounts.flatten(1, 2) if self.earlier is None else self.earlier.share(amounts)
+        return self.mask.share(incoming)
 
     def groups(self) -> Tensor:
         """``(B, H, W)`` int64."""
         if self.earlier is None:
-            return self.mask.owner.unflatten(1, self.size)
+            return self.mask.group_index.unflatten(1, self.size)
         before = self.earlier.groups()
-        return self.mask.owner.gather(1, before.flatten(1)).view(before.shape)
+        return self.mask.group_index.gather(1, before.flatten(1)).view(before.shape)
 
 
 _listeners: list[Callable[[nn.Module, Merge], None]] = []
 
 
-def recording() -> bool:
+def has_listeners() -> bool:
     """Whether anyone listens: then a merge works on a whole grid at once and tells of it."""
     return not torch.compiler.is_compiling() and bool(_listeners)
 
 
-def tell(module: nn.Module, merge: Merge) -> None:
+def notify_merge(module: nn.Module, merge: Merge) -> None:
     """Tell the listeners of a merge.
 
     Args:
@@ -124,14 +126,14 @@ def record_merges(model: nn.Module) -> Iterator[list[tuple[str, Merge]]]:
         Path of the mask module in the model, and the merge, in order.
     """
     names = {module: name for name, module in model.named_modules()}
-    found: list[tuple[str, Merge]] = []
+    recorded: list[tuple[str, Merge]] = []
 
     def listen(module: nn.Module, merge: Merge) -> None:
         if module in names:
-            found.append((names[module], merge))
+            recorded.append((names[module], merge))
 
     _listeners.append(listen)
     try:
-        yield found
+        yield recorded
     finally:
         _listeners.remove(listen)

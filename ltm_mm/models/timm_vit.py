@@ -1,7 +1,7 @@
 """Merging inside timm's own ViT classifier (ours).
 
 timm's blocks know neither the size of their grid nor each other, so the model's class is
-exchanged, too: its two forward passes run all blocks at once, with the grid's size.
+swapped, too: its two forward passes run all blocks at once, with the grid's size.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from ..layers.exchange import Exchanged, exchange, refuse_tracing
+from ..layers.swap_class import SwappedClass, refuse_tracing, swap_class
 from .backbones.global_blocks import check_blocks, merge_blocks
 from .backbones.vit import TOKENS
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from timm.models import VisionTransformer
 
 
-class MergedVisionTransformer(Exchanged):
+class MergedVisionTransformer(SwappedClass):
     """timm's ``VisionTransformer`` whose blocks merge."""
 
     def forward_features(
@@ -61,10 +61,12 @@ class MergedVisionTransformer(Exchanged):
             maps = [y.unflatten(1, size).permute(0, 3, 1, 2).contiguous() for y in maps]
         with_prefixes = return_prefix_tokens and count > 0
         if output_dict:
-            found: dict[str, list | Tensor] = {"image_intermediates": maps}
+            features: dict[str, list | Tensor] = {"image_intermediates": maps}
             if with_prefixes:
-                found["image_intermediates_prefix"] = prefixes
-            return found if intermediates_only else found | {"image_features": self.norm(taken[-1])}
+                features["image_intermediates_prefix"] = prefixes
+            if not intermediates_only:
+                features["image_features"] = self.norm(taken[-1])
+            return features
         pairs = list(zip(maps, prefixes, strict=True)) if with_prefixes else maps
         return pairs if intermediates_only else (self.norm(taken[-1]), pairs)
 
@@ -98,8 +100,8 @@ def merge_vit(vit: "VisionTransformer", counts: Sequence[int]) -> None:
     """Let a ViT merge tokens, in place.
 
     Args:
-        vit: timm's; its class is exchanged, and those of its blocks.
+        vit: timm's; its class is swapped, and those of its blocks.
         counts: tokens that are left of every 196 after each block's attention.
     """
     merge_blocks(vit.blocks, counts, TOKENS, vit.num_prefix_tokens)
-    exchange(vit, MergedVisionTransformer)
+    swap_class(vit, MergedVisionTransformer)

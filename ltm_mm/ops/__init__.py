@@ -3,7 +3,7 @@
 from .attention import fused_attention
 from .graphs import exporting, first_largest, largest, transformed
 from .groups import by_index, flat_index, full_precision, sum_groups, take_groups
-from .relative_position import pair_places, relative_position_index
+from .relative_position import pair_offsets, relative_position_index
 from .shift import BLOCKED, shift_indices, shift_masks, window_regions
 from .shifted import ShiftedWindows
 from .tables import cached_by_size
@@ -31,7 +31,7 @@ __all__ = [
     "largest",
     "packed",
     "pad_to_windows",
-    "pair_places",
+    "pair_offsets",
     "real_tokens",
     "relative_position_index",
     "shift_indices",

@@ -61,15 +61,15 @@ def first_largest(x: Tensor, count: int) -> Tensor:
 
 
 def _max(x: Tensor) -> tuple[Tensor, Tensor]:
-    values, places = x.max(-1)
-    return values, places
+    values, indices = x.max(-1)
+    return values, indices
 
 
 def _shapes(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[:-1]), x.new_empty(x.shape[:-1], dtype=torch.int64)
 
 
-# PyTorch's compiler (2.11; pytorch/pytorch#178964) gives wrong places where it computes x on the
+# PyTorch's compiler (2.11; pytorch/pytorch#178964) gives wrong indices where it computes x on the
 # way: as an operator of its own it gets x whole.
 _opaque = torch.library.custom_op("ltm_mm::largest", _max, mutates_args=())
 _opaque.register_fake(_shapes)

@@ -13,14 +13,14 @@ def relative_position_index(window: int) -> Tensor:
     Returns:
         ``(w * w, w * w)`` int64: query, key -> row of the ``(2w - 1)**2`` table.
     """
-    places = pair_places(window)
-    return places[:, None] - places[None, :] + (2 * window - 1) ** 2 // 2
+    offsets = pair_offsets(window)
+    return offsets[:, None] - offsets[None, :] + (2 * window - 1) ** 2 // 2
 
 
-def pair_places(window: int) -> Tensor:
+def pair_offsets(window: int) -> Tensor:
     """One number per token ``(N,)`` int64, whose differences tell a pair's row of the table.
 
-    The row of query i and key j is ``places[i] - places[j]`` plus half the table's length.
+    The row of query i and key j is ``offsets[i] - offsets[j]`` plus half the table's length.
 
     Args:
         window: tokens per window side (w).

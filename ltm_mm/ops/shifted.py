@@ -38,16 +38,16 @@ class ShiftedWindows:
         if not exporting():
             return self._join(windows, height, width)
         b, n, count, c = windows.shape
-        places = torch.arange(n * count, device=windows.device).view(1, n, count, 1)
-        places = self._join(places, height, width).flatten()
-        return windows.flatten(1, 2).index_select(1, places).view(b, height, width, c)
+        token_ids = torch.arange(n * count, device=windows.device).view(1, n, count, 1)
+        token_ids = self._join(token_ids, height, width).flatten()
+        return windows.flatten(1, 2).index_select(1, token_ids).view(b, height, width, c)
 
     def _cut_by_rows(self, x: Tensor) -> Tensor:
         """For runtimes, which pad, roll and transpose in five copies, and gather rows in one."""
         b, height, width, c = x.shape
-        places = torch.arange(height * width, device=x.device) + 1
-        places = self._cut(places.view(1, height, width, 1))  # (1, n, N, 1), 0 of padding
-        n, flat = places.shape[1], places.flatten()
+        token_ids = torch.arange(height * width, device=x.device) + 1
+        token_ids = self._cut(token_ids.view(1, height, width, 1))  # (1, n, N, 1), 0 of padding
+        n, flat = token_ids.shape[1], token_ids.flatten()
         rows = x.flatten(1, 2).index_select(1, (flat - 1).clamp(min=0))
         return (rows * (flat.unsqueeze(-1) > 0).to(x.dtype)).view(b, n, -1, c)
 

@@ -6,41 +6,41 @@ from matplotlib.figure import Figure
 from ..visualization.figures import CLASSES, TEXT
 from .curves import STYLES, svg_of
 
-KINDS = {"bbox": "box", "segm": "mask"}
+IOU_TYPES = {"bbox": "box", "segm": "mask"}
 MAX_LINES = 7  # classes with a curve of their own
 MAX_NUMBERS = 15  # classes up to which confusions are written as numbers, too
 MAX_CLASSES = 100  # with more a picture of confusions shows nothing
 
 
-def class_table(found: dict) -> list[list[str]]:
+def class_table(results: dict) -> list[list[str]]:
     """Rows of cells, their head first; nothing where there is nothing per class."""
-    if not found.get("classes"):
+    if not results.get("classes"):
         return []
     columns: dict[str, list] = {}
-    if found["task"] == "detection":
-        columns["objects"] = found["objects"]
-        for kind in found["ap"]:
-            columns[f"{KINDS.get(kind, kind)} AP"] = found["ap"][kind]
-            columns[f"{KINDS.get(kind, kind)} AP50"] = found["ap50"][kind]
+    if results["task"] == "detection":
+        columns["objects"] = results["objects"]
+        for iou_type in results["ap"]:
+            columns[f"{IOU_TYPES.get(iou_type, iou_type)} AP"] = results["ap"][iou_type]
+            columns[f"{IOU_TYPES.get(iou_type, iou_type)} AP50"] = results["ap50"][iou_type]
         digits = 3
     else:
-        columns |= {"IoU, %": found["iou"], "accuracy, %": found["accuracy"]}
+        columns |= {"IoU, %": results["iou"], "accuracy, %": results["accuracy"]}
         digits = 1
     rows = [["class", *columns]]
-    for k, name in enumerate(found["classes"]):
+    for k, name in enumerate(results["classes"]):
         values = [column[k] for column in columns.values()]
         rows.append([name, *(_cell(value, digits) for value in values)])
     return rows
 
 
-def precision_curve(found: dict) -> str | None:
+def precision_curve(results: dict) -> str | None:
     """SVG of precision over recall at IoU 0.5, of the mean and of some classes."""
-    kind = next(iter(found.get("precision") or {}), None)
-    if kind is None:
+    iou_type = next(iter(results.get("precision") or {}), None)
+    if iou_type is None:
         return None
     curves = {
         name: values
-        for name, values in zip(found["classes"], found["precision"][kind], strict=True)
+        for name, values in zip(results["classes"], results["precision"][iou_type], strict=True)
         if values
     }
     if not curves:
@@ -50,26 +50,28 @@ def precision_curve(found: dict) -> str | None:
     if len(curves) <= MAX_LINES:
         for k, (name, values) in enumerate(curves.items()):
             style = STYLES[k % len(STYLES)]
-            axis.plot(found["recall"], values, style, color=CLASSES[k], label=name, linewidth=1.6)
+            axis.plot(results["recall"], values, style, color=CLASSES[k], label=name, linewidth=1.6)
     if len(curves) > 1:
         mean = np.mean(list(curves.values()), axis=0)
-        axis.plot(found["recall"], mean, color="black", label="mean of the classes", linewidth=2.6)
+        axis.plot(
+            results["recall"], mean, color="black", label="mean of the classes", linewidth=2.6
+        )
     axis.set(xlim=(0, 1), ylim=(0, 1.02))
     axis.set_xlabel("recall", color=TEXT)
-    axis.set_ylabel(f"precision ({KINDS.get(kind, kind)}, IoU 0.5)", color=TEXT)
+    axis.set_ylabel(f"precision ({IOU_TYPES.get(iou_type, iou_type)}, IoU 0.5)", color=TEXT)
     axis.grid(color="#dddddd", linewidth=0.8)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return svg_of(figure)
 
 
-def confusion_figure(found: dict) -> str | None:
+def confusion_figure(results: dict) -> str | None:
     """SVG of the shares of each true class that were predicted as each class."""
-    counts = np.array(found.get("confusion") or [], float)
-    if not counts.size or len(found["classes"]) > MAX_CLASSES:
+    counts = np.array(results.get("confusion") or [], float)
+    if not counts.size or len(results["classes"]) > MAX_CLASSES:
         return None
-    names = found["classes"]
-    detects = found["task"] == "detection"
+    names = results["classes"]
+    detects = results["task"] == "detection"
     rows = [*names, "nothing there"] if detects else names
     columns = [*names, "not found"] if detects else names
     totals = counts.sum(1, keepdims=True)
@@ -92,9 +94,9 @@ def confusion_figure(found: dict) -> str | None:
     return svg_of(figure)
 
 
-def confusion_note(found: dict) -> str:
+def confusion_note(results: dict) -> str:
     """What the figure shows, in words."""
-    if found["task"] == "detection":
+    if results["task"] == "detection":
         return (
             "Confusions: objects of each true class (row) by what was found there, at IoU 0.5 and "
             "scores from 0.3 on. Last column: not found; last row: found where nothing is."

@@ -10,13 +10,13 @@ import numpy as np
 from PIL import Image
 
 from .. import __version__
-from ..analysis.benchmark.report import Row, to_markdown
+from ..analysis.benchmark.report import BenchmarkRow, to_markdown
 from ..analysis.fidelity.report import Fidelity
 from ..checks.outputs import check_file
 from ..errors import UserError
 from .by_class import class_table, confusion_figure, confusion_note, precision_curve
 from .curves import loss_curve, metric_curves, parts_curve
-from .pictures import Picture, data_uri, draw_pictures
+from .pictures import ReportPicture, data_uri, draw_pictures
 from .summary import metric_table, summary
 from .work_dir import Run, read_run
 
@@ -30,7 +30,7 @@ class Section:
     run: Run
     config: str
     commands: list[str]
-    pictures: list[Picture] = field(default_factory=list)
+    pictures: list[ReportPicture] = field(default_factory=list)
     parts: str | None = None
     classes: list[list[str]] = field(default_factory=list)
     precision: str | None = None
@@ -105,12 +105,12 @@ def render(runs: Sequence[Run], sections: Sequence[Section]) -> str:
     )
     loss = loss_curve(runs)
     summaries = [summary(run) for run in runs]
-    labels = list(dict.fromkeys(label for found in summaries for label in found))
+    labels = list(dict.fromkeys(label for values in summaries for label in values))
     return loaded.get_template(TEMPLATE).render(
         title=" and ".join(run.name for run in runs) if len(runs) < 3 else f"{len(runs)} runs",
         runs=runs,
         sections=sections,
-        summary=[(label, [found.get(label, "–") for found in summaries]) for label in labels],
+        summary=[(label, [values.get(label, "–") for values in summaries]) for label in labels],
         metrics=metric_table(runs),
         metrics_of=[_metrics_of(run) for run in runs],
         loss=loss and data_uri(loss),
@@ -153,16 +153,16 @@ def _add_learned(section: Section) -> None:
             section.learned_picture = data_uri(np.array(opened.convert("RGB")))
 
 
-def _add_classes(section: Section, found: dict) -> None:
+def _add_classes(section: Section, by_class: dict) -> None:
     """What the test found per class; a file of another version, or a damaged one, adds nothing."""
-    if not found.get("classes"):
+    if not by_class.get("classes"):
         return
     try:
-        section.classes = class_table(found)
-        precision, confusion = precision_curve(found), confusion_figure(found)
+        section.classes = class_table(by_class)
+        precision, confusion = precision_curve(by_class), confusion_figure(by_class)
         section.precision = precision and data_uri(precision)
         section.confusion = confusion and data_uri(confusion)
-        section.confusion_note = confusion_note(found)
+        section.confusion_note = confusion_note(by_class)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         section.run.notes.append(f"What was found per class cannot be read ({error!r}).")
 
@@ -188,18 +188,18 @@ def _commands(run: Run) -> list[str]:
 def _add_speed(section: Section, benchmark: dict) -> None:
     """The benchmark's tables, of one batch size each."""
     try:
-        rows = [Row(**row) for row in benchmark["rows"]]
+        rows = [BenchmarkRow(**row) for row in benchmark["rows"]]
         batches = list(dict.fromkeys(row.batch for row in rows))
         for batch in batches:
             text = to_markdown([row for row in rows if row.batch == batch])
             for table in text.split("\n\n"):
                 section.speed.append(_cells(table))
-        about, settings = benchmark["machine"], benchmark["settings"]
+        metadata, settings = benchmark["machine"], benchmark["settings"]
         size = " × ".join(map(str, settings["size"]))
-        device = about["gpu"] if settings["device"] == "cuda" else about["cpu"]
+        device = metadata["gpu"] if settings["device"] == "cuda" else metadata["cpu"]
         section.measured_on = (
             f"{size} pixels, batch {', '.join(map(str, batches))}, {device}, "
-            f"{about['threads']} threads, torch {about['torch']}"
+            f"{metadata['threads']} threads, torch {metadata['torch']}"
         )
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         section.speed = []

@@ -17,7 +17,7 @@ from ..checks.loaders import datasets
 from ..engine.photos import pipeline_of, some_images
 from ..engine.predictions import Instances, Prediction
 from ..errors import UserError
-from ..visualization import Artist, build_pair, merge_map_figure, pixels_of
+from ..visualization import MergeVisualizer, build_pair, merge_map_figure, pixels_of
 from ..visualization.comparison import class_colours, draw_differences, draw_prediction
 from ..visualization.merge_map import Pixels
 from .work_dir import Run
@@ -26,7 +26,7 @@ SIDE, DPI = 720, 130  # pixels of a picture's longer side; lettering legible on 
 
 
 @dataclass
-class Picture:
+class ReportPicture:
     """One image of the page; all pictures are data URIs.
 
     Attributes:
@@ -51,7 +51,7 @@ class Picture:
 
 def draw_pictures(
     run: Run, images: Sequence[Path] | int = 3, score_thr: float = 0.3, device: str = "cpu"
-) -> list[Picture]:
+) -> list[ReportPicture]:
     """Draw some images with a run's newest checkpoint.
 
     Args:
@@ -68,9 +68,9 @@ def draw_pictures(
     with DefaultScope.overwrite_default_scope(run.cfg.get("default_scope")):
         files = _validation_images(run, images) if isinstance(images, int) else images
         pair = build_pair(run.cfg, str(run.checkpoint), False, device, 0)
-        artist = Artist(pair.merged, pair.plain, pipeline_of(run.cfg), pair.classes)
+        visualizer = MergeVisualizer(pair.merged, pair.plain, pipeline_of(run.cfg), pair.classes)
         names = tqdm(files, desc=f"pictures of {run.name}", unit="image")
-        return [_picture(artist, file, score_thr) for file in names]
+        return [_picture(visualizer, file, score_thr) for file in names]
 
 
 def _validation_images(run: Run, count: int) -> list[Path]:
@@ -87,33 +87,36 @@ def _validation_images(run: Run, count: int) -> list[Path]:
         ) from error
 
 
-def _picture(artist: Artist, file: Path, score_thr: float) -> Picture:
-    look = artist.look(file, score_thr)
-    image, plain, merged = look.scene.image, look.plain, look.merged
-    colours = class_colours([plain, merged], artist.classes)
+def _picture(visualizer: MergeVisualizer, file: Path, score_thr: float) -> ReportPicture:
+    comparison = visualizer.compare(file, score_thr)
+    image, plain, merged = comparison.scene.image, comparison.plain, comparison.merged
+    colours = class_colours([plain, merged], visualizer.classes)
     differs = []
 
     def differences(axis: Axes) -> None:
-        differs.append(draw_differences(axis, image, plain, merged, artist.classes))
+        differs.append(draw_differences(axis, image, plain, merged, visualizer.classes))
 
     drawn = [
-        _bare(image, lambda axis, p=found: draw_prediction(axis, image, p, colours, artist.classes))
-        for found in (plain, merged)
+        _bare(
+            image,
+            lambda axis, p=prediction: draw_prediction(axis, image, p, colours, visualizer.classes),
+        )
+        for prediction in (plain, merged)
     ]
     drawn.append(_bare(image, differences))
-    return Picture(
+    return ReportPicture(
         file.name,
         (drawn[0].shape[1], drawn[0].shape[0]),
         *(data_uri(pixels) for pixels in drawn),
-        data_uri(pixels_of(merge_map_figure(look.scene))),
+        data_uri(pixels_of(merge_map_figure(comparison.scene))),
         _says(plain),
         _says(merged),
         differs[0],
     )
 
 
-def _says(found: Prediction) -> str:
-    return f"{len(found)} objects" if isinstance(found, Instances) else "a label map"
+def _says(prediction: Prediction) -> str:
+    return f"{len(prediction)} objects" if isinstance(prediction, Instances) else "a label map"
 
 
 def _bare(image: Pixels, draw: Callable[[Axes], None]) -> Pixels:

@@ -34,9 +34,9 @@ def summary(run: Run) -> dict[str, str]:
 
 def metric_label(name: str) -> str:
     """``coco/bbox_mAP_s`` -> ``box AP small``; any other name as it is."""
-    found = re.fullmatch(r"coco/(\w+?)_mAP_?(\w*)", name)
-    if found and found[1] in COCO and found[2] in SIZES:
-        return f"{COCO[found[1]]} AP{SIZES[found[2]]}"
+    match = re.fullmatch(r"coco/(\w+?)_mAP_?(\w*)", name)
+    if match and match[1] in COCO and match[2] in SIZES:
+        return f"{COCO[match[1]]} AP{SIZES[match[2]]}"
     return name
 
 
@@ -61,8 +61,8 @@ def _is_loss(name: str) -> bool:
 
 def _type(node: Mapping[str, Any] | None) -> str:
     """Short name of a config node's type, which may be a class."""
-    kind = (node or {}).get("type", "")
-    return kind.rpartition(".")[2] if isinstance(kind, str) else kind.__name__
+    node_type = (node or {}).get("type", "")
+    return node_type.rpartition(".")[2] if isinstance(node_type, str) else node_type.__name__
 
 
 def _model(model: Mapping[str, Any]) -> str:
@@ -79,8 +79,10 @@ def _backbone(backbone: Mapping[str, Any]) -> str:
 def _merging(backbone: Mapping[str, Any]) -> str:
     if "ltm_mm" not in str(backbone.get("type")):
         return "none"
-    kind = MODELS.get(backbone["type"]) if isinstance(backbone["type"], str) else backbone["type"]
-    known = inspect.signature(kind).parameters
+    backbone_type = (
+        MODELS.get(backbone["type"]) if isinstance(backbone["type"], str) else backbone["type"]
+    )
+    known = inspect.signature(backbone_type).parameters
     keep, mask = (
         backbone.get(name, known[name].default if name in known else None)
         for name in ("keep", "mask")

@@ -117,10 +117,10 @@ def _config(folder: Path, starts: Sequence[Path]) -> Config:
     """The config of the last start, or the newest one that lies in the work dir."""
     files = [start / "vis_data" / "config.py" for start in starts]
     files = [file for file in files if file.is_file()]
-    own = sorted(folder.glob("*.py"), key=lambda file: file.stat().st_mtime)
-    if not own and not files:
+    in_folder = sorted(folder.glob("*.py"), key=lambda file: file.stat().st_mtime)
+    if not in_folder and not files:
         raise UserError(f"{folder} is no work dir of a run: it has no config (*.py)")
-    cfg = load_config((own or files)[-1])
+    cfg = load_config((in_folder or files)[-1])
     if not cfg.get("model"):
         raise UserError(f"{cfg.filename} is no config of a run: it has no model")
     return cfg
@@ -142,8 +142,8 @@ def _read_start(run: Run, start: Path) -> None:
         run.train += train
         run.val += val
     test = start / f"{start.name}.json"
-    if test.is_file() and (found := _lines(run, test)):
-        run.test = metrics_of(found[-1])
+    if test.is_file() and (lines := _lines(run, test)):
+        run.test = metrics_of(lines[-1])
         details = start / FILE
         run.by_class = _lines(run, details)[-1] if details.is_file() else {}
         run.tested = Path(run.by_class.pop("checkpoint", "")).name
@@ -151,7 +151,7 @@ def _read_start(run: Run, start: Path) -> None:
 
 def _lines(run: Run, file: Path) -> list[dict]:
     """The JSON objects of a file, one a line; a killed run may leave half a line."""
-    found, bad = [], 0
+    entries, bad = [], 0
     for line in file.read_text(errors="replace").splitlines():
         try:
             entry = json.loads(line)
@@ -159,10 +159,10 @@ def _lines(run: Run, file: Path) -> list[dict]:
             bad += 1
             continue
         if isinstance(entry, dict):
-            found.append(entry)
+            entries.append(entry)
     if bad:
         run.notes.append(f"{bad} damaged lines of {file.relative_to(run.folder)} were left out.")
-    return found
+    return entries
 
 
 def _resumed(start: Path) -> bool:
@@ -210,12 +210,12 @@ def _environment(starts: Sequence[Path]) -> dict[str, str]:
     for log in (log for start in reversed(starts) for log in sorted(start.glob("*.log"))):
         with open(log, errors="replace") as file:
             head = file.read(20_000)
-        found = {
+        matches = {
             label: re.search(rf"^ +{name}: (.+)$", head, flags=re.M)
             for name, label in labels.items()
         }
-        if found["PyTorch"]:
-            return {k: v[1].partition(" (main")[0][:60] for k, v in found.items() if v}
+        if matches["PyTorch"]:
+            return {k: v[1].partition(" (main")[0][:60] for k, v in matches.items() if v}
     return {}
 
 

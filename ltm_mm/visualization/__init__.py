@@ -5,21 +5,21 @@ Needs matplotlib, which mmengine brings.
 
 from ..engine.build import plain_model, plain_twin, share_weights
 from ..engine.predictions import Instances, predict, read_prediction
-from .artist import Artist, Look
 from .comparison import comparison_figure
 from .figures import pixels_of, save
 from .hook import MergePicturesHook
 from .merge_map import BlockGroups, View, choose_blocks, draw_merge_map, merge_groups_of
+from .merge_visualizer import ImageComparison, MergeVisualizer
 from .panels import Scene, merge_map_figure, shared_figure
 from .predictions import compare
 from .run import build_pair, visualize
 
 __all__ = [
-    "Artist",
     "BlockGroups",
+    "ImageComparison",
     "Instances",
-    "Look",
     "MergePicturesHook",
+    "MergeVisualizer",
     "Scene",
     "View",
     "build_pair",

@@ -39,9 +39,9 @@ def comparison_figure(
     aspect = image.shape[0] / image.shape[1]
     figure, axes = panels(1, 3, aspect, extra=0.95)
     colours = class_colours([plain, merged], classes)
-    for axis, found, name in zip(axes[0], (plain, merged), ("plain", "merged"), strict=False):
-        draw_prediction(axis, image, found, colours, classes)
-        count = f": {len(found)} objects" if isinstance(found, Instances) else ""
+    for axis, prediction, name in zip(axes[0], (plain, merged), ("plain", "merged"), strict=False):
+        draw_prediction(axis, image, prediction, colours, classes)
+        count = f": {len(prediction)} objects" if isinstance(prediction, Instances) else ""
         heading(axis, f"{name}{count}")
     heading(axes[0, 2], draw_differences(axes[0, 2], image, plain, merged, classes))
     if isinstance(plain, Instances):
@@ -55,15 +55,15 @@ def comparison_figure(
 def draw_prediction(
     axis: Axes,
     image: Pixels,
-    found: Prediction,
+    prediction: Prediction,
     colours: dict[int, str],
     classes: Sequence[str] | None,
 ) -> None:
     """Instances or a label map over an image."""
-    if isinstance(found, Instances):
-        draw_instances(axis, image, found, classes)
+    if isinstance(prediction, Instances):
+        draw_instances(axis, image, prediction, classes)
     else:
-        draw_label_map(axis, image, found, colours, classes)
+        draw_label_map(axis, image, prediction, colours, classes)
 
 
 def draw_differences(
@@ -82,20 +82,20 @@ def draw_differences(
 
 
 def draw_instances(
-    axis: Axes, image: Pixels, found: Instances, classes: Sequence[str] | None
+    axis: Axes, image: Pixels, instances: Instances, classes: Sequence[str] | None
 ) -> None:
     """Boxes, masks, class names and scores over an image."""
     drawn = image.copy()
-    for k in reversed(range(len(found))):  # the best ones on top
-        if found.masks is not None:
-            mask, colour = found.masks[k], rgb(_colour(found.labels[k]))
+    for k in reversed(range(len(instances))):  # the best ones on top
+        if instances.masks is not None:
+            mask, colour = instances.masks[k], rgb(_colour(instances.labels[k]))
             drawn[mask] = (drawn[mask] * 0.5 + colour * 0.5).astype(np.uint8)
             drawn[mask & (outlines(mask))] = colour
     show(axis, drawn)
-    for k in reversed(range(len(found))):
-        colour = _colour(found.labels[k])
-        name = class_name(classes, int(found.labels[k]))
-        _box(axis, found.boxes[k], colour, f"{name} {found.scores[k]:.2f}")
+    for k in reversed(range(len(instances))):
+        colour = _colour(instances.labels[k])
+        name = class_name(classes, int(instances.labels[k]))
+        _box(axis, instances.boxes[k], colour, f"{name} {instances.scores[k]:.2f}")
 
 
 def draw_label_map(
@@ -123,13 +123,15 @@ def draw_label_map(
             _write(axis, (x, y), class_name(classes, label), ha=ha, va=va)
 
 
-def class_colours(found: Sequence[Prediction], classes: Sequence[str] | None) -> dict[int, str]:
+def class_colours(
+    predictions: Sequence[Prediction], classes: Sequence[str] | None
+) -> dict[int, str]:
     """Class -> colour of the classes in some label maps, the largest class first.
 
     Where the palette suffices for all classes, a class has one colour in all pictures;
     otherwise the largest ones of these maps are distinguished.
     """
-    maps = [m for m in found if isinstance(m, np.ndarray)]
+    maps = [m for m in predictions if isinstance(m, np.ndarray)]
     if not maps:
         return {}
     labels, counts = np.unique(np.stack(maps), return_counts=True)

@@ -11,14 +11,14 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..checks.loaders import datasets
-from ..checks.randomness import randomness_kept
+from ..checks.randomness import preserve_rng_state
 from ..engine.build import plain_model
 from ..engine.merging_blocks import mask_modules
 from ..engine.photos import pipeline_of, some_images
 from ..errors import UserError
 from ..registry import HOOKS
-from .artist import Artist
 from .figures import pixels_of
+from .merge_visualizer import MergeVisualizer
 from .panels import merge_map_figure
 
 
@@ -70,7 +70,7 @@ class MergePicturesHook(Hook):
         if runner.rank or not self.usable or (self.validations - 1) % self.interval:
             return
         try:
-            with randomness_kept():
+            with preserve_rng_state():
                 self._draw(runner)
         except Exception as error:  # whatever it is: a picture must not end a long training
             self.usable = False
@@ -86,7 +86,7 @@ class MergePicturesHook(Hook):
             raise UserError("the model merges no tokens")
         dataset, _ = next(datasets(runner.val_dataloader.dataset, "val_dataloader.dataset"))
         with evaluating(model):
-            artist = Artist(
+            visualizer = MergeVisualizer(
                 model,
                 plain_model(model, runner.cfg).to(next(model.parameters()).device).eval(),
                 pipeline_of(runner.cfg, "val_dataloader"),
@@ -94,10 +94,10 @@ class MergePicturesHook(Hook):
                 f"{Path(runner.cfg.filename or runner.experiment_name).stem}, step {runner.iter}",
             )
             for file in self._files(dataset):
-                look = artist.look(file, self.score_thr)
+                comparison = visualizer.compare(file, self.score_thr)
                 figures = {
-                    "merge_map": merge_map_figure(look.scene),
-                    "predictions": artist.predictions_figure(look, self.score_thr),
+                    "merge_map": merge_map_figure(comparison.scene),
+                    "predictions": visualizer.predictions_figure(comparison, self.score_thr),
                 }
                 for name, figure in figures.items():
                     figure.set_dpi(self.dpi)

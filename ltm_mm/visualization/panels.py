@@ -105,15 +105,15 @@ def _shared(
     """A pixel's group over a grey crop around it; ``panel`` in pixels."""
     x, y = point
     numbers = scene.view.enlarge(block.groups, block.stride)
-    own = numbers[y, x]
-    y0, x0, y1, x1 = box = _around(numbers == own, round(8 * group_side(block, scene.view)))
+    group = numbers[y, x]
+    y0, x0, y1, x1 = box = _around(numbers == group, round(8 * group_side(block, scene.view)))
     scale = max(1, round(panel / (x1 - x0)))
     grey = scene.image[y0:y1, x0:x1].mean(-1, keepdims=True).repeat(3, -1)
     drawn = enlarged(grey.astype(np.uint8), scale)
     labels = scene.view.enlarge(block.groups, block.stride, scale, box)
-    drawn[labels == own] = drawn[labels == own] * 0.4 + rgb(MARK) * 0.6
+    drawn[labels == group] = drawn[labels == group] * 0.4 + rgb(MARK) * 0.6
     show(axis, draw_outlines(drawn, outlines(labels)))
-    count = np.count_nonzero(block.groups == own)
+    count = np.count_nonzero(block.groups == group)
     heading(axis, f"{count} token{'s' * (count > 1)}")
 
 
@@ -159,8 +159,8 @@ def _around(inside: NDArray, least: int) -> Box:
     """A square around some pixels ``(H, W)``, ``least`` pixels wide if the image is."""
     spans = []
     for axis in (1, 0):
-        found = np.flatnonzero(inside.any(axis))
-        spans.append((int(found[0]), int(found[-1]) + 1))
+        inside_at = np.flatnonzero(inside.any(axis))
+        spans.append((int(inside_at[0]), int(inside_at[-1]) + 1))
     side = max(least, *(stop - start for start, stop in spans))
     starts = [
         max(0, min((start + stop - side) // 2, size - side))

@@ -19,8 +19,8 @@ from ..engine.convert import set_detail
 from ..engine.merging_blocks import mask_modules
 from ..engine.photos import class_names, find_images, pipeline_of
 from ..errors import UserError
-from .artist import Artist, Points
 from .figures import DPI
+from .merge_visualizer import MergeVisualizer, Points
 
 LOW, HIGH = 10, 1200  # dots per inch: figures are 12 inches wide
 
@@ -55,7 +55,7 @@ def visualize(
             None: an early, a middle and a late one.
         score_thr: instances below this score are not drawn.
         trust_checkpoint: see :func:`ltm_mm.checkpoints.read_state_dict`.
-        ltm: exchange the backbone, see :func:`ltm_mm.engine.parse_keep`.
+        ltm: convert the backbone, see :func:`ltm_mm.engine.parse_keep`.
         cfg_options: changes to the config.
         device: that the model runs on.
         seed: of the weights that start fresh.
@@ -75,28 +75,28 @@ def visualize(
     cfg = load_config(config, cfg_options)
     if not cfg.get("model"):
         raise UserError(f"{cfg.filename} has no model, which is needed here")
-    set_detail(cfg, detail, merges=ltm is not None)
+    set_detail(cfg, detail, converts=ltm is not None)
     folder = Path(out_dir or Path("work_dirs", Path(cfg.filename).stem, "visualize"))
     check_folder("--out-dir", folder)
     if ltm is not None:
         print("\n".join(use_ltm(cfg, parse_keep(ltm))), flush=True)
     pair = build_pair(cfg, checkpoint, trust_checkpoint, device, seed)
-    artist = Artist(
+    visualizer = MergeVisualizer(
         pair.merged, pair.plain, pipeline_of(cfg), pair.classes, pair.caption, dpi, blocks
     )
     written: list[Path] = []
     failed: list[str] = []
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
-        for file, place in _places(files, folder):
+        for file, subfolder in _with_folders(files, folder):
             try:
-                written += artist.draw(file, place, points, score_thr)
+                written += visualizer.draw(file, subfolder, points, score_thr)
             except Exception as error:  # one photo does not end a folder's run
                 if len(files) == 1 or isinstance(error, OSError | MemoryError):
                     raise
                 why = error if isinstance(error, UserError) else f"{file}: {error!r}"
                 failed.append(str(why))
                 tqdm.write(f"left out: {why}", file=sys.stderr)
-    print("\n".join(["Done.", *_places_written(written, folder)]), flush=True)
+    print("\n".join(["Done.", *_summary_lines(written, folder)]), flush=True)
     if failed:
         raise UserError(f"{len(failed)} of {len(files)} images were left out, see above")
     return written
@@ -117,7 +117,7 @@ def build_pair(cfg: Config, checkpoint: str | None, trust: bool, device: str, se
     Raises:
         UserError: if the model does not merge or the checkpoint does not fit.
     """
-    use_ltm(deepcopy(cfg), None)  # raises if there is nothing to convert
+    use_ltm(deepcopy(cfg), None)  # says so if there is nothing to convert
     build = model_builder(
         cfg, checkpoint, trust=trust, device=device, seed=seed, start_as_training=True
     )
@@ -136,7 +136,7 @@ def build_pair(cfg: Config, checkpoint: str | None, trust: bool, device: str, se
     return Pair(merged, plain, class_names(cfg), f"{Path(cfg.filename).stem}, {weights}")
 
 
-def _places(files: Sequence[Path], folder: Path) -> Iterator[tuple[Path, Path]]:
+def _with_folders(files: Sequence[Path], folder: Path) -> Iterator[tuple[Path, Path]]:
     """Each image and the folder for its pictures; with a progress bar for several."""
     stems = [file.stem for file in files]
     for file in tqdm(files, unit="image", disable=len(files) == 1):
@@ -144,9 +144,9 @@ def _places(files: Sequence[Path], folder: Path) -> Iterator[tuple[Path, Path]]:
         yield file, folder / (file.stem if stems.count(file.stem) == 1 else file.name)
 
 
-def _places_written(files: Sequence[Path], folder: Path) -> list[str]:
+def _summary_lines(files: Sequence[Path], folder: Path) -> list[str]:
     """Lines that say where the pictures are: by name for one image, by folder for several."""
-    places = {file.parent for file in files}
-    if len(places) <= 1:
+    folders = {file.parent for file in files}
+    if len(folders) <= 1:
         return [f"  {file}" for file in files]
-    return [f"  {len(files)} pictures of {len(places)} images in {folder}"]
+    return [f"  {len(files)} pictures of {len(folders)} images in {folder}"]

@@ -12,7 +12,7 @@ import ltm_mm
 from ltm_mm.adapters.families import Swin, adapter_of
 from ltm_mm.checkpoints import load_backbone
 from ltm_mm.kernels import use_kernels
-from ltm_mm.layers.fast_block import FastTimmMlp
+from ltm_mm.layers.cpu_attention_mlp import FastTimmMlp
 from ltm_mm.models import LTMSwin
 from tests.models.contract import same_groups, settled
 from tests.quantised import dequantise, quantise
@@ -253,9 +253,9 @@ def test_mmpretrain_keeps_its_rules_for_small_maps():
     model = SwinTransformer(arch=arch, out_indices=(0, 1, 2, 3))
     model.train(False)
     before = outputs(model)
-    from ltm_mm.adapters.apply import exchange_stages
+    from ltm_mm.adapters.apply import convert_stages
 
-    exchange_stages(model, None, everywhere=True)
+    convert_stages(model, None, everywhere=True)
     assert_close(outputs(model), before, rtol=1e-5, atol=1e-5)  # 7 x 7 tokens: no shift
     with pytest.raises(ValueError, match="build the model with pad_small_map=True"):
         outputs(model, (192, 192))

@@ -83,15 +83,15 @@ def test_apply_does_all_or_nothing(name, monkeypatch):
 
     before, calls = inventory(), []
     for family in families.FAMILIES:
-        put_on = family.put_on
+        wrap_stage = family.wrap_stage
 
-        def failing(*args: object, put_on: Callable = put_on) -> None:
-            put_on(*args)
+        def failing(*args: object, wrap_stage: Callable = wrap_stage) -> None:
+            wrap_stage(*args)
             calls.append(args)
             if len(calls) == (2 if name in ("vit", "one stage") else 3):
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(family, "put_on", staticmethod(failing))
+        monkeypatch.setattr(family, "wrap_stage", staticmethod(failing))
     with pytest.raises(KeyboardInterrupt):
         ltm_mm.apply(model, keep=0.4)
     assert inventory() == before

@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 import ltm_mm
-from ltm_mm.adapters.apply import exchange_stages
+from ltm_mm.adapters.apply import convert_stages
 from ltm_mm.merging import MASKS, merging_blocks
 
 from .sources import EVEN, ODD, ONE_SIZE, SOURCES, build, outputs
@@ -22,7 +22,7 @@ def test_on_our_code_with_all_tokens_nothing_changes(name, grad):
     model = build(name)
     for size in (EVEN,) if name in ONE_SIZE else (EVEN, ODD, (32, 228)):
         expected = outputs(model, size)
-        exchange_stages(model, None, everywhere=True)
+        convert_stages(model, None, everywhere=True)
         found = outputs(model, size, grad)
         ltm_mm.remove(model)
         assert_close(found, expected, rtol=1e-5, atol=1e-5)
@@ -56,14 +56,14 @@ def test_blocks_that_keep_all_among_others_that_merge(name):
     model = build(name)
     size = EVEN if name in ONE_SIZE else ODD
     before = outputs(model, size)
-    stages = sum(1 for _ in exchange_counts(model))
+    stages = sum(1 for _ in converted_counts(model))
     ltm_mm.apply(model, keep=(*[None] * (stages - 1), (25, None)))
     ((_, last),) = merging_blocks(model)
     last.merge = None
     assert_close(outputs(model, size), before, rtol=1e-5, atol=1e-5)
 
 
-def exchange_counts(model):
+def converted_counts(model):
     from ltm_mm.adapters.apply import resolve_model_plan
 
     (backbone,) = resolve_model_plan(model, None)
@@ -143,7 +143,7 @@ def test_fidelity_of_such_a_model(name):
     images = [torch.randn(1, 3, *EVEN) for _ in range(2)]
     found = ltm_mm.fidelity(model, images, [0.7, 0.3], baselines=(), rounds=0, progress=False)
     rows = {row.name: row for row in found.rows}
-    stages = len(exchange_counts(model))
+    stages = len(converted_counts(model))
     assert rows["plain, our blocks"].errors == pytest.approx([0] * stages, abs=1e-5)
     assert all(0 < a < b < 1 for a, b in zip(rows["0.7"].errors, rows["0.3"].errors, strict=True))
     assert rows["0.3"].macs < rows["0.7"].macs < rows["plain, our blocks"].macs

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import ltm_mm
-from ltm_mm.adapters.apply import exchange_stages
+from ltm_mm.adapters.apply import convert_stages
 from ltm_mm.merging import MergeScope
 from tests.models.contract import settled
 
@@ -45,7 +45,7 @@ def shape_of(found: object) -> object:
 def test_intermediates_are_timms(kind):
     plain = build(kind)
     ours, merged = copy.deepcopy(plain), ltm_mm.apply(copy.deepcopy(plain), keep=0.4)
-    exchange_stages(ours, None, everywhere=True)
+    convert_stages(ours, None, everywhere=True)
     x = torch.randn(2, 3, 224, 224)
     switches = ("return_prefix_tokens", "norm", "stop_early", "intermediates_only", "output_dict")
     with torch.no_grad():

@@ -9,7 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import ltm_mm
-from ltm_mm.adapters.apply import exchange_stages
+from ltm_mm.adapters.apply import convert_stages
 from ltm_mm.adapters.families import swin_stages
 from ltm_mm.checkpoints import load_backbone
 from ltm_mm.merging import Detail
@@ -184,7 +184,7 @@ def test_on_our_code_with_all_tokens_nothing_changes(name, grad):
     model = build(name)
     for size in sizes_of(name):
         expected = outputs(model, size)
-        exchange_stages(model, None, everywhere=True)
+        convert_stages(model, None, everywhere=True)
         assert_close(outputs(model, size, grad), expected, rtol=2e-5, atol=2e-5)
         ltm_mm.remove(model)
 
@@ -223,7 +223,7 @@ def test_hidden_states(name):
     model, size = build(name), sizes_of(name)[-1]
     expected = all_outputs(model, size, output_hidden_states=True)
     assert [key for key in expected if "hidden_states" in key]
-    exchange_stages(model, None, everywhere=True)
+    convert_stages(model, None, everywhere=True)
     found = all_outputs(model, size, output_hidden_states=True)
     assert_close(found, expected, rtol=2e-5, atol=2e-5)
     ltm_mm.apply(ltm_mm.remove(model), keep=0.4)

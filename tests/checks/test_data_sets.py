@@ -20,7 +20,7 @@ from PIL import Image
 from pycocotools.mask import encode
 
 from ltm_mm.arguments import ConfigOptions
-from ltm_mm.checks.coco import look_at
+from ltm_mm.checks.coco import summarize
 from ltm_mm.checks.instances import check_object_counts
 from ltm_mm.checks.loaders import check_names
 from ltm_mm.checks.masks import BAD_MASK, _decoded, mask_fault
@@ -63,7 +63,7 @@ def each(**values: object) -> Callable[[Content], None]:
     return lambda content: [a.update(values) for a in content["annotations"]] and None
 
 
-def first(**values: object) -> Callable[[Content], None]:
+def edit_first(**values: object) -> Callable[[Content], None]:
     """Set values in the first annotation."""
     return lambda content: content["annotations"][0].update(values)
 
@@ -128,7 +128,7 @@ def other_mask_size(content: Content) -> None:
 
 def rle(counts: object, size: object = (160, 160)) -> Callable[[Content], None]:
     """Set the first annotation's mask."""
-    return first(segmentation={"counts": counts, "size": size})
+    return edit_first(segmentation={"counts": counts, "size": size})
 
 
 def content(text: str) -> Callable[[Path], None]:
@@ -151,28 +151,40 @@ def content(text: str) -> Callable[[Path], None]:
         ("train", two_categories_of_an_id, "two of its categories have the id 1, 'circle' and 'sq"),
         ("train", two_annotations_of_an_id, "two annotations have the id 1; ids must differ"),
         ("train", without("segmentation", 1), "1 of {n} annotations have no 'segmentation', first"),
-        ("train", first(segmentation=[]), "1 of {n} annotations have no 'segmentation', first ann"),
+        (
+            "train",
+            edit_first(segmentation=[]),
+            "1 of {n} annotations have no 'segmentation', first ann",
+        ),
         ("train", without("segmentation"), "{n} of {n} annotations have no 'segmentation', first"),
         ("val", without("segmentation", 1), "annotations have no 'segmentation', first annotation"),
         (
             "val",
-            first(segmentation=[]),
+            edit_first(segmentation=[]),
             "val_dataloader.dataset.pipeline loads masks: take them out, or measure boxes a",
         ),
         *(
-            ("train", first(segmentation=[[10, 10, odd, 20, 20, 30]]), "neither a list of polygons")
+            (
+                "train",
+                edit_first(segmentation=[[10, 10, odd, 20, 20, 30]]),
+                "neither a list of polygons",
+            )
             for odd in (float("nan"), float("inf"), 1e12, "20", [20, 20], None)
         ),
         *(
             (
                 "val",
-                first(iscrowd=odd),
+                edit_first(iscrowd=odd),
                 "1 of {n} annotations have an 'iscrowd' that is neither 0 n",
             )
             for odd in ("0", None, 2, [])
         ),
         ("train", flat_polygon, "neither a list of polygons [[x, y, x, y, x, y, ...], ...]"),
-        ("train", first(segmentation=[[1, 2, 3, 4]]), "neither a list of polygons [[x, y, x, y,"),
+        (
+            "train",
+            edit_first(segmentation=[[1, 2, 3, 4]]),
+            "neither a list of polygons [[x, y, x, y,",
+        ),
         ("train", other_mask_size, "nor a run-length code of the image's height and width, first"),
         ("train", rle("0"), "1 of {n} annotations have a 'segmentation' that is neither a list of"),
         ("val", rle("0"), "1 of {n} annotations have a 'segmentation' that is neither a list of"),
@@ -183,12 +195,20 @@ def content(text: str) -> Callable[[Path], None]:
         ("train", rle([160 * 160]), "1 of {n} annotations have a run-length code without a pixel"),
         ("val", rle("PPi0"), "1 of {n} annotations have a run-length code without a pixel as 'se"),
         ("val", without("iscrowd", 1), "annotations lack 'iscrowd', which COCO's metrics need (0"),
-        ("train", first(bbox=[3, 4]), "annotations have a 'bbox' that is not four numbers: x, y,"),
-        ("val", first(bbox=[3, 4]), "first annotation 1 of image 1 (000000.png)"),
-        ("train", first(bbox=["1", "2", "3", "4"]), "have a 'bbox' that is not four numbers: x, y"),
+        (
+            "train",
+            edit_first(bbox=[3, 4]),
+            "annotations have a 'bbox' that is not four numbers: x, y,",
+        ),
+        ("val", edit_first(bbox=[3, 4]), "first annotation 1 of image 1 (000000.png)"),
+        (
+            "train",
+            edit_first(bbox=["1", "2", "3", "4"]),
+            "have a 'bbox' that is not four numbers: x, y",
+        ),
         ("train", without("bbox", 1), "1 of {n} annotations lack 'bbox', first annotation 1 of im"),
         ("train", without("area", 1), "1 of {n} annotations lack 'area', first annotation 1 of im"),
-        ("train", first(area=None), "1 of {n} annotations have an 'area' that is no number"),
+        ("train", edit_first(area=None), "1 of {n} annotations have an 'area' that is no number"),
         ("train", without("image_id", 1), "1 of {n} annotations lack 'image_id', first annotation"),
         ("train", without("category_id", 1), "1 of {n} annotations lack 'category_id', first anno"),
         ("train", each(iscrowd=1), "all {n} are crowds (iscrowd=1), which do not train"),
@@ -202,17 +222,17 @@ def content(text: str) -> Callable[[Path], None]:
         ("train", each(area=0), "outside of its image, or area 0), first annotation 1"),
         (
             "train",
-            first(image_id=[1]),
+            edit_first(image_id=[1]),
             "1 of {n} annotations have an id that is neither a number n",
         ),
         (
             "train",
-            first(segmentation=[["1"] * 6]),
+            edit_first(segmentation=[["1"] * 6]),
             "three points or more, nor a run-length code of",
         ),
         (
             "train",
-            first(segmentation={"size": [160, 160], "counts": [5, 3]}),
+            edit_first(segmentation={"size": [160, 160], "counts": [5, 3]}),
             "nor a run-length co",
         ),
         ("train", lambda c: c["images"][0].pop("width"), "an entry of 'images' lacks 'width'"),
@@ -501,7 +521,7 @@ def test_more_objects_than_a_model_finds(
     edit(own, "train", many)
     file = own / "annotations" / "instances_train.json"
     content = json.loads(file.read_text())
-    check_object_counts(look_at(content, str(file)), classes, Config(dict(model=model)))
+    check_object_counts(summarize(content, str(file)), classes, Config(dict(model=model)))
     most = sum(a["image_id"] == 2 for a in content["annotations"])
     assert len(said) == (expected is not None)
     assert expected is None or expected.format(n=most) in said[0]
@@ -633,9 +653,9 @@ def test_the_look_at_a_file_of_cocos_size(capsys: pytest.CaptureFixture) -> None
     ]  # fmt: skip
     content = {"images": images, "categories": categories, "annotations": annotations}
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-    look = look_at(content, "instances_train2017.json")
+    summary = summarize(content, "instances_train2017.json")
     assert time.perf_counter() - start < 20
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2 * 2**20  # KiB
-    assert not look.faults
-    assert sum(look.instances.values()) == 860_001
+    assert not summary.faults
+    assert sum(summary.instances.values()) == 860_001
     assert "annotation/s" in capsys.readouterr().err

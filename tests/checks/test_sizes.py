@@ -10,7 +10,7 @@ from mmcv.transforms import LoadImageFromFile
 from mmengine.registry import DefaultScope
 from PIL import Image
 
-from ltm_mm.checks.coco import looking
+from ltm_mm.checks.coco import inspect_coco_files
 from ltm_mm.checks.instances import check_sizes
 from ltm_mm.checks.labels import check_labels
 from ltm_mm.checks.reading import ReadGuard, guard
@@ -76,14 +76,14 @@ def detection(root: Path, options: dict, size: tuple[int, int]) -> object:
         "annotations": [{**annotation, "iscrowd": 0}],
     }
     (root / "a.json").write_text(json.dumps(content))
-    with DefaultScope.overwrite_default_scope("mmdet"), looking() as looks:
+    with DefaultScope.overwrite_default_scope("mmdet"), inspect_coco_files() as summaries:
         dataset = CocoDataset(
             ann_file=str(root / "a.json"),
             data_prefix=dict(img=str(root)),
             metainfo=dict(classes=("a",)),
             pipeline=[dict(type="LoadImageFromFile", **options)],
         )
-    dataset.look = looks[str(root / "a.json")]
+    dataset.summary = summaries[str(root / "a.json")]
     return dataset
 
 
@@ -95,14 +95,14 @@ def test_boxes_of_a_turned_photo(
     photo(tmp_path / "photo.jpg", 6)
     dataset = detection(tmp_path, options, size)
     if (size == SHOWN) == turns:
-        check_sizes(dataset, "d", dataset.look)
+        check_sizes(dataset, "d", dataset.summary)
         guard(dataset, skip=True)
         assert dataset[0] is not None
         return
     other = "color_ignore_orientation" if turns else "color"
     of = "stored" if turns else "shown"
     with pytest.raises(UserError) as caught:
-        check_sizes(dataset, "d", dataset.look)
+        check_sizes(dataset, "d", dataset.summary)
     assert f"image 1 is of {size[0]} x {size[1]} pixels (height x width) there" in str(caught.value)
     assert f"set d.pipeline.0.color_type='{other}'" in str(caught.value)
     assert f"annotations are of the picture as it is {of})" in str(caught.value)

@@ -10,7 +10,7 @@ import pytest
 
 import ltm_mm.compat
 
-SERVED = (
+SUPPORTED = (
     "deform_conv",
     "focal_loss",
     "modulated_deform_conv",
@@ -33,7 +33,7 @@ def use_stand_in(patch: pytest.MonkeyPatch) -> ModuleType:
     """Let the served op modules of mmcv call the fallback until the patch is undone."""
     stand_in = load_stand_in()
     importlib.import_module("mmcv.ops")
-    for name in SERVED:  # by sys.modules: mmcv.ops.nms is the function
+    for name in SUPPORTED:  # by sys.modules: mmcv.ops.nms is the function
         patch.setattr(sys.modules[f"mmcv.ops.{name}"], "ext_module", stand_in)
     return stand_in
 

@@ -1,4 +1,4 @@
-"""The exchange of backbones in configs."""
+"""The conversion of backbones in configs."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def config(backbone: dict, scope: str = "mmdet") -> Config:
         ({"type": "SwinTransformer", "_scope_": "mmseg"}, "mmengine"),
     ],
 )
-def test_swin_is_exchanged_and_all_else_kept(backbone: dict, scope: str) -> None:
+def test_swin_is_converted_and_all_else_kept(backbone: dict, scope: str) -> None:
     backbone = {
         **backbone,
         "embed_dims": 128,
@@ -194,7 +194,7 @@ def test_parse_keep_refuses(text: str) -> None:
         "mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py",
     ],
 )
-def test_installed_config_builds_after_the_exchange(source: str) -> None:
+def test_installed_config_builds_after_the_conversion(source: str) -> None:
     cfg = load_config(source, {"model.backbone.embed_dims": 24})
     use_ltm(cfg, "balanced")
     backbone = MODELS.build(cfg.model.backbone)

@@ -481,11 +481,11 @@ def test_full_disk_names_the_file(
 def test_arguments_that_are_swapped(
     capsys: pytest.CaptureFixture, tmp_path: Path, call: Callable[[dict], object], expected: str
 ) -> None:
-    places = {suffix: str(tmp_path / f"a.{suffix}") for suffix in ("py", "pth", "jpg")}
-    for file in places.values():
+    paths = {suffix: str(tmp_path / f"a.{suffix}") for suffix in ("py", "pth", "jpg")}
+    for file in paths.values():
         Path(file).touch()
-    places["work"] = str(tmp_path / "work")
-    assert expected.format(**places) in line_of(capsys, lambda: call(places))
+    paths["work"] = str(tmp_path / "work")
+    assert expected.format(**paths) in line_of(capsys, lambda: call(paths))
 
 
 def test_batch_normalisation_of_one_image(capsys: pytest.CaptureFixture) -> None:

@@ -139,7 +139,7 @@ def test_place_tokens_are_members_of_their_groups(family: str) -> None:
         assert found.shape == merge.merged.shape
         tokens, groups = merge.tokens.flatten(1, -2), merge.groups()
         if merge.tokens.dim() == 3:  # merged tokens of the merge before
-            groups = merge.mask.owner
+            groups = merge.mask.group_index
         for b, m in ((b, m) for b, own in enumerate(groups) for m in own.unique().tolist()):
             members = tokens[b][groups[b].flatten() == m]
             assert (members == found[b, m]).all(-1).any()
@@ -162,8 +162,10 @@ def test_labels_of_several_grids(grids: int) -> None:
     """MobileViT merges four grids of an image: all have this image's ground truth."""
     images = torch.arange(3)
     tokens = images.repeat_interleave(grids).float().view(-1, 1, 1).expand(-1, 16, 1)
-    owner = (torch.arange(16) // 4).expand(3 * grids, -1)
-    mask = Groups(owner, torch.arange(0, 16, 4).expand(3 * grids, -1), torch.full((1, 4), 4.0))
+    group_index = (torch.arange(16) // 4).expand(3 * grids, -1)
+    mask = Groups(
+        group_index, torch.arange(0, 16, 4).expand(3 * grids, -1), torch.full((1, 4), 4.0)
+    )
     merge = ChainMerge(tokens, mask.merge(tokens), mask, (4, 4))
     pixels = images.view(3, 1, 1).expand(3, 32, 32)
     labels = merged_labels(merge, grid_counts(merge, pixels, 4))

@@ -282,10 +282,10 @@ def test_what_is_in_the_way(
     (tmp_path / "folder" / "x.pkl").mkdir(parents=True)
     file = tmp_path / "any.pth"
     file.touch()
-    places = {"folder": str(tmp_path / "folder"), "file": str(file)}
+    paths = {"folder": str(tmp_path / "folder"), "file": str(file)}
     given = {"config": SHAPES_CONFIG, "checkpoint": str(file), "work_dir": str(tmp_path / "work")}
-    given |= {key: value.format(**places) for key, value in arguments.items()}
-    assert expected.format(**places) in line_of(capsys, lambda: evaluate(**given))
+    given |= {key: value.format(**paths) for key, value in arguments.items()}
+    assert expected.format(**paths) in line_of(capsys, lambda: evaluate(**given))
 
 
 def test_a_folder_to_resume_from(tmp_path: Path) -> None:

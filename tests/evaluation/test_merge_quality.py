@@ -72,8 +72,8 @@ def test_pooling_is_a_regular_grid() -> None:
 def test_pooling_keeps_to_windows_and_their_parts(keep: int) -> None:
     """As many groups as the mask has, none across a window's or a shifted window's part."""
     for merge in merges_of(swin(keep, 7), (56, 84)):  # 14 x 21 tokens
-        found, owner = pooling_groups(merge)[0], merge.groups()[0]
-        assert len(found.unique()) == len(owner.unique()) == keep * 6
+        found, group_index = pooling_groups(merge)[0], merge.groups()[0]
+        assert len(found.unique()) == len(group_index.unique()) == keep * 6
         windows = merge.windows.cut(torch.arange(14 * 21).view(1, 14, 21, 1))[0, ..., 0]  # (n, N)
         for group in found.unique():
             members = found == group

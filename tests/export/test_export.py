@@ -61,7 +61,7 @@ def test_a_file_is_held_to_what_the_model_is_to_itself():
 
     (difference,) = compare(_Chaos(), rounded, [(40, 50)], (1,))
     assert difference.largest > 0.5
-    assert difference.own.largest > 0.5
+    assert difference.of_model.largest > 0.5
     assert difference.equal
     assert "the model from itself" in str(difference)
 
@@ -71,19 +71,19 @@ def test_a_file_is_held_to_what_the_model_is_to_itself():
 
     (difference,) = compare(nn.ReLU(), tie, [(40, 50)], (1,))
     assert difference.largest > 1e-2
-    assert difference.own.largest < 1e-5
+    assert difference.of_model.largest < 1e-5
     assert difference.of_file.largest > 1e-2
     assert difference.equal
     assert "the file from itself" in str(difference)
     (difference,) = compare(nn.ReLU(), lambda x: x.relu() * 1.001, [(40, 50)], (1,))
     assert not difference.equal
-    assert difference.own.largest < 1e-5
+    assert difference.of_model.largest < 1e-5
     assert difference.of_file.largest < 1e-5
     (difference,) = compare(nn.ReLU(), lambda x: x.relu() * torch.nan, [(40, 50)], (1,))
     assert not difference.equal
     (difference,) = compare(nn.ReLU(), torch.relu, [(40, 50)], (1,))
     assert difference.equal
-    assert difference.own is None
+    assert difference.of_model is None
 
 
 @pytest.mark.slow

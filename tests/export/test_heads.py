@@ -10,7 +10,7 @@ from ltm_mm.export import whole_model
 from ltm_mm.export.check import _detections
 from ltm_mm.export.evaluate import FileDetector
 from ltm_mm.export.files import ExportedFile
-from ltm_mm.export.reference import Found, predict, unpack
+from ltm_mm.export.reference import ImageDetections, predict, unpack
 from tests.export import tiny
 
 SIZE = (97, 131)  # neither is whole steps of 32
@@ -24,7 +24,7 @@ def test_detectors_find_what_mmdet_finds(name):
     images = torch.randn(2, 3, *SIZE)
     own = predict(whole, images)
     with torch.no_grad():
-        found = unpack(whole(images), whole.about, SIZE)
+        found = unpack(whole(images), whole.metadata, SIZE)
     assert all(len(x.boxes) >= 10 for x in own)
     difference = _detections(own, found, SIZE)
     assert difference.lost == 0
@@ -49,14 +49,14 @@ def test_an_evaluated_file_finds_what_mmdet_finds_in_the_original_image(
         ))
         for _ in range(2)
     ]  # fmt: skip
-    file = ExportedFile(torch.no_grad()(whole), whole.about, "none")
+    file = ExportedFile(torch.no_grad()(whole), whole.metadata, "none")
     monkeypatch.setattr("ltm_mm.export.evaluate._opened", lambda *_: file)
     detector = FileDetector("a.onnx", dict(type="mmdet.DetDataPreprocessor"))
     with torch.no_grad():
         model.predict(image, samples[:1], rescale=True)
     detector(image, samples[1:], mode="predict")
     own, found = (
-        Found(x.bboxes, x.scores, x.labels, x.get("masks"))
+        ImageDetections(x.bboxes, x.scores, x.labels, x.get("masks"))
         for x in (sample.pred_instances for sample in samples)
     )
     difference = _detections([own], [found], original)
@@ -98,7 +98,7 @@ def test_nothing_found():
     with torch.no_grad():
         outputs = whole(torch.randn(1, 3, *SIZE))
     assert (outputs[2] == -1).all()
-    (found,) = unpack(outputs, whole.about, SIZE)
+    (found,) = unpack(outputs, whole.metadata, SIZE)
     assert found.masks.shape == (0, *SIZE)
 
 

@@ -89,7 +89,7 @@ def test_a_file_is_the_model(suffix, tmp_path):
     (out,) = file.run(x)
     with torch.no_grad():
         assert_close(out, model(x), rtol=1e-4, atol=1e-5)
-    assert file.about["outputs"] == ["output"]
+    assert file.metadata["outputs"] == ["output"]
 
 
 class _Outputs(nn.Module):
@@ -111,7 +111,7 @@ def test_sizes_and_outputs_of_a_backbone(tmp_path):
     found = ltm_mm.export(features, torch.zeros(1, 3, 72, 90), path, dynamic_size=True)
     assert len({d.size for d in found}) == 4
     file = open_file(path)
-    assert file.about["outputs"] == ["logits", "maps0", "maps1"]
+    assert file.metadata["outputs"] == ["logits", "maps0", "maps1"]
     x = torch.randn(1, 3, 130, 51)
     with torch.no_grad():
         expected = features(x)
@@ -122,7 +122,7 @@ def test_sizes_and_outputs_of_a_backbone(tmp_path):
 
 
 def test_a_file_that_differs_is_refused(monkeypatch, tmp_path):
-    worse = Difference(1, SIZE, 0.5, own=Difference(1, SIZE, 0.1))
+    worse = Difference(1, SIZE, 0.5, of_model=Difference(1, SIZE, 0.1))
     monkeypatch.setattr("ltm_mm.export.network.compare", lambda *_, **__: [worse])
     with pytest.raises(UserError, match="differs from the model by more than rounding at batch 1"):
         ltm_mm.export(nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 40, 40), tmp_path / "a.pt2")

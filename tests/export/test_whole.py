@@ -19,11 +19,11 @@ from ltm_mm.engine import evaluate, load_config
 from ltm_mm.engine.photos import class_names
 from ltm_mm.errors import UserError
 from ltm_mm.export import compare, export_program, open_file, save_onnx, save_program, whole_model
-from ltm_mm.export.about import describe
 from ltm_mm.export.calibration import images
 from ltm_mm.export.evaluate import use_file
 from ltm_mm.export.files import import_openvino
 from ltm_mm.export.heads import SUPPORTED, WholeModel
+from ltm_mm.export.metadata import describe
 from ltm_mm.export.reference import paste
 from tests.export import tiny
 
@@ -77,9 +77,9 @@ def test_files_are_the_model(name, keep, format, tmp_path_factory):
     found = list(compare(whole, open_file(path).run, [TRACED, *OTHERS], batches=(1, 2)))
     assert len(found) == 8
     for difference in found:
-        assert difference.own is None, difference  # not only as near as the model is to itself
+        assert difference.of_model is None, difference  # not only as near as the model is to itself
         assert difference.lost == 0
-        assert difference.found is None or difference.found > 5
+        assert difference.detections is None or difference.detections > 5
 
 
 class Boxes(nn.Module):
@@ -111,19 +111,19 @@ def fixed(tmp_path):
     preprocessor.data_preprocessor.mean = torch.tensor([1.0, 2, 3])
     preprocessor.data_preprocessor.std = torch.ones(3)
     preprocessor.data_preprocessor._channel_conversion = True
-    about = describe(cfg, preprocessor, outputs, extra, "none")
-    save_onnx(export_program(Boxes(), TRACED), tmp_path / "fixed.onnx", outputs, about)
+    metadata = describe(cfg, preprocessor, outputs, extra, "none")
+    save_onnx(export_program(Boxes(), TRACED), tmp_path / "fixed.onnx", outputs, metadata)
     return tmp_path / "fixed.onnx"
 
 
 def test_a_file_says_how_to_run_it(fixed):
-    about = open_file(fixed).about
-    assert about["task"] == "instance segmentation"
-    assert about["classes"] == ["circle", "square", "triangle", "star", "ring", "cross"]
-    assert about["channels"] == "RGB"
-    assert about["mean"] == [1, 2, 3]
-    assert about["resize"] == {"scale": [160, 160], "keep_ratio": True}
-    assert about["config"] == "ltm_swin_maskrcnn_shapes.py"
+    metadata = open_file(fixed).metadata
+    assert metadata["task"] == "instance segmentation"
+    assert metadata["classes"] == ["circle", "square", "triangle", "star", "ring", "cross"]
+    assert metadata["channels"] == "RGB"
+    assert metadata["mean"] == [1, 2, 3]
+    assert metadata["resize"] == {"scale": [160, 160], "keep_ratio": True}
+    assert metadata["config"] == "ltm_swin_maskrcnn_shapes.py"
 
 
 def test_the_script_of_the_docs_draws(fixed, tmp_path):
@@ -167,8 +167,8 @@ def test_a_file_is_evaluated_as_a_checkpoint_is(fixed, shapes, tmp_path, capsys)
 
 def test_images_that_are_too_small_for_a_file_are_named(shapes, tmp_path):
     """DINO and others need more pixels than other detectors."""
-    about = {"made_by": '"x"', "task": '"detection"', "smallest": "200"}
-    save_program(export_program(Boxes(), TRACED), tmp_path / "a.pt2", about)
+    metadata = {"made_by": '"x"', "task": '"detection"', "smallest": "200"}
+    save_program(export_program(Boxes(), TRACED), tmp_path / "a.pt2", metadata)
     with pytest.raises(UserError, match="200 x 200 pixels and more, got 160 x 160: resize them"):
         evaluate(CONFIG, str(tmp_path / "a.pt2"), str(tmp_path / "w"), cfg_options=shapes)
 
@@ -263,10 +263,10 @@ def test_other_programs_are_named(tmp_path, caplog):
 
 
 def test_program_files_keep_what_they_say(tmp_path):
-    about = {"made_by": json.dumps("ltm_mm"), "smallest": "33"}
-    save_program(export_program(Boxes(), TRACED), tmp_path / "a.pt2", about)
+    metadata = {"made_by": json.dumps("ltm_mm"), "smallest": "33"}
+    save_program(export_program(Boxes(), TRACED), tmp_path / "a.pt2", metadata)
     file = open_file(tmp_path / "a.pt2")
-    assert file.about == {"made_by": "ltm_mm", "smallest": 33}
+    assert file.metadata == {"made_by": "ltm_mm", "smallest": 33}
     assert file.run(torch.zeros(2, 3, 40, 50))[0].shape == (2, 3, 4)
     with pytest.raises(UserError, match="takes images of 33 x 33 pixels and more, got 32 x 50"):
         file.run(torch.zeros(1, 3, 32, 50))
@@ -276,13 +276,13 @@ def test_masks_over_the_image_are_brought_to_its_size():
     """Logits of the padded image, of which a part is none of the image."""
     masks = torch.full((1, 8, 8), -1.0)
     masks[:, :4, 2:] = 1
-    about = {"masks": "image", "pad_divisor": 32}
-    (found,) = paste(masks, torch.zeros(1, 4), about, (32, 20))
+    metadata = {"masks": "image", "pad_divisor": 32}
+    (found,) = paste(masks, torch.zeros(1, 4), metadata, (32, 20))
     assert found.shape == (32, 20)
     assert found[:15, 9:].all()
     assert not found[18:].any()
     assert not found[:, :6].any()
-    (larger,) = paste(masks, torch.zeros(1, 4), about, (32, 20), (64, 40))
+    (larger,) = paste(masks, torch.zeros(1, 4), metadata, (32, 20), (64, 40))
     assert larger.shape == (64, 40)
     assert larger[:30, 18:].all()
 

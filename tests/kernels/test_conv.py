@@ -67,7 +67,7 @@ def test_hooks_are_called():
         assert_close(ConvNormAct(block).eval()(x), block(x), rtol=0, atol=0)
 
 
-def test_all_of_timms_are_exchanged():
+def test_all_of_timms_are_replaced():
     model = nn.Sequential(layers(), nn.ModuleDict({"a": layers()}))
     keys = list(model.state_dict())
     fold_convs(fold_convs(model))

@@ -126,9 +126,9 @@ def test_padding_is_read_by_nobody():
     filled = torch.where(mass.unsqueeze(-1) > 0, tokens, 1e3 * torch.randn_like(tokens))
     assert_close(mask.merge(filled), mask.merge(tokens))
     assert_close(mask.merge(filled), mask.masks()[0].mT @ filled)
-    owner = mask.owner[0].gather(1, mask.roots[0])
-    assert_close(owner, torch.arange(16).expand(4, -1))
-    mixed = [(mass[0, n] == 0)[mask.owner[0, n] == k] for n in range(4) for k in range(16)]
+    group_index = mask.group_index[0].gather(1, mask.roots[0])
+    assert_close(group_index, torch.arange(16).expand(4, -1))
+    mixed = [(mass[0, n] == 0)[mask.group_index[0, n] == k] for n in range(4) for k in range(16)]
     assert all(group.all() or not group.any() for group in mixed)
 
 

@@ -270,10 +270,10 @@ def test_half_precision_stays_finite_and_near(dtype):
 def test_merged_tokens_stay_in_their_places():
     """With the prior alone, a merged token is made of what is around its place on the grid."""
     axis = (torch.arange(28.0) + 0.5) / 28
-    places = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).unsqueeze(0)
+    positions = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).unsqueeze(0)
     module = GridMerger(7, 5)
     nn.init.constant_(module.mask.log_scale, -torch.inf)
-    windows = to_windows(places, 7)
+    windows = to_windows(positions, 7)
     mask = module.mask(windows, None, None)
     found = mask.merged.view(4, 4, 5, 5, 2).transpose(1, 2).reshape(20, 20, 2)
     axis = (torch.arange(20.0) + 0.5) / 20

@@ -6,7 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from ltm_mm.merging import MASKS, Match, Soft, WeightedMatch, build_mask
-from ltm_mm.merging.masks import prior_places, triangular_prior, window_order
+from ltm_mm.merging.masks import prior_centers, triangular_prior, window_order
 from ltm_mm.ops import ShiftedWindows, window_regions
 
 GRIDS = [(14, 21), (23, 31), (7, 7), (8, 3), (1, 1), (30, 15)]
@@ -67,8 +67,8 @@ def test_padding_merges_with_padding_first():
     """Windows of 7 real tokens of 49: 42 of padding are enough to merge 24 pairs of."""
     tokens, mass, shift_index = windows_of(7, 8, 7, 0)
     mask = Match(7, 25)(tokens, mass, shift_index)
-    padded = mask.owner[:, 1, :].unflatten(1, (7, 7))[:, :, 1:].flatten(1)
-    real = mask.owner[:, 1].unflatten(1, (7, 7))[:, :, 0]
+    padded = mask.group_index[:, 1, :].unflatten(1, (7, 7))[:, :, 1:].flatten(1)
+    real = mask.group_index[:, 1].unflatten(1, (7, 7))[:, :, 0]
     for b in range(2):
         assert not set(padded[b].tolist()) & set(real[b].tolist())
         assert len(set(real[b].tolist())) == 7  # no two real ones share a group
@@ -83,10 +83,12 @@ def test_like_tokens_share_a_group_and_unlike_ones_do_not():
     other = torch.randn(2, 3, 1, 16)
     left = torch.arange(49) % 7 < 3
     tokens = torch.where(left[:, None], tokens, other + 0.01 * torch.randn(2, 3, 49, 16))
-    owner = Match(7, 12)(tokens, None, None).owner
+    group_index = Match(7, 12)(tokens, None, None).group_index
     for b in range(2):
         for n in range(3):
-            assert not set(owner[b, n, left].tolist()) & set(owner[b, n, ~left].tolist())
+            assert not set(group_index[b, n, left].tolist()) & set(
+                group_index[b, n, ~left].tolist()
+            )
 
 
 def test_window_order_takes_one_part_after_the_other():
@@ -103,11 +105,11 @@ def test_window_order_takes_one_part_after_the_other():
 def test_soft_masks_start_at_the_prior_and_learn(window, keep, shift):
     tokens, mass, shift_index = windows_of(17, 23, window, shift)
     module = Soft(window, keep, shift)
-    places = prior_places(window, keep, shift)
-    assert places.shape == (keep, 2)
-    assert ((places > 0) & (places < window)).all()
-    assert len({tuple(p) for p in places.tolist()}) == keep
-    assert_close(module.prior, triangular_prior(window, places))
+    centers = prior_centers(window, keep, shift)
+    assert centers.shape == (keep, 2)
+    assert ((centers > 0) & (centers < window)).all()
+    assert len({tuple(p) for p in centers.tolist()}) == keep
+    assert_close(module.prior, triangular_prior(window, centers))
     mask = module(tokens.requires_grad_(), mass, shift_index)
     (mask.merge(tokens).square().sum() + (mask.u * torch.rand_like(mask.u)).sum()).backward()
     for name, parameter in module.named_parameters():
@@ -118,11 +120,11 @@ def test_soft_masks_start_at_the_prior_and_learn(window, keep, shift):
     assert_close((module.start_scale * module.log_scale.exp()).item(), 64 * torch.e)
 
 
-def test_a_square_number_of_soft_places_is_a_regular_grid():
-    places = prior_places(7, 25).view(5, 5, 2)
+def test_a_square_number_of_soft_centers_is_a_regular_grid():
+    centers = prior_centers(7, 25).view(5, 5, 2)
     line = (torch.arange(5) + 0.5) * 7 / 5
-    assert_close(places[..., 0], line[:, None].expand(5, 5))
-    assert_close(places[..., 1], line[None, :].expand(5, 5))
+    assert_close(centers[..., 0], line[:, None].expand(5, 5))
+    assert_close(centers[..., 1], line[None, :].expand(5, 5))
 
 
 def test_no_gradient_through_what_is_compared():
@@ -172,7 +174,7 @@ def test_weights_within_a_group_learn_from_the_mean():
     assert_close(weighted(tokens, None, None).merge(tokens), mean(tokens, None, None).merged)
     nn.init.normal_(weighted.weight)
     mask = weighted(tokens.requires_grad_(), None, None)
-    group = mask.owner[0, 1] == 3
+    group = mask.group_index[0, 1] == 3
     logits = nn.functional.layer_norm(tokens[0, 1, group], (8,)) @ weighted.weight
     expected = (logits.clamp(-4, 4).softmax(0)[:, None] * tokens[0, 1, group]).sum(0)
     assert_close(mask.merge(tokens)[0, 1, 3], expected)

@@ -74,7 +74,7 @@ def same_groups(device: str = "cpu") -> Iterator[Callable[[], None]]:
 def _moved(matched: Matched, device: str) -> Matched:
     """Groups without their sums, on a device."""
     return Matched(
-        matched.owner.to(device),
+        matched.group_index.to(device),
         matched.roots.to(device),
         matched.sizes.to(device),
         None,
@@ -86,11 +86,11 @@ def match_by_place(tokens: Tensor, schedule: Sequence[int], *_: object, **__: ob
     """Groups of neighbours, whatever they are like: what area pooling would merge."""
     count = tokens.shape[-2]
     keep = count - sum(schedule)
-    owner = torch.arange(count) * keep // count
+    group_index = torch.arange(count) * keep // count
     roots = torch.arange(keep) * count // keep
-    sizes = owner.bincount(minlength=keep).to(tokens)
+    sizes = group_index.bincount(minlength=keep).to(tokens)
     lead = tokens.shape[:-2]
-    return Matched(*(t.expand(*lead, -1) for t in (owner, roots, sizes)), None)
+    return Matched(*(t.expand(*lead, -1) for t in (group_index, roots, sizes)), None)
 
 
 class BackboneContract:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from ltm_mm.layers.exchange import give_back
+from ltm_mm.layers.swap_class import restore_class
 from ltm_mm.merging import record_merges
 from ltm_mm.merging.grid import GridMerge
 from ltm_mm.models import LTMEfficientViT
@@ -174,7 +174,7 @@ def test_a_stage_merges_in_place_and_is_given_back_as_it_was():
         assert (stage(x) - before).abs().max() > 1e-4
     assert {id(m) for m in modules} < {id(m) for m in stage.modules()}
     for module in list(stage.modules()):
-        give_back(module)
+        restore_class(module)
     with torch.no_grad():
         assert_close(stage(x), before, rtol=0, atol=0)
     assert list(stage.state_dict()) == names

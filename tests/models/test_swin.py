@@ -172,12 +172,12 @@ def slow_block(block: nn.Module, x: Tensor) -> Tensor:
         part = ((i >= rows * w)[:, None] * 2 + (k >= cols * w)[None, :]).flatten()
         i, k = (i % (rows * w))[:, None], (k % (cols * w))[None, :]
         real = ((i < height) & (k < width)).flatten()
-        places = (i.clamp(max=height - 1) * width + k.clamp(max=width - 1)).flatten()
-        z = x.flatten(0, 1)[places] * real[:, None]
+        token_ids = (i.clamp(max=height - 1) * width + k.clamp(max=width - 1)).flatten()
+        z = x.flatten(0, 1)[token_ids] * real[:, None]
         kind = None if shift_index is None else shift_index[n : n + 1]
         mask = block.merge(z[None, None], real.float()[None, None], kind)
-        owner, roots = mask.owner[0, 0], mask.roots[0, 0]
-        u = nn.functional.one_hot(owner, len(roots)).float()
+        group_index, roots = mask.group_index[0, 0], mask.roots[0, 0]
+        u = nn.functional.one_hot(group_index, len(roots)).float()
         merged = (u * real[:, None]).T @ z / (u.T @ real.float()).clamp(min=1)[:, None]
         normed = block.norm1(merged) * (u.T @ real.float() > 0)[:, None]
         q, k, v = attn.qkv(normed).view(len(roots), 3, heads, -1).permute(1, 2, 0, 3)
@@ -187,8 +187,8 @@ def slow_block(block: nn.Module, x: Tensor) -> Tensor:
         logits = logits.masked_fill(part[roots][:, None] != part[roots][None, :], -torch.inf)
         after = merged + attn.proj((logits.softmax(-1) @ v).transpose(0, 1).reshape(-1, dim))
         after = after + block.ffn(block.norm2(after))
-        back = (after - merged)[owner][real]
-        y.view(-1, dim)[places[real]] += back
+        back = (after - merged)[group_index][real]
+        y.view(-1, dim)[token_ids[real]] += back
     return y
 
 

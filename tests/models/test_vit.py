@@ -230,16 +230,16 @@ def slow_blocks(blocks: nn.ModuleList, x: Tensor, counts: list[int], prefix: int
         x = x + attn.proj(out.transpose(0, 1).flatten(1))
         if count < len(sizes):
             tokens = x[prefix:]
-            owner = match(tokens[None], rounds(len(sizes), count), sizes[None]).owner[0]
-            member = nn.functional.one_hot(owner, count).to(x)  # (M, P)
+            group_index = match(tokens[None], rounds(len(sizes), count), sizes[None]).group_index[0]
+            member = nn.functional.one_hot(group_index, count).to(x)  # (M, P)
             total = member.T @ sizes
             merged = member.T @ (tokens * sizes[:, None]) / total[:, None]
-            merges.append((tokens, merged, owner))
+            merges.append((tokens, merged, group_index))
             x, sizes = torch.cat((x[:prefix], merged)), total
         x = x + block.mlp(block.norm2(x))
         grid = x[prefix:]
-        for tokens, merged, owner in reversed(merges):
-            grid = tokens + (grid - merged)[owner]
+        for tokens, merged, group_index in reversed(merges):
+            grid = tokens + (grid - merged)[group_index]
         maps.append(torch.cat((x[:prefix], grid)))
     return maps
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from ltm_mm.ops import pair_places, relative_position_index
+from ltm_mm.ops import pair_offsets, relative_position_index
 
 WINDOWS = [1, 2, 5, 7]
 
@@ -20,9 +20,9 @@ def test_index_names_the_offset(window):
 
 
 @pytest.mark.parametrize("window", WINDOWS)
-def test_differences_of_places_tell_the_row(window):
-    places, rows = pair_places(window), (2 * window - 1) ** 2
-    assert places.shape == (window**2,)
-    index = places[:, None] - places[None, :] + rows // 2
+def test_differences_of_offsets_tell_the_row(window):
+    offsets, rows = pair_offsets(window), (2 * window - 1) ** 2
+    assert offsets.shape == (window**2,)
+    index = offsets[:, None] - offsets[None, :] + rows // 2
     assert_close(index, relative_position_index(window), rtol=0, atol=0)
     assert_close(index.unique(), torch.arange(rows), rtol=0, atol=0)  # every row is read

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ltm_mm.analysis.benchmark.report import Row
+from ltm_mm.analysis.benchmark.report import BenchmarkRow
 from ltm_mm.analysis.fidelity import report as fidelity
 from ltm_mm.datasets import SHAPES
 from ltm_mm.engine.commands import note_command, read_commands
@@ -105,10 +105,10 @@ def test_page_of_two_runs(copy: Copy, work_dir: Path, tmp_path: Path) -> None:
     other = copy("other<run>")
     test = max(p for p in other.glob("*/*.json") if p.stem == p.parent.name)
     test.write_text(json.dumps({"coco/bbox_mAP": 0.512, "coco/bbox_mAP_s": 0.25}))
-    rows = [Row("plain", 1, 10**6, {"rest": 10**9}, [0.2, 0.3], {}, 2**20)]
-    rows += [Row("balanced", 1, 10**6, {"rest": 10**8}, [0.1, 0.15], {}, 2**20)]
-    about = dict(cpu="a CPU", gpu=None, threads=2, torch="2.x")
-    found = dict(machine=about, settings=dict(size=[64, 96], device="cpu"))
+    rows = [BenchmarkRow("plain", 1, 10**6, {"rest": 10**9}, [0.2, 0.3], {}, 2**20)]
+    rows += [BenchmarkRow("balanced", 1, 10**6, {"rest": 10**8}, [0.1, 0.15], {}, 2**20)]
+    metadata = dict(cpu="a CPU", gpu=None, threads=2, torch="2.x")
+    found = dict(machine=metadata, settings=dict(size=[64, 96], device="cpu"))
     (other / "b.json").write_text(json.dumps({**found, "rows": [asdict(row) for row in rows]}))
     (other / "commands.jsonl").write_text(
         '{"line": "python tools/train.py a.py", "time": "", "version": "0.1.0"}\nhalf a li'
@@ -127,9 +127,11 @@ def test_page_of_two_runs(copy: Copy, work_dir: Path, tmp_path: Path) -> None:
 def test_page_shows_what_was_learned(copy: Copy, tmp_path: Path) -> None:
     folder, out = copy(), str(tmp_path / "page.html")
     rows = [
-        fidelity.Row("plain", "plain", "", 10**9, [], [0.0], {"objects": 1.0}),
-        fidelity.Row("fast", "plan", "fast", 10**9, [], [0.08], {"objects": 0.9}),
-        fidelity.Row("fast, learned", "learned", "fast", 10**9, [], [0.05], {"objects": 0.95}),
+        fidelity.FidelityRow("plain", "plain", "", 10**9, [], [0.0], {"objects": 1.0}),
+        fidelity.FidelityRow("fast", "plan", "fast", 10**9, [], [0.08], {"objects": 0.9}),
+        fidelity.FidelityRow(
+            "fast, learned", "learned", "fast", 10**9, [], [0.05], {"objects": 0.95}
+        ),
     ]
     fidelity.Fidelity(rows, {}).save(folder / "learned")
     page = write_report([str(folder)], out, num_images=0).read_text()

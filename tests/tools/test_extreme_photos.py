@@ -42,7 +42,7 @@ def test_a_folder_is_drawn_to_its_end(
             raise IndexError("of some library")
         return draw(image)
 
-    monkeypatch.setattr("ltm_mm.visualization.artist.detailed_points", fail)
+    monkeypatch.setattr("ltm_mm.visualization.merge_visualizer.detailed_points", fail)
     out = tmp_path / "out"
     with pytest.raises(UserError, match="3 of 8 images were left out, see above"):
         visualize(CONFIG, str(tmp_path / "photos"), out_dir=str(out), blocks=[-1], dpi=10)

@@ -132,10 +132,10 @@ def test_outputs_are_looked_at_first(
 ) -> None:
     for builder in ("analysis.benchmark.run.build_models", "export.run.model_builder"):
         monkeypatch.setattr(f"ltm_mm.{builder}", lambda *_, **__: pytest.fail("built"))
-    places = {"file": str(tmp_path / "file"), "folder": str(photos)}
-    Path(places["file"]).touch()
-    line = line_of(capsys, lambda: call(*places.values()))
-    assert expected.format(**places) in line
+    paths = {"file": str(tmp_path / "file"), "folder": str(photos)}
+    Path(paths["file"]).touch()
+    line = line_of(capsys, lambda: call(*paths.values()))
+    assert expected.format(**paths) in line
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -16,7 +16,7 @@ from ltm_mm.engine import load_config
 from ltm_mm.engine.build import plain_twin
 from ltm_mm.engine.photos import find_images, pipeline_of
 from ltm_mm.errors import UserError, clean_errors
-from ltm_mm.visualization import Artist, build_pair, visualize
+from ltm_mm.visualization import MergeVisualizer, build_pair, visualize
 from tests.conftest import ROOT
 
 DETECTOR = str(ROOT / "configs" / "ltm_swin_maskrcnn_shapes.py")
@@ -43,12 +43,12 @@ def photo(height: int = 67, width: int = 90) -> Image.Image:
 
 
 @pytest.fixture(scope="module")
-def artist() -> Iterator[Artist]:
+def visualizer() -> Iterator[MergeVisualizer]:
     """Draws with a tiny detector."""
     cfg = load_config(DETECTOR, {**SIZES, "model.backbone.keep": 25})
     pair = build_pair(cfg, None, False, "cpu", 0)
     with DefaultScope.overwrite_default_scope("mmdet"):
-        yield Artist(pair.merged, pair.plain, pipeline_of(cfg), pair.classes, pair.caption)
+        yield MergeVisualizer(pair.merged, pair.plain, pipeline_of(cfg), pair.classes, pair.caption)
 
 
 @pytest.mark.parametrize(
@@ -86,11 +86,11 @@ def test_end_to_end(
             assert np.asarray(picture).std() > 0
 
 
-def test_merge_map_of_a_photo_follows_it(artist: Artist, tmp_path: Path) -> None:
+def test_merge_map_of_a_photo_follows_it(visualizer: MergeVisualizer, tmp_path: Path) -> None:
     """The drawn map, averaged over all pixels, has the photo's own colours: none is lost."""
     photo(133, 207).save(tmp_path / "photo.png")
-    image, data = artist.read(tmp_path / "photo.png")
-    scene = artist.scene(image, data)
+    image, data = visualizer.read(tmp_path / "photo.png")
+    scene = visualizer.scene(image, data)
     assert scene.view.image == (133, 207)
     from ltm_mm.visualization import draw_merge_map
 
@@ -101,7 +101,7 @@ def test_merge_map_of_a_photo_follows_it(artist: Artist, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("kind", ["grey", "grey with alpha", "alpha", "palette", "16 bit"])
-def test_kinds_of_images(artist: Artist, tmp_path: Path, kind: str) -> None:
+def test_kinds_of_images(visualizer: MergeVisualizer, tmp_path: Path, kind: str) -> None:
     picture = photo()
     expected = np.asarray(picture)
     if kind in ("grey", "grey with alpha"):
@@ -117,20 +117,20 @@ def test_kinds_of_images(artist: Artist, tmp_path: Path, kind: str) -> None:
         picture = Image.fromarray(grey.astype(np.uint16) * 257)
         expected = grey[..., None].repeat(3, -1)
     picture.save(tmp_path / "photo.png")
-    image, data = artist.read(tmp_path / "photo.png")
+    image, data = visualizer.read(tmp_path / "photo.png")
     np.testing.assert_array_equal(image, expected)
-    assert len(artist.scene(image, data).blocks) == 3
+    assert len(visualizer.scene(image, data).blocks) == 3
 
 
-def test_photo_turned_by_its_exif_tag(artist: Artist, tmp_path: Path) -> None:
+def test_photo_turned_by_its_exif_tag(visualizer: MergeVisualizer, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter clockwise
     photo().save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    image, data = artist.read(tmp_path / "turned.jpg")
+    image, data = visualizer.read(tmp_path / "turned.jpg")
     upright = np.asarray(photo()).swapaxes(0, 1)[:, ::-1]
     assert image.shape == upright.shape == (90, 67, 3)
     assert np.abs(image.astype(int) - upright).mean() < 6
-    assert artist.scene(image, data).view.image == (90, 67)
+    assert visualizer.scene(image, data).view.image == (90, 67)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_photo_turned_by_its_exif_tag(artist: Artist, tmp_path: Path) -> None:
     ids=["empty", "text", "cut off"],
 )
 def test_files_that_are_no_images(
-    artist: Artist, tmp_path: Path, content: bytes | None, expected: str
+    visualizer: MergeVisualizer, tmp_path: Path, content: bytes | None, expected: str
 ) -> None:
     file = tmp_path / "photo.jpg"
     if content is None:
@@ -147,22 +147,22 @@ def test_files_that_are_no_images(
         content = file.read_bytes()[:-4000]
     file.write_bytes(content)
     with pytest.raises(UserError, match=expected):
-        artist.read(file)
+        visualizer.read(file)
 
 
-def test_point_outside_the_image(artist: Artist, tmp_path: Path) -> None:
+def test_point_outside_the_image(visualizer: MergeVisualizer, tmp_path: Path) -> None:
     photo().save(tmp_path / "photo.png")
     with pytest.raises(UserError, match=r"--points 90,5 lies outside .* 0\.\.89,0\.\.66"):
-        artist.draw(tmp_path / "photo.png", tmp_path / "out", points=[(90, 5)])
+        visualizer.draw(tmp_path / "photo.png", tmp_path / "out", points=[(90, 5)])
 
 
 def test_an_image_with_too_few_tokens(
-    artist: Artist, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    visualizer: MergeVisualizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ltm_mm.visualization.artist.merge_groups_of", lambda *_: [])
+    monkeypatch.setattr("ltm_mm.visualization.merge_visualizer.merge_groups_of", lambda *_: [])
     photo(7, 9).save(tmp_path / "photo.png")
     with pytest.raises(UserError, match=r"an image of \(7, 9\) pixels has too few tokens"):
-        artist.scene(*artist.read(tmp_path / "photo.png"))
+        visualizer.scene(*visualizer.read(tmp_path / "photo.png"))
 
 
 def test_folder_goes_on_after_a_bad_image(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -48,7 +48,7 @@ def build_models(
         UserError: if something is unknown, or does not fit the config.
     """
     cfg = named_config(config)
-    set_detail(cfg, detail, merges=bool(plans))
+    set_detail(cfg, detail, converts=bool(plans))
     if whole and "type" not in cfg.model:
         raise UserError(f"{config} is a backbone; the whole model needs a detector's config")
     build = model_builder(cfg, backbone=not whole)
@@ -119,9 +119,9 @@ class TimmMaps(nn.Module):
             ours = construct(backbone)
             self.norm, self.pyramid, self.strides = ours.norm, ours.pyramid, ours.strides
             options["out_indices"] = ours.out_indices
-        name, own = _timm_model(backbone, size)
+        name, arguments = _timm_arguments(backbone, size)
         torch.manual_seed(0)
-        self.model = timm.create_model(name, features_only=True, **{**own, **options})
+        self.model = timm.create_model(name, features_only=True, **{**arguments, **options})
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Images ``(B, 3, H, W)`` to one map per stage."""
@@ -137,7 +137,7 @@ class TimmMaps(nn.Module):
         return tuple(level[:, :, :height, :width] for level, (height, width) in levels)
 
 
-def _timm_model(backbone: Mapping, size: tuple[int, int]) -> tuple[str, dict[str, object]]:
+def _timm_arguments(backbone: Mapping, size: tuple[int, int]) -> tuple[str, dict[str, object]]:
     """timm's name and keywords for the network of one of our backbones."""
     family = of_type(backbone["type"])
     assert family is not None
@@ -145,8 +145,8 @@ def _timm_model(backbone: Mapping, size: tuple[int, int]) -> tuple[str, dict[str
     if family is SWIN:
         # Windows of one size at every image size, as ours are.
         options = dict(img_size=size, window_size=7, always_partition=True)
-        own = {**backbone, **(swin.ARCHS[arch] if arch else {})}
-        options |= _renamed(own, _TIMM_SWIN) | dict(out_indices=(0, 1, 2, 3))
+        complete = {**backbone, **(swin.ARCHS[arch] if arch else {})}
+        options |= _renamed(complete, _TIMM_SWIN) | dict(out_indices=(0, 1, 2, 3))
         return family.in_timm(None), options | _renamed(backbone, {"out_indices": None})
     if family is VIT:
         options = dict(dynamic_img_size=True, dynamic_img_pad=True)

@@ -15,7 +15,7 @@ from .equal_time import equal_time_size
 from .flops import count_macs
 from .latency import Clock, interleave, part_times, peak_memory, weight_memory
 from .random_data import random_data
-from .report import PLAIN, Row
+from .report import PLAIN, BenchmarkRow
 
 AMP = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -66,28 +66,28 @@ class Bench:
         }
 
     def measure(
-        self, batch: int, rounds: int, train_step: bool = False, shrunk: bool = False
-    ) -> list[Row]:
+        self, batch: int, rounds: int, train_step: bool = False, equal_time_image: bool = False
+    ) -> list[BenchmarkRow]:
         """Time, memory and parts of every model.
 
         Args:
             batch: images per pass.
             rounds: rounds that count; two more come before them.
             train_step: also forward, backward and a step of AdamW, in training mode.
-            shrunk: also the plain model on images so small that it takes as long as each
+            equal_time_image: also the plain model on images so small that it takes as long as each
                 merging one.
 
         Returns:
             One row per model, in their order, then those on smaller images.
 
         Raises:
-            UserError: if ``shrunk`` is asked for and no plain model is among them.
+            UserError: if ``equal_time_image`` is asked for and no plain model is among them.
         """
         for model in self.models.values():
             model.eval()
         runs = {name: self._forward(model, batch) for name, model in self._calls.items()}
         plain = next((name for name in self.models if name in PLAIN), "")
-        sizes = self._equal_time_sizes(plain, runs, batch) if shrunk else {}
+        sizes = self._equal_time_sizes(plain, runs, batch) if equal_time_image else {}
         for name, size in sizes.items():
             runs[name] = self._forward(self._calls[plain], batch, size)
         seconds = self._time(runs, rounds, f"forward, batch {batch}")
@@ -98,7 +98,7 @@ class Bench:
             parts = {} if self.compiled or name in sizes else self.parts(name, batch)
             memory = weight_memory(model) + peak_memory(run, self.device)
             count = sum(p.numel() for p in model.parameters())
-            rows.append(Row(name, batch, count, macs, seconds[name], parts, memory))
+            rows.append(BenchmarkRow(name, batch, count, macs, seconds[name], parts, memory))
         if train_step:
             self._measure_training(rows[: len(self.models)], batch, rounds)
         return rows
@@ -129,20 +129,20 @@ class Bench:
         merging = [name for name in runs if sum(self.macs[name].values()) < whole]
         # Images are made once per size, so that no pass is timed with them.
         passes = cache(lambda size: self._forward(self._calls[plain], batch, size))
-        found = {}
+        sizes = {}
         for name in tqdm(merging, desc="image of equal time", unit="model", leave=False):
             height, width = equal_time_size(
                 self.size, lambda size: passes(size)(), runs[name], self.clock
             )
-            found[f"{plain} at {height} x {width} (as long as {name})"] = (height, width)
-        return found
+            sizes[f"{plain} at {height} x {width} (as long as {name})"] = (height, width)
+        return sizes
 
     def _count(self, model: nn.Module, size: tuple[int, int]) -> dict[str, int]:
         """Multiply-accumulates of one image, by part."""
         run = self._forward(model, 1, size)
         return dict(count_macs(model, torch.empty(0), run).by_part)
 
-    def _measure_training(self, rows: list[Row], batch: int, rounds: int) -> None:
+    def _measure_training(self, rows: list[BenchmarkRow], batch: int, rounds: int) -> None:
         for model in self.models.values():
             model.train()
         optimizers = {

@@ -65,9 +65,9 @@ def smaller_sizes(size: Size, step: int = 32) -> list[Size]:
     [(32, 32), (32, 64), (64, 96), (64, 100)]
     """
     longer = max(size)
-    found = []
+    sizes = []
     for k in range(1, longer // step + 1):
         sides = (max(round(side * k * step / longer / step), 1) * step for side in size)
         height, width = (min(new, side) for new, side in zip(sides, size, strict=True))
-        found.append((height, width))
-    return found if size in found else [*found, size]
+        sizes.append((height, width))
+    return sizes if size in sizes else [*sizes, size]

@@ -60,9 +60,10 @@ def is_whole(model: nn.Module) -> bool:
 
 def ordered(parts: Iterable[str]) -> list[str]:
     """Each once: a backbone's first, others as they come, ``POST`` last."""
-    found = list(dict.fromkeys(parts))
-    own = [part for part in PARTS if part in found]
-    return own + sorted((p for p in found if p not in PARTS), key=lambda part: part == POST)
+    present = list(dict.fromkeys(parts))
+    of_backbone = [part for part in PARTS if part in present]
+    others = (p for p in present if p not in PARTS)
+    return of_backbone + sorted(others, key=lambda part: part == POST)
 
 
 class PartMeter:

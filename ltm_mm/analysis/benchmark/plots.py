@@ -6,14 +6,14 @@ from pathlib import Path
 
 from .latency import Spread, ratios
 from .parts import ordered
-from .report import Row
+from .report import BenchmarkRow
 
 # Of the parts of a backbone, in their order, then of others.
 COLOURS = {"attention": "#4477aa", "mlp": "#66ccee", "merge": "#ee6677", "rest": "#bbbbbb"}
 OTHERS = ("#ddcc77", "#117733", "#999933", "#882255", "#44aa99", "#332288", "#aa4499")
 
 
-def plot_latency(path: Path, rows: Sequence[Row], title: str) -> None:
+def plot_latency(path: Path, rows: Sequence[BenchmarkRow], title: str) -> None:
     """A bar per model and batch size: median forward time, coloured by where it goes.
 
     Args:

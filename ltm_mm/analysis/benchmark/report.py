@@ -16,7 +16,7 @@ PLAIN = ("keep=none", "plain")  # names of our own path without merging
 
 
 @dataclass
-class Row:
+class BenchmarkRow:
     """What was measured of one model at one batch size.
 
     Attributes:
@@ -47,7 +47,7 @@ class Row:
         return sum(self.macs.values())
 
 
-def to_markdown(rows: Sequence[Row]) -> str:
+def to_markdown(rows: Sequence[BenchmarkRow]) -> str:
     """Two tables of the rows of one batch size: what each model takes, and where.
 
     Speed-ups and shares of memory are against the first row, round by round. 'realised /
@@ -101,14 +101,14 @@ def parts_table(rows: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def _times(base: Sequence[float], own: Sequence[float]) -> list[str]:
-    spread, ratio = Spread.of(own), ratios(base, own)
+def _times(base: Sequence[float], seconds: Sequence[float]) -> list[str]:
+    spread, ratio = Spread.of(seconds), ratios(base, seconds)
     iqr = (spread.high - spread.low) * 1e3
     return [f"{spread.median * 1e3:.1f} ({iqr:.1f})", f"{ratio.median:.2f}x"]
 
 
-def _memory(base: int, own: int) -> str:
-    return f"{own / 2**20:.0f} ({own / base:.2f}x)"
+def _memory(base: int, held: int) -> str:
+    return f"{held / 2**20:.0f} ({held / base:.2f}x)"
 
 
 def markdown_line(cells: Sequence[str]) -> str:
@@ -134,9 +134,12 @@ def machine() -> dict[str, object]:
 
 
 def save_json(
-    path: Path, rows: Sequence[Row], settings: Mapping[str, object], about: Mapping[str, object]
+    path: Path,
+    rows: Sequence[BenchmarkRow],
+    settings: Mapping[str, object],
+    metadata: Mapping[str, object],
 ) -> None:
     """Write all that was measured, every round's seconds included."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = dict(machine=dict(about), settings=dict(settings), rows=[asdict(row) for row in rows])
+    data = dict(machine=dict(metadata), settings=dict(settings), rows=[asdict(row) for row in rows])
     path.write_text(json.dumps(data, indent=1) + "\n")

@@ -13,7 +13,7 @@ from .bench import Bench
 from .latency import clock_of
 from .latency import threads as use_threads
 from .plots import plot_latency
-from .report import Row, machine, save_json, to_markdown
+from .report import BenchmarkRow, machine, save_json, to_markdown
 from .runtimes import measure_files
 
 
@@ -32,11 +32,11 @@ def run_benchmark(
     channels_last: bool = False,
     train_step: bool = False,
     cpu_time: bool = False,
-    shrunk: bool = False,
+    equal_time_image: bool = False,
     out: str = "work_dirs/benchmark",
     runtime: Sequence[str] = (),
     detail: str | None = None,
-) -> list[Row]:
+) -> list[BenchmarkRow]:
     """What ``tools/benchmark.py`` does: measure, print the tables, write JSON and picture.
 
     Args:
@@ -47,7 +47,7 @@ def run_benchmark(
         threads: CPU threads; None: as PyTorch chooses.
         cpu_time: the process's CPU seconds instead of wall time; one thread, CPU only.
         out: folder for the files.
-        rounds, train_step, shrunk: see :meth:`Bench.measure`.
+        rounds, train_step, equal_time_image: see :meth:`Bench.measure`.
         runtime: export every model, and time the files in turn with the models: nothing else
             is measured. See :mod:`ltm_mm.analysis.benchmark.runtimes`.
         device, amp, compile, channels_last: see :class:`Bench`.
@@ -65,7 +65,7 @@ def run_benchmark(
         raise UserError(f"--size takes pairs of height and width, got {len(size)} number(s)")
     clock = clock_of(cpu_time, threads, device)
     check_folder("--out", out)
-    if runtime and (device != "cpu" or cpu_time or train_step or shrunk):
+    if runtime and (device != "cpu" or cpu_time or train_step or equal_time_image):
         raise UserError(
             "--runtime times files on the CPU: it goes without --device cuda, --cpu-time, "
             "--train-step and --shrunk"
@@ -75,24 +75,25 @@ def run_benchmark(
         stem = Path(config.rpartition("::")[2]).stem + ("-runtimes" if runtime else "")
         path = Path(out, stem if len(images) == 1 else f"{stem}-{image[0]}x{image[1]}")
         with use_threads(threads):
-            about = machine()
+            metadata = machine()
             models = build_models(config, ltm, against, image, whole_model, detail)
             bench = Bench(models, image, device, amp, compile, channels_last, clock)
-            found: list[Row] = []
+            measured: list[BenchmarkRow] = []
             for count in batch:
                 if runtime:
-                    own = [name for name in models if name not in against]
-                    found += measure_files(bench, own, runtime, count, rounds)
+                    names = [name for name in models if name not in against]
+                    measured += measure_files(bench, names, runtime, count, rounds)
                 else:
-                    new = bench.measure(count, rounds, train_step, shrunk)
-                    found += new
+                    new = bench.measure(count, rounds, train_step, equal_time_image)
+                    measured += new
                     print(f"\nbatch {count}, {image[0]} x {image[1]} pixels\n")
                     print(to_markdown(new), flush=True)
-                save_json(path.with_suffix(".json"), found, settings, about)
-        on = about["gpu"] if device == "cuda" else f"{about['cpu']}, {about['threads']} thread(s)"
-        print(f"\n{on}, torch {about['torch']}\n  {path.with_suffix('.json')}", flush=True)
+                save_json(path.with_suffix(".json"), measured, settings, metadata)
+        cpu = f"{metadata['cpu']}, {metadata['threads']} thread(s)"
+        on = metadata["gpu"] if device == "cuda" else cpu
+        print(f"\n{on}, torch {metadata['torch']}\n  {path.with_suffix('.json')}", flush=True)
         picture = path.with_suffix(".png")
-        plot_latency(picture, found, f"{config}, {image[0]} x {image[1]}, {on}")
+        plot_latency(picture, measured, f"{config}, {image[0]} x {image[1]}, {on}")
         print(f"  {picture}")
-        rows += found
+        rows += measured
     return rows

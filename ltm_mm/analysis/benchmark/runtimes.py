@@ -20,14 +20,14 @@ from ...export.program import export_program
 from .bench import Bench
 from .latency import Spread, ratios
 from .parts import parts_of
-from .report import Row, markdown_line, parts_table
+from .report import BenchmarkRow, markdown_line, parts_table
 
 CALIBRATION = 2  # random images: they decide about accuracy, not about time
 
 
 def measure_files(
     bench: Bench, exported: Sequence[str], runtimes: Sequence[str], batch: int, rounds: int
-) -> list[Row]:
+) -> list[BenchmarkRow]:
     """Export models, time the files in turn with the models themselves, and print two tables.
 
     Args:
@@ -63,15 +63,15 @@ def measure_files(
                 profiles[key] = partial(part_times, path, images, parts, threads, bf16)
                 rows[key] = name
         seconds = bench.time_with(batch, rounds, runs)
-        found = []
+        measured = []
         for key, taken in seconds.items():
             name = rows.get(key, key.rpartition(", ")[0])
             parts = profiles[key]() if key in profiles else bench.parts(name, batch)
             count = sum(p.numel() for p in bench.models[name].parameters())
-            found.append(Row(key, batch, count, bench.macs[name], taken, parts, 0))
-    print(f"\nbatch {batch}, {size[0]} x {size[1]} pixels\n\n{runtime_table(found)}\n")
-    print(parts_table({row.name: row.parts for row in found}), flush=True)
-    return found
+            measured.append(BenchmarkRow(key, batch, count, bench.macs[name], taken, parts, 0))
+    print(f"\nbatch {batch}, {size[0]} x {size[1]} pixels\n\n{runtime_table(measured)}\n")
+    print(parts_table({row.name: row.parts for row in measured}), flush=True)
+    return measured
 
 
 def _files(
@@ -129,7 +129,7 @@ def _require(runtimes: Sequence[str]) -> None:
             import_onnxruntime(f"--runtime {runtime}")
 
 
-def runtime_table(rows: Sequence[Row]) -> str:
+def runtime_table(rows: Sequence[BenchmarkRow]) -> str:
     """Milliseconds and speed-up over the first, one line each."""
     head = ["model, runtime", "forward ms (IQR)", "speed-up"]
     lines = [markdown_line(head), markdown_line(["---"] * len(head))]

@@ -81,7 +81,7 @@ class LabelMaps:
     def measures(self) -> dict[str, float]:
         """See :class:`Tally`."""
         same, total, same_near, near = self.counts.tolist()
-        return {"pixels": _share(same, total), f"within {NEAR} px": _share(same_near, near)}
+        return {"pixels": _ratio(same, total), f"within {NEAR} px": _ratio(same_near, near)}
 
 
 class TopClasses:
@@ -97,7 +97,7 @@ class TopClasses:
 
     def measures(self) -> dict[str, float]:
         """See :class:`Tally`."""
-        return {"top-1": _share(self.same, self.total)}
+        return {"top-1": _ratio(self.same, self.total)}
 
 
 class Detections:
@@ -167,16 +167,16 @@ def average_precision(
     Raises:
         ImportError: if pycocotools is missing.
     """
-    kinds = {"box": "bbox"}
+    iou_types = {"box": "bbox"}
     if any(one.masks is not None for one in plain):
-        kinds["mask"] = "segm"
+        iou_types["mask"] = "segm"
     truth = [one for k, p in enumerate(plain) for one in _entries(p, k + 1, confident)]
-    found = [one for k, o in enumerate(other) for one in _entries(o, k + 1, 0.0)]
+    predicted = [one for k, o in enumerate(other) for one in _entries(o, k + 1, 0.0)]
     measures = {}
-    for name, kind in kinds.items():
-        precision, small = (round(ap, 9) for ap in _coco(truth, found, kind, len(plain)))
+    for name, iou_type in iou_types.items():
+        precision, small = (round(ap, 9) for ap in _coco(truth, predicted, iou_type, len(plain)))
         measures[f"{name} AP"] = precision
-        if kind == "bbox":
+        if iou_type == "bbox":
             measures["box AP small"] = small
     return measures
 
@@ -204,28 +204,33 @@ def _entries(instances: "Instances", photo: int, least: float) -> list[dict]:
     return entries
 
 
-def _coco(truth: list[dict], found: list[dict], kind: str, photos: int) -> tuple[float, float]:
+def _coco(
+    truth: list[dict], predicted: list[dict], iou_type: str, photos: int
+) -> tuple[float, float]:
     """AP, and AP of small objects, by COCO's evaluation; it divides with a rest of 1e-16."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     # What has no area has no IoU: not even with itself.
-    truth, found = ([dict(e) for e in entries if _solid(e, kind)] for entries in (truth, found))
-    for number, entry in enumerate((*truth, *found)):
+    truth, predicted = (
+        [dict(entry) for entry in entries if _solid(entry, iou_type)]
+        for entries in (truth, predicted)
+    )
+    for number, entry in enumerate((*truth, *predicted)):
         entry["id"] = number + 1
     classes = sorted({entry["category_id"] for entry in truth})
     if not classes:
         return float("nan"), float("nan")
     data = [COCO(), COCO()]
     with contextlib.redirect_stdout(io.StringIO()):
-        for one, entries in zip(data, (truth, found), strict=True):
+        for one, entries in zip(data, (truth, predicted), strict=True):
             one.dataset = dict(
                 images=[dict(id=k + 1, height=0, width=0) for k in range(photos)],
                 categories=[dict(id=c) for c in classes],
                 annotations=entries,
             )
             one.createIndex()
-        evaluation = COCOeval(*data, kind)
+        evaluation = COCOeval(*data, iou_type)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -233,13 +238,13 @@ def _coco(truth: list[dict], found: list[dict], kind: str, photos: int) -> tuple
     return whole, small if small >= 0 else float("nan")
 
 
-def _solid(entry: dict, kind: str) -> bool:
-    if kind == "bbox":
+def _solid(entry: dict, iou_type: str) -> bool:
+    if iou_type == "bbox":
         return min(entry["bbox"][2:]) > 0
     from pycocotools import mask as coco_mask
 
     return int(coco_mask.area(entry["segmentation"])) > 0
 
 
-def _share(part: int, whole: int) -> float:
+def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else float("nan")

@@ -15,16 +15,16 @@ from ...adapters.swin import MergedSwin
 from ...kernels import run_linear
 from ...merging import ChainMerge, Groups, MaskModule, SoftGroups
 from ...merging.grid import GridMerger
-from ...merging.masks import FAR, PADDED, WindowMask, prior_places
+from ...merging.masks import PADDING_PENALTY, REGION_PENALTY, WindowMask, prior_centers
 from ...models.backbones.global_blocks import Chain, GlobalBlock, GlobalBlocks
 from ...models.backbones.swin import SwinBlock
 from ...ops import sum_groups, window_regions
 
-Size = tuple[int, int]
+GridSize = tuple[int, int]
 
 
 def pooled(model: nn.Module) -> nn.Module:
-    """Exchange the mask modules of a merging model for area pooling, in place.
+    """Replace the mask modules of a merging model by area pooling, in place.
 
     Args:
         model: with merged blocks of any family.
@@ -34,8 +34,8 @@ def pooled(model: nn.Module) -> nn.Module:
     """
     for module in list(model.modules()):
         if isinstance(module, SwinBlock | MergedSwin) and module.merge is not None:
-            own = isinstance(module, SwinBlock)
-            windows = module.attn.windows if own else module.cut(module)
+            is_ours = isinstance(module, SwinBlock)
+            windows = module.attn.windows if is_ours else module.cut(module)
             module.merge = Pool(windows.size, module.merge.keep, windows.shift).to(_device(module))
         elif isinstance(module, GridMerger):
             module.mask = GridPool(module.window, module.side**2).to(_device(module))
@@ -49,7 +49,7 @@ def _device(module: nn.Module) -> torch.device:
 
 
 class Pool(WindowMask):
-    """Groups of neighbours: every token joins the nearest of evenly spread places.
+    """Groups of neighbours: every token joins the nearest of evenly spread centers.
 
     It stands in the place of :class:`ltm_mm.merging.Match` and keeps as many tokens. As there,
     parts that a shift keeps apart do not mix, nor padding with tokens.
@@ -63,25 +63,29 @@ class Pool(WindowMask):
 
     def __init__(self, window: int, keep: int, shift: int = 0) -> None:
         super().__init__(window, keep, shift)
-        places = prior_places(window, keep, shift)  # (P, 2)
-        roots = (places.floor() @ torch.tensor([window, 1.0])).long()
+        centers = prior_centers(window, keep, shift)  # (P, 2)
+        roots = (centers.floor() @ torch.tensor([window, 1.0])).long()
         line = torch.arange(window) + 0.5
-        cost = torch.cdist(torch.cartesian_prod(line, line), places).square()  # (N, P)
+        cost = torch.cdist(torch.cartesian_prod(line, line), centers).square()  # (N, P)
         cost[roots, torch.arange(keep)] = -1.0  # no group is empty
         regions = window_regions(window, shift) if shift else torch.zeros(1, window**2)
         apart = regions.unsqueeze(-1) != regions[:, roots].unsqueeze(-2)
         self.register_buffer("roots", roots, False)
-        self.register_buffer("cost", cost + FAR**2 * apart, False)  # (4 or 1, N, P)
+        self.register_buffer("cost", cost + REGION_PENALTY**2 * apart, False)  # (4 or 1, N, P)
 
     def forward(self, tokens: Tensor, mass: Tensor | None, shift_index: Tensor | None) -> Groups:
         """Group the tokens of every window, as :meth:`ltm_mm.merging.Match.forward`."""
         cost = self.cost[:1] if shift_index is None else self.cost[shift_index]  # (1 or n, N, P)
         if mass is not None:
             real = mass > 0
-            cost = cost + PADDED**2 * (real.unsqueeze(-1) != real[..., self.roots].unsqueeze(-2))
-        owner = cost.argmin(-1).expand(tokens.shape[:-1])
-        sizes = sum_groups(tokens.new_ones(*owner.shape, 1), owner, self.keep).squeeze(-1)
-        return Groups(owner, self.roots.expand(sizes.shape), sizes, mass)
+            cost = cost + PADDING_PENALTY**2 * (
+                real.unsqueeze(-1) != real[..., self.roots].unsqueeze(-2)
+            )
+        group_index = cost.argmin(-1).expand(tokens.shape[:-1])
+        sizes = sum_groups(tokens.new_ones(*group_index.shape, 1), group_index, self.keep).squeeze(
+            -1
+        )
+        return Groups(group_index, self.roots.expand(sizes.shape), sizes, mass)
 
     def _like(self, window: int, keep: int, shift: int) -> "Pool":
         return Pool(window, keep, shift).to(self.cost.device)
@@ -108,7 +112,7 @@ class GlobalPool(MaskModule):
         tokens: what the plan's numbers are of.
     """
 
-    size: Size  # of the grid; set before each pass, see `_pool_globally`
+    size: GridSize  # of the grid; set before each pass, see `_pool_globally`
 
     def __init__(self, plan: tuple[int, ...], tokens: int) -> None:
         super().__init__()
@@ -120,11 +124,11 @@ class GlobalPool(MaskModule):
         before = min((whole, *counts[:-1]))
         if counts[-1] >= before:
             return None
-        owner, roots = (t.to(x.device) for t in _neighbours(*self.size, before, counts[-1]))
-        owner, roots = owner.expand(len(x), -1), roots.expand(len(x), -1)
+        group_index, roots = (t.to(x.device) for t in _neighbours(*self.size, before, counts[-1]))
+        group_index, roots = group_index.expand(len(x), -1), roots.expand(len(x), -1)
         mass = x.new_ones(len(x), x.shape[1]) if sizes is None else sizes.to(x.dtype)
-        total = sum_groups(mass.unsqueeze(-1), owner, counts[-1]).squeeze(-1)
-        return Groups(owner, roots, total, sizes)
+        total = sum_groups(mass.unsqueeze(-1), group_index, counts[-1]).squeeze(-1)
+        return Groups(group_index, roots, total, sizes)
 
 
 def _pool_globally(blocks: GlobalBlocks) -> None:
@@ -146,22 +150,22 @@ _tell_size.in_parts = True  # type: ignore[attr-defined]
 
 @lru_cache(maxsize=256)
 def _neighbours(height: int, width: int, before: int, after: int) -> tuple[Tensor, Tensor]:
-    """Groups of neighbours on a grid: owners and roots of a merge of ``before`` tokens.
+    """Groups of neighbours on a grid: group indices and roots of a merge of ``before`` tokens.
 
-    Ward's hierarchy of the places: groups stay even, and those of a merge are made of whole
+    Ward's hierarchy of the positions: groups stay even, and those of a merge are made of whole
     groups of the one before.
     """
-    # The tokens are groups already, or places; any member tells where each one goes.
-    places = torch.arange(height * width)
-    own = places if before == len(places) else _groups(height, width, before)
-    owner = _groups(height, width, after)[_first_members(own)]
-    return owner, _first_members(owner)
+    # The tokens are groups already, or single tokens; any member tells where each one goes.
+    token_ids = torch.arange(height * width)
+    earlier = token_ids if before == len(token_ids) else _groups(height, width, before)
+    group_index = _groups(height, width, after)[_first_members(earlier)]
+    return group_index, _first_members(group_index)
 
 
-def _first_members(owner: Tensor) -> Tensor:
+def _first_members(group_index: Tensor) -> Tensor:
     """The first token of each group ``(P,)``."""
-    found = torch.full((int(owner.max()) + 1,), len(owner))
-    return found.scatter_reduce(0, owner, torch.arange(len(owner)), "amin")
+    first = torch.full((int(group_index.max()) + 1,), len(group_index))
+    return first.scatter_reduce(0, group_index, torch.arange(len(group_index)), "amin")
 
 
 def _groups(height: int, width: int, count: int) -> Tensor:
@@ -175,17 +179,17 @@ def _groups(height: int, width: int, count: int) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _hierarchy(height: int, width: int) -> NDArray:
-    """Ward's hierarchy of a grid's places."""
+    """Ward's hierarchy of a grid's positions."""
     try:
         from scipy.cluster.hierarchy import linkage
     except ImportError as error:
         raise ImportError("pooling of a whole image needs scipy: pip install scipy") from error
-    places = torch.cartesian_prod(torch.arange(height), torch.arange(width)).double()
-    return linkage(places.numpy(), "ward")
+    positions = torch.cartesian_prod(torch.arange(height), torch.arange(width)).double()
+    return linkage(positions.numpy(), "ward")
 
 
 def with_tome(model: nn.Module, pairs: int) -> nn.Module:
-    """Exchange a ViT's blocks for ToMe's, in place.
+    """Replace a ViT's blocks by ToMe's, in place.
 
     Args:
         model: with one :class:`GlobalBlocks`.
@@ -230,16 +234,16 @@ class TomeBlock(nn.Module):
 
     def _attend(self, x: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor]:
         """Attention's output ``(B, M, C)`` and the heads' mean key ``(B, M, d)``."""
-        own, (b, n, _) = self.attn, x.shape
-        qkv = run_linear(own.qkv, x).reshape(b, n, 3, own.num_heads, -1)
+        attn, (b, n, _) = self.attn, x.shape
+        qkv = run_linear(attn.qkv, x).reshape(b, n, 3, attn.num_heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, M, d)
-        q, k = own.q_norm(q), own.k_norm(k)
+        q, k = attn.q_norm(q), attn.k_norm(k)
         bias = None
         if sizes is not None:
             bias = F.pad(sizes.log(), (self.prefix, 0))[:, None, None].to(q.dtype)
-        out = F.scaled_dot_product_attention(q, k, v, bias, scale=own.scale)
-        out = own.norm(out.transpose(1, 2).reshape(b, n, -1))
-        return own.proj_drop(run_linear(own.proj, out)), k.mean(1)
+        out = F.scaled_dot_product_attention(q, k, v, bias, scale=attn.scale)
+        out = attn.norm(out.transpose(1, 2).reshape(b, n, -1))
+        return attn.proj_drop(run_linear(attn.proj, out)), k.mean(1)
 
 
 def tome_groups(metric: Tensor, pairs: int, sizes: Tensor | None) -> Groups | None:
@@ -266,14 +270,14 @@ def tome_groups(metric: Tensor, pairs: int, sizes: Tensor | None) -> Groups | No
     gone = torch.zeros_like(best, dtype=torch.bool)
     gone = gone.scatter(1, best.topk(pairs, 1).indices, True)
     second = alone + torch.arange(count - best.shape[1], device=x.device).expand(b, -1)
-    owner = torch.empty(b, count, dtype=torch.long, device=x.device)
-    owner[:, 0::2] = second
-    owner[:, 1::2] = torch.where(gone, second.gather(1, partner), (~gone).cumsum(1) - 1)
-    places = torch.arange(count, device=x.device).expand(b, -1)
+    group_index = torch.empty(b, count, dtype=torch.long, device=x.device)
+    group_index[:, 0::2] = second
+    group_index[:, 1::2] = torch.where(gone, second.gather(1, partner), (~gone).cumsum(1) - 1)
+    token_ids = torch.arange(count, device=x.device).expand(b, -1)
     roots = torch.empty(b, count - pairs, dtype=torch.long, device=x.device)
     kept = gone.int().argsort(dim=1, stable=True)[:, :alone]  # without waiting for a GPU
-    roots[:, :alone] = places[:, 1::2].gather(1, kept)
-    roots[:, alone:] = places[:, 0::2]
+    roots[:, :alone] = token_ids[:, 1::2].gather(1, kept)
+    roots[:, alone:] = token_ids[:, 0::2]
     mass = x.new_ones(b, count) if sizes is None else sizes
-    total = sum_groups(mass.unsqueeze(-1), owner, count - pairs).squeeze(-1)
-    return Groups(owner, roots, total, sizes)
+    total = sum_groups(mass.unsqueeze(-1), group_index, count - pairs).squeeze(-1)
+    return Groups(group_index, roots, total, sizes)

@@ -27,7 +27,7 @@ from ..benchmark.latency import threads as use_threads
 from ..benchmark.report import machine
 from .agreement import Tally, decide, relative_error, tally_of
 from .baselines import pooled, with_tome
-from .report import Fidelity, Row
+from .report import Fidelity, FidelityRow
 
 BASELINES = ("image", "pooling", "tome", "jpeg")
 QUALITIES = (98, 90, 75)  # of photos that are saved as JPEG once more
@@ -36,7 +36,7 @@ STEADY = ("plain", "plan", "learned")  # rows that are run with noise, too
 NOISY_PHOTOS = 8  # how many are run again with noise
 PRESETS = ("light", "balanced", "fast")
 Predict = Callable[[nn.Module, object], object]
-Watch = Callable[[Row, int, object], None]
+PredictionCallback = Callable[[FidelityRow, int, object], None]
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,17 @@ class LearnedPlan:
 
 
 @dataclass
-class Subject:
-    """A model in all its forms, and how to use it.
+class ModelUnderTest:
+    """A model, how to build it with any plan, and how to use it.
 
     Attributes:
         plain: the model as it is given, in eval mode.
         build: the same with a merging plan; None: with nothing merged, in the same blocks.
         predict: gets model and image; see :func:`fidelity`.
         resize: an image at another size ``(H, W)``.
-        size_of: height and width of an image.
+        image_size: height and width of an image.
         maps: see :func:`.models.run_with_maps`.
-        timed: the subject and the image that times are taken with; None: itself, the first photo.
+        timed: the model and the image that times are taken with; None: itself, the first photo.
         saved: an image as it is after it was saved as JPEG of a quality; None: not known.
         noisy: an image with noise of so many standard deviations.
     """
@@ -67,9 +67,9 @@ class Subject:
     build: Callable[[Keep], nn.Module]
     predict: Predict
     resize: Callable[[object, Size], object]
-    size_of: Callable[[object], Size]
+    image_size: Callable[[object], Size]
     maps: Callable[[nn.Module, object], Sequence[Tensor]] | None = None
-    timed: "tuple[Subject, object] | None" = None
+    timed: "tuple[ModelUnderTest, object] | None" = None
     saved: Callable[[object, int], object] | None = None
     noisy: Callable[[object, float], object] = lambda image, scale: add_noise(image, scale)
 
@@ -78,7 +78,7 @@ class Subject:
 class Candidate:
     """A model to compare, the one that is timed, and what becomes of the image before it."""
 
-    row: Row
+    row: FidelityRow
     model: Callable[[Size], nn.Module]
     timed: Callable[[Size], nn.Module]
     share: tuple[float, float] = (1.0, 1.0)
@@ -99,7 +99,7 @@ def fidelity(
     baselines: Sequence[str] = BASELINES,
     rounds: int = 5,
     threads: int | None = None,
-    watch: Watch | None = None,
+    watch: PredictionCallback | None = None,
     progress: bool = True,
     clock: Clock = time.perf_counter,
     timed: tuple[Callable[[Keep], nn.Module], Tensor] | None = None,
@@ -139,7 +139,7 @@ def fidelity(
     Raises:
         ValueError: if the model, a plan or a baseline does not fit; says what is allowed.
     """
-    subject = Subject(
+    tested = ModelUnderTest(
         model,
         lambda plan: with_plan(model, plan),
         predict or (lambda model, image: model(image)),
@@ -156,19 +156,19 @@ def fidelity(
     model.eval()
     try:
         with use_threads(threads):
-            return compare(subject, images, plans, baselines, rounds, watch, progress, clock)
+            return compare(tested, images, plans, baselines, rounds, watch, progress, clock)
     finally:
         model.train(training)
 
 
 @torch.no_grad()
 def compare(
-    subject: Subject,
+    tested: ModelUnderTest,
     images: Sequence[object],
     plans: Mapping[str, Keep],
     baselines: Sequence[str] = BASELINES,
     rounds: int = 5,
-    watch: Watch | None = None,
+    watch: PredictionCallback | None = None,
     progress: bool = True,
     clock: Clock = time.perf_counter,
 ) -> Fidelity:
@@ -176,19 +176,19 @@ def compare(
     unknown = sorted({*baselines} - {*BASELINES})
     if unknown:
         raise ValueError(f"baselines must be of {', '.join(BASELINES)}, got {unknown[0]!r}")
-    candidates = _candidates(subject, images[0], plans, baselines)
+    candidates = _candidates(tested, images[0], plans, baselines)
     no_faster: list[str] = []
     if rounds:
         if "image" in baselines:
             candidates, no_faster = _with_smaller_images(
-                subject, images[0], candidates, rounds, clock
+                tested, images[0], candidates, rounds, clock
             )
-        _measure_time(*(subject.timed or (subject, images[0])), candidates, rounds, clock, progress)
+        _measure_time(*(tested.timed or (tested, images[0])), candidates, rounds, clock, progress)
     bar = tqdm(total=len(images) * len(candidates), unit="pass", disable=not progress)
     with bar:
-        _measure_fidelity(subject, images, candidates, watch or (lambda *_: None), bar)
-    about = machine() | dict(photos=len(images), size=subject.size_of(images[0]))
-    return Fidelity([c.row for c in candidates], about, no_faster)
+        _measure_fidelity(tested, images, candidates, watch or (lambda *_: None), bar)
+    metadata = machine() | dict(photos=len(images), size=tested.image_size(images[0]))
+    return Fidelity([c.row for c in candidates], metadata, no_faster)
 
 
 def with_plan(model: nn.Module, plan: Keep | LearnedPlan) -> nn.Module:
@@ -200,10 +200,10 @@ def with_plan(model: nn.Module, plan: Keep | LearnedPlan) -> nn.Module:
     return copy
 
 
-def _stand_in(build: Callable[[Keep], nn.Module]) -> Subject:
+def _stand_in(build: Callable[[Keep], nn.Module]) -> ModelUnderTest:
     """A backbone that is only timed; details take the same time whatever they hold."""
 
-    def form(plan: Keep | LearnedPlan) -> nn.Module:
+    def build_detailed(plan: Keep | LearnedPlan) -> nn.Module:
         if not isinstance(plan, LearnedPlan):
             return build(plan)
         model = build(plan.keep)
@@ -212,60 +212,64 @@ def _stand_in(build: Callable[[Keep], nn.Module]) -> Subject:
                 block.merge.detail = Detail(norms[0].weight.numel()).eval()
         return model
 
-    return Subject(build(None), form, lambda m, x: m(x), resized, lambda x: tuple(x.shape[2:]))
+    return ModelUnderTest(
+        build(None), build_detailed, lambda m, x: m(x), resized, lambda x: tuple(x.shape[2:])
+    )
 
 
 def _candidates(
-    subject: Subject, image: object, plans: Mapping[str, Keep], baselines: Sequence[str]
+    tested: ModelUnderTest, image: object, plans: Mapping[str, Keep], baselines: Sequence[str]
 ) -> list[Candidate]:
     """The plain model, and every plan with the baselines that need no timing."""
-    timed = (subject.timed or (subject,))[0]
-    found = [Candidate(Row("plain"), by_size(subject.plain), by_size(timed.plain))]
-    if not any(isinstance(m, LTMBackbone) for m in subject.plain.modules()):
-        models = (by_size(one.build(None)) for one in (subject, timed))
-        found.append(Candidate(Row("plain, our blocks"), *models))
+    timed = (tested.timed or (tested,))[0]
+    candidates = [Candidate(FidelityRow("plain"), by_size(tested.plain), by_size(timed.plain))]
+    if not any(isinstance(m, LTMBackbone) for m in tested.plain.modules()):
+        models = (by_size(one.build(None)) for one in (tested, timed))
+        candidates.append(Candidate(FidelityRow("plain, our blocks"), *models))
     for name, keep in plans.items():
-        if not isinstance(keep, LearnedPlan) and not merges(subject.build(keep)):
+        if not isinstance(keep, LearnedPlan) and not merges(tested.build(keep)):
             raise ValueError(f"keep={keep!r} merges nothing in this model")
 
-        def add(row: Row, form: Callable[[nn.Module], nn.Module], keep: Keep = keep) -> None:
-            model = form(subject.build(keep))
-            other = model if timed is subject else form(timed.build(keep))
-            found.append(Candidate(row, lambda size: model, lambda size: other))
+        def add(
+            row: FidelityRow, change: Callable[[nn.Module], nn.Module], keep: Keep = keep
+        ) -> None:
+            model = change(tested.build(keep))
+            other = model if timed is tested else change(timed.build(keep))
+            candidates.append(Candidate(row, lambda size: model, lambda size: other))
 
         if isinstance(keep, LearnedPlan):
-            add(Row(name, "learned", name), lambda model: model)
+            add(FidelityRow(name, "learned", name), lambda model: model)
             continue
-        add(Row(name, "plan", name), lambda model: model)
+        add(FidelityRow(name, "plan", name), lambda model: model)
         if "pooling" in baselines:
-            add(Row("pooling", "pooling", name), pooled)
-        if "tome" in baselines and _global_blocks(subject.build(keep)) == 1:
-            macs = _macs(subject, subject.build(keep), image)
-            pairs = equal_work_pairs(lambda r, keep=keep: _tome_macs(subject, keep, r, image), macs)
-            row = Row(f"ToMe, {pairs} a block", "tome", name)
+            add(FidelityRow("pooling", "pooling", name), pooled)
+        if "tome" in baselines and _global_blocks(tested.build(keep)) == 1:
+            macs = _macs(tested, tested.build(keep), image)
+            pairs = equal_work_pairs(lambda r, keep=keep: _tome_macs(tested, keep, r, image), macs)
+            row = FidelityRow(f"ToMe, {pairs} a block", "tome", name)
             add(row, lambda model, pairs=pairs: with_tome(model, pairs))
-    if "jpeg" in baselines and subject.saved is not None:
-        reference = _reference(found)
+    if "jpeg" in baselines and tested.saved is not None:
+        reference = _reference(candidates)
         for quality in QUALITIES:
-            row = Row(f"photo saved as JPEG, quality {quality}", "jpeg")
-            found.append(Candidate(row, reference.model, reference.timed, quality=quality))
-    size = subject.size_of(image)
-    for candidate in found:
-        candidate.row.macs = _macs(subject, candidate.model(size), image)
-    return found
+            row = FidelityRow(f"photo saved as JPEG, quality {quality}", "jpeg")
+            candidates.append(Candidate(row, reference.model, reference.timed, quality=quality))
+    size = tested.image_size(image)
+    for candidate in candidates:
+        candidate.row.macs = _macs(tested, candidate.model(size), image)
+    return candidates
 
 
 def _global_blocks(model: nn.Module) -> int:
     return sum(isinstance(m, GlobalBlocks) for m in model.modules())
 
 
-def _macs(subject: Subject, model: nn.Module, image: object) -> int:
-    forward = lambda: subject.predict(model, image)  # noqa: E731
+def _macs(tested: ModelUnderTest, model: nn.Module, image: object) -> int:
+    forward = lambda: tested.predict(model, image)  # noqa: E731
     return count_macs(model, torch.empty(0), forward).total
 
 
-def _tome_macs(subject: Subject, keep: Keep, pairs: int, image: object) -> int:
-    return _macs(subject, with_tome(subject.build(keep), pairs), image)
+def _tome_macs(tested: ModelUnderTest, keep: Keep, pairs: int, image: object) -> int:
+    return _macs(tested, with_tome(tested.build(keep), pairs), image)
 
 
 def equal_work_pairs(macs: Callable[[int], int], wanted: int, most: int = 4096) -> int:
@@ -280,7 +284,7 @@ def equal_work_pairs(macs: Callable[[int], int], wanted: int, most: int = 4096) 
 
 
 def _with_smaller_images(
-    subject: Subject,
+    tested: ModelUnderTest,
     image: object,
     candidates: Sequence[Candidate],
     rounds: int,
@@ -291,12 +295,12 @@ def _with_smaller_images(
     Returns:
         The candidates; names of the plans that take no less time than plain on the whole image.
     """
-    timed, shown = subject.timed or (subject, image)
-    whole, plain = timed.size_of(shown), _reference(candidates)
+    timed, shown = tested.timed or (tested, image)
+    whole, plain = timed.image_size(shown), _reference(candidates)
     resize = lru_cache(lambda size: timed.resize(shown, size))
-    found, no_faster = [], []
+    with_images, no_faster = [], []
     for candidate in candidates:
-        found.append(candidate)
+        with_images.append(candidate)
         if candidate.row.kind != "plan":
             continue
         size = equal_time_size(
@@ -307,15 +311,16 @@ def _with_smaller_images(
             rounds,
         )
         share = (size[0] / whole[0], size[1] / whole[1])
-        smaller = Candidate(Row("", "image", candidate.row.name), plain.model, plain.timed, share)
-        own = smaller.size(subject.size_of(image))
-        if own == subject.size_of(image):
+        row = FidelityRow("", "image", candidate.row.name)
+        smaller = Candidate(row, plain.model, plain.timed, share)
+        new_size = smaller.size(tested.image_size(image))
+        if new_size == tested.image_size(image):
             no_faster.append(candidate.row.name)
             continue
-        smaller.row.name = f"image of {own[0]} x {own[1]}"
-        smaller.row.macs = _macs(subject, plain.model(own), subject.resize(image, own))
-        found.append(smaller)
-    return found, no_faster
+        row.name = f"image of {new_size[0]} x {new_size[1]}"
+        row.macs = _macs(tested, plain.model(new_size), tested.resize(image, new_size))
+        with_images.append(smaller)
+    return with_images, no_faster
 
 
 def _reference(candidates: Sequence[Candidate]) -> Candidate:
@@ -324,7 +329,7 @@ def _reference(candidates: Sequence[Candidate]) -> Candidate:
 
 
 def _measure_time(
-    subject: Subject,
+    tested: ModelUnderTest,
     image: object,
     candidates: Sequence[Candidate],
     rounds: int,
@@ -335,9 +340,9 @@ def _measure_time(
     runs = {}
     timed = [candidate for candidate in candidates if candidate.quality is None]
     for number, candidate in enumerate(timed):
-        size = candidate.size(subject.size_of(image))
-        own = image if size == subject.size_of(image) else subject.resize(image, size)
-        runs[str(number)] = _run(subject, candidate.timed(size), own)
+        size = candidate.size(tested.image_size(image))
+        resized_image = image if size == tested.image_size(image) else tested.resize(image, size)
+        runs[str(number)] = _run(tested, candidate.timed(size), resized_image)
     bar = tqdm(total=(rounds + 2) * len(runs), desc="time", unit="run", disable=not progress)
     with bar:
         seconds = interleave(runs, rounds, 2, clock, lambda _: bar.update())
@@ -347,11 +352,11 @@ def _measure_time(
         candidate.row.seconds = candidate.row.seconds or _reference(candidates).row.seconds
 
 
-def _run(subject: Subject, model: nn.Module, image: object) -> Callable[[], None]:
+def _run(tested: ModelUnderTest, model: nn.Module, image: object) -> Callable[[], None]:
     cuda = next(model.parameters()).is_cuda
 
     def run() -> None:
-        subject.predict(model, image)
+        tested.predict(model, image)
         if cuda:
             torch.cuda.synchronize()
 
@@ -359,10 +364,10 @@ def _run(subject: Subject, model: nn.Module, image: object) -> Callable[[], None
 
 
 def _measure_fidelity(
-    subject: Subject,
+    tested: ModelUnderTest,
     images: Sequence[object],
     candidates: Sequence[Candidate],
-    watch: Watch,
+    watch: PredictionCallback,
     bar: tqdm,
 ) -> None:
     """Errors and agreement, photo by photo."""
@@ -370,14 +375,14 @@ def _measure_fidelity(
     tallies: list[Tally | None] = [None for _ in candidates]
     steady: list[Tally | None] = [None for _ in candidates]
     for place, image in enumerate(images):
-        whole = subject.size_of(image)
+        whole = tested.image_size(image)
         for number, candidate in enumerate(candidates):
             size = candidate.size(whole)
-            own = image if size == whole else subject.resize(image, size)
-            if candidate.quality is not None and subject.saved is not None:
-                own = subject.saved(own, candidate.quality)
+            shown = image if size == whole else tested.resize(image, size)
+            if candidate.quality is not None and tested.saved is not None:
+                shown = tested.saved(shown, candidate.quality)
             model = candidate.model(size)
-            out, maps = run_with_maps(model, own, subject.predict, subject.maps)
+            out, maps = run_with_maps(model, shown, tested.predict, tested.maps)
             if number == 0:
                 plain, plain_maps = out, maps
             errors[number].append(map_errors(plain_maps, maps))
@@ -387,12 +392,12 @@ def _measure_fidelity(
                 tallies[number].add(true, other)
                 watch(candidate.row, place, other)
                 if candidate.row.kind in STEADY and place < NOISY_PHOTOS:
-                    again = subject.predict(model, subject.noisy(own, NOISE))
+                    again = tested.predict(model, tested.noisy(shown, NOISE))
                     steady[number] = steady[number] or tally_of(true)
                     steady[number].add(other, decide(plain_output(again), plain))
             bar.update()
-    for candidate, found, tally in zip(candidates, errors, tallies, strict=True):
-        candidate.row.errors = [sum(one) / len(one) for one in zip(*found, strict=True)]
+    for candidate, of_photos, tally in zip(candidates, errors, tallies, strict=True):
+        candidate.row.errors = [sum(one) / len(one) for one in zip(*of_photos, strict=True)]
         candidate.row.agreement = {} if tally is None else tally.measures()
     for candidate, tally in zip(candidates, steady, strict=True):
         if tally is not None:

@@ -20,7 +20,7 @@ KINDS = {  # kind of a row -> name, colour and mark in the picture
 
 
 @dataclass
-class Row:
+class FidelityRow:
     """What was found of one model.
 
     Attributes:
@@ -52,20 +52,20 @@ class Fidelity:
 
     Attributes:
         rows: the plain model first, each plan followed by its baselines.
-        about: machine, photos and settings.
+        metadata: machine, photos and settings.
         no_faster: plans that take no less time than the plain model at this size, so that no
             smaller image takes as long.
     """
 
-    rows: list[Row]
-    about: dict[str, object]
+    rows: list[FidelityRow]
+    metadata: dict[str, object]
     no_faster: list[str] = field(default_factory=list)
 
-    def reference(self) -> Row:
+    def reference(self) -> FidelityRow:
         """The plain model in the blocks that merging runs in, which times are compared with."""
         return [row for row in self.rows if row.kind == "plain"][-1]
 
-    def speedup(self, row: Row) -> Spread:
+    def speedup(self, row: FidelityRow) -> Spread:
         """How many times faster than the reference a row is, round by round."""
         return ratios(self.reference().seconds, row.seconds)
 
@@ -107,11 +107,12 @@ class Fidelity:
             ValueError: if it is another file.
         """
         try:
-            found = json.loads(path.read_text())
+            content = json.loads(path.read_text())
             rows = [
-                Row(**{**row, "steadiness": _known(row["steadiness"])}) for row in found["rows"]
+                FidelityRow(**{**row, "steadiness": _known(row["steadiness"])})
+                for row in content["rows"]
             ]
-            return cls(rows, found["about"], found["no_faster"])
+            return cls(rows, content["metadata"], content["no_faster"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} holds no table of tools/fidelity.py ({error!r})") from error
 
@@ -124,7 +125,7 @@ class Fidelity:
         stem.parent.mkdir(parents=True, exist_ok=True)
         files = [stem.with_name(f"{stem.name}.json")]
         rows = [asdict(row) for row in self.rows]
-        content = dict(about=self.about, rows=_finite(rows), no_faster=self.no_faster)
+        content = dict(metadata=self.metadata, rows=_finite(rows), no_faster=self.no_faster)
         text = json.dumps(content, indent=1)
         files[0].write_text(text + "\n")
         if self.rows[0].seconds:
@@ -166,11 +167,11 @@ def _known(value: float | None) -> float:
 
 def _unbeaten(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Of points in order of time those with less error than all faster ones."""
-    found: list[tuple[float, float]] = []
+    front: list[tuple[float, float]] = []
     for point in points:
-        if not found or point[1] < found[-1][1]:
-            found.append(point)
-    return found
+        if not front or point[1] < front[-1][1]:
+            front.append(point)
+    return front
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -31,7 +31,7 @@ from ...adapters.copies import Size
 from ..benchmark.latency import clock_of
 from ..benchmark.latency import threads as use_threads
 from .agreement import CONFIDENT
-from .compare import BASELINES, PRESETS, Subject, compare
+from .compare import BASELINES, PRESETS, ModelUnderTest, compare
 from .report import Fidelity
 
 
@@ -90,21 +90,21 @@ def run_fidelity(
     files = some_photos(photos, num_photos)
     build = model_builder(cfg, checkpoint, trust=trust_checkpoint, device=device)
     with scope_of(cfg):
-        subject = subject_of(cfg, build)
+        tested = model_under_test(cfg, build)
         images = read_photos(cfg, files, size, device)
         with use_threads(threads):
-            found = compare(subject, images, plans, baselines, rounds, clock=clock)
+            fidelity = compare(tested, images, plans, baselines, rounds, clock=clock)
     settings = dict(config=config, checkpoint=checkpoint, folder=photos, plans=list(plans))
-    found.about.update(settings)
-    print(f"\n{_headline(found)}\n\n{found.table()}", flush=True)
-    if any("AP" in k and math.isnan(v) for k, v in found.rows[0].agreement.items()):
+    fidelity.metadata.update(settings)
+    print(f"\n{_headline(fidelity)}\n\n{fidelity.table()}", flush=True)
+    if any("AP" in k and math.isnan(v) for k, v in fidelity.rows[0].agreement.items()):
         print(f"\n-: the plain model detects too little with a score from {CONFIDENT:g} on")
     if metric:
-        _evaluate(found, config, checkpoint, out, trust_checkpoint, cfg_options, detail)
-        print(f"\n{found.table()}", flush=True)
-    written = found.save(Path(out, Path(config.rpartition("::")[2]).stem))
+        _evaluate(fidelity, config, checkpoint, out, trust_checkpoint, cfg_options, detail)
+        print(f"\n{fidelity.table()}", flush=True)
+    written = fidelity.save(Path(out, Path(config.rpartition("::")[2]).stem))
     print("\n" + "\n".join(f"  {file}" for file in written))
-    return found
+    return fidelity
 
 
 def _check(
@@ -121,11 +121,11 @@ def _check(
         raise UserError(f"--baselines takes {', '.join(BASELINES)}, got {unknown[0]}")
 
 
-def subject_of(cfg: "Config", build: Callable[[Keep], nn.Module]) -> Subject:
+def model_under_test(cfg: "Config", build: Callable[[Keep], nn.Module]) -> ModelUnderTest:
     """The model, and how a photo goes through it."""
     plain = build(None)
     if "type" in cfg.model:
-        return Subject(
+        return ModelUnderTest(
             plain,
             build,
             predict_sample,
@@ -134,7 +134,7 @@ def subject_of(cfg: "Config", build: Callable[[Keep], nn.Module]) -> Subject:
             saved=save_sample,
             noisy=add_noise_to_sample,
         )
-    return Subject(plain, build, lambda model, image: model(image), resized, tensor_size)
+    return ModelUnderTest(plain, build, lambda model, image: model(image), resized, tensor_size)
 
 
 def tensor_size(image: Tensor) -> Size:
@@ -149,23 +149,24 @@ def sample_size(sample: Mapping) -> Size:
 
 def predict_sample(model: nn.Module, sample: Mapping) -> object:
     """What mmdet's, mmseg's or mmpretrain's model predicts, at the photo's own size."""
-    found = model.test_step({key: [value] for key, value in sample.items()})[0].cpu()
-    if "pred_label" in found:
-        return found.pred_label.numpy()
-    return read_prediction(found, 0.0)
+    sample_out = model.test_step({key: [value] for key, value in sample.items()})[0].cpu()
+    if "pred_label" in sample_out:
+        return sample_out.pred_label.numpy()
+    return read_prediction(sample_out, 0.0)
 
 
-def _headline(found: Fidelity) -> str:
-    about = found.about
-    height, width = about["size"]
+def _headline(fidelity: Fidelity) -> str:
+    metadata = fidelity.metadata
+    height, width = metadata["size"]
     return (
-        f"{about['config']}, {about['photos']} photos of {about['folder']}, the first one "
-        f"{height} x {width}, {about['cpu']}, {about['threads']} thread(s), torch {about['torch']}"
+        f"{metadata['config']}, {metadata['photos']} photos of {metadata['folder']}, the first one "
+        f"{height} x {width}, {metadata['cpu']}, {metadata['threads']} thread(s), "
+        f"torch {metadata['torch']}"
     )
 
 
 def _evaluate(
-    found: Fidelity,
+    fidelity: Fidelity,
     config: str,
     checkpoint: str,
     out: str,
@@ -176,7 +177,7 @@ def _evaluate(
     """The config's own metrics of the plain model and of every plan."""
     from ...engine.run import evaluate  # which needs mmengine, as nothing else here does
 
-    rows = [row for row in found.rows if row.kind in ("plain", "plan")]
+    rows = [row for row in fidelity.rows if row.kind in ("plain", "plan")]
     for number, row in enumerate(rows):
         metrics = evaluate(
             config,

@@ -21,8 +21,8 @@ WEIGHTS = {"swin": (2e-2, 1.5e-2, 3e-4, 1e-5)}
 
 
 @dataclass
-class Model:
-    """A model in all its forms.
+class MeasuredModel:
+    """A model, how to build it with any plan, and the outputs whose error counts.
 
     Attributes:
         build: the model with a plan, in eval mode, on our blocks; None: nothing merged.
@@ -38,7 +38,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Unit:
+class PlanUnit:
     """What one decides about; see :mod:`.plan`.
 
     Attributes:
@@ -54,15 +54,15 @@ class Unit:
     timed_as: str
 
 
-def units_of(model: nn.Module, family: str, whole: Plan) -> list[Unit]:
+def units_of(model: nn.Module, family: str, whole: Plan) -> list[PlanUnit]:
     """The units of a model that runs on our blocks, in order."""
     paths = [name for name, module in model.named_modules() if _is_unit(module)]
     stages = [(i, counts) for i, counts in enumerate(whole) if counts]
     if family != "swin":
-        return [Unit(p, i, c, p) for p, (i, c) in zip(paths, stages, strict=True)]
+        return [PlanUnit(p, i, c, p) for p, (i, c) in zip(paths, stages, strict=True)]
     blocks = [(i, k, count) for i, counts in stages for k, count in enumerate(counts)]
     return [
-        Unit(path, i, (count,), f"stage {i}, {'shifted' if k % 2 else 'not shifted'}")
+        PlanUnit(path, i, (count,), f"stage {i}, {'shifted' if k % 2 else 'not shifted'}")
         for path, (i, k, count) in zip(paths, blocks, strict=True)
     ]
 
@@ -74,7 +74,7 @@ def _is_unit(module: nn.Module) -> bool:
 
 
 @dataclass
-class Forms:
+class MergeVariants:
     """A model's units, and each of them merged in every way that is tried.
 
     Attributes:
@@ -84,127 +84,130 @@ class Forms:
         modules: of each unit, counts -> module; the plain one first.
     """
 
-    model: Model
+    model: MeasuredModel
     plain: nn.Module
-    units: list[Unit]
+    units: list[PlanUnit]
     modules: list[dict[Entry, nn.Module]]
 
     @classmethod
-    def of(cls, model: Model, progress: bool = True) -> "Forms":
+    def of(cls, model: MeasuredModel, progress: bool = True) -> "MergeVariants":
         """Build them all; they share the model's weights as far as ``model.build`` shares."""
         plain, whole = model.build(None), model.whole
         units = units_of(plain, model.family, whole)
         tried = [options_of(model.family, len(u.plain), max(u.plain)) for u in units]
         modules = [{unit.plain: plain.get_submodule(unit.path)} for unit in units]
-        for k in tqdm(range(len(tried[0])), desc="forms", disable=not progress, leave=False):
-            merged = model.build(to_keep(to_counts([own[k] for own in tried], whole), whole))
-            for unit, own, found in zip(units, tried, modules, strict=True):
-                found.setdefault(own[k], merged.get_submodule(unit.path))
+        for k in tqdm(range(len(tried[0])), desc="variants", disable=not progress, leave=False):
+            merged = model.build(to_keep(to_counts([counts[k] for counts in tried], whole), whole))
+            for unit, counts, of_unit in zip(units, tried, modules, strict=True):
+                of_unit.setdefault(counts[k], merged.get_submodule(unit.path))
         return cls(model, plain, units, modules)
 
 
 @torch.no_grad()
 def measure_times(
-    forms: Forms,
+    variants: MergeVariants,
     image: Tensor,
     rounds: int,
     clock: Clock = time.perf_counter,
     progress: bool = True,
 ) -> tuple[list[dict[Entry, float]], float]:
-    """Time of every unit's forms and of the rest, in shares of the plain model's time.
+    """Time of every unit's variants and of the rest, in shares of the plain model's time.
 
     Args:
-        forms: of the model.
+        variants: of the model.
         image: ``(1, 3, H, W)``, what time is measured on.
         rounds: rounds of timing that count.
         clock: seconds so far.
         progress: whether progress is shown.
     """
-    inputs = _inputs(forms, image)
+    inputs = _inputs(variants, image)
     known: dict[str, dict[Entry, float]] = {}
-    units = tqdm(forms.units, desc="time", unit="block", disable=not progress)
-    for unit, own in zip(units, forms.modules, strict=True):
+    units = tqdm(variants.units, desc="time", unit="block", disable=not progress)
+    for unit, modules in zip(units, variants.modules, strict=True):
         if unit.timed_as not in known:
-            known[unit.timed_as] = _seconds(own, inputs[unit.path], rounds, clock)
-    run = {(): lambda: forms.model.outputs(forms.plain, image)}
+            known[unit.timed_as] = _seconds(modules, inputs[unit.path], rounds, clock)
+    run = {(): lambda: variants.model.outputs(variants.plain, image)}
     whole = _seconds(run, (), rounds, clock)[()]
-    found = [known[unit.timed_as] for unit in forms.units]
-    inside = sum(own[unit.plain] for unit, own in zip(forms.units, found, strict=True))
+    taken = [known[unit.timed_as] for unit in variants.units]
+    inside = sum(seconds[unit.plain] for unit, seconds in zip(variants.units, taken, strict=True))
     whole = max(whole, inside)  # timed apart, parts can add up to more
-    shares = [{counts: s / whole for counts, s in own.items()} for own in found]
+    shares = [{counts: s / whole for counts, s in seconds.items()} for seconds in taken]
     return shares, 1 - inside / whole
 
 
 @torch.no_grad()
 def measure_errors(
-    forms: Forms, images: Sequence[Tensor], progress: bool = True
+    variants: MergeVariants, images: Sequence[Tensor], progress: bool = True
 ) -> list[dict[Entry, float]]:
-    """Squared error of every unit's forms with nothing else merged, the mean over images and maps.
+    """Squared error of every unit's variants with nothing else merged.
+
+    The mean over images and maps.
 
     Args:
-        forms: of the model.
+        variants: of the model.
         images: ``(1, 3, H, W)``.
         progress: whether progress is shown.
     """
-    model, plain = forms.model, forms.plain
-    found = [dict.fromkeys(own, 0.0) for own in forms.modules]
-    count = len(images) * sum(len(own) - 1 for own in forms.modules)
+    model, plain = variants.model, variants.plain
+    all_errors = [dict.fromkeys(modules, 0.0) for modules in variants.modules]
+    count = len(images) * sum(len(modules) - 1 for modules in variants.modules)
     with tqdm(total=count, desc="error", unit="pass", disable=not progress) as bar:
         for image in images:
             before = model.outputs(plain, image)
-            for unit, own, errors in zip(forms.units, forms.modules, found, strict=True):
-                for counts in (c for c in own if c != unit.plain):
-                    _put(plain, unit.path, own[counts])
+            of_units = zip(variants.units, variants.modules, all_errors, strict=True)
+            for unit, modules, errors in of_units:
+                for counts in (c for c in modules if c != unit.plain):
+                    _put(plain, unit.path, modules[counts])
                     after = model.outputs(plain, image)
                     errors[counts] += squared_error(before, after) / len(images)
                     bar.update()
-                _put(plain, unit.path, own[unit.plain])
-    return found
+                _put(plain, unit.path, modules[unit.plain])
+    return all_errors
 
 
-def known_errors(forms: Forms) -> list[dict[Entry, float]]:
+def known_errors(variants: MergeVariants) -> list[dict[Entry, float]]:
     """The same where nothing is measured: the share of tokens lost in each block, squared."""
-    weights = WEIGHTS.get(forms.model.family)
+    weights = WEIGHTS.get(variants.model.family)
     return [
         {
             counts: (weights[min(unit.stage, len(weights) - 1)] if weights else 1.0)
             * sum((1 - count / max(unit.plain)) ** 2 for count in counts)
-            for counts in own
+            for counts in modules
         }
-        for unit, own in zip(forms.units, forms.modules, strict=True)
+        for unit, modules in zip(variants.units, variants.modules, strict=True)
     ]
 
 
-def _inputs(forms: Forms, image: Tensor) -> dict[str, tuple]:
+def _inputs(variants: MergeVariants, image: Tensor) -> dict[str, tuple]:
     """What every unit is called with."""
     seen: dict[str, tuple] = {}
     handles = [
-        forms.plain.get_submodule(unit.path).register_forward_pre_hook(
+        variants.plain.get_submodule(unit.path).register_forward_pre_hook(
             lambda _, args, path=unit.path: seen.setdefault(path, args) and None
         )
-        for unit in forms.units
+        for unit in variants.units
     ]
-    forms.model.outputs(forms.plain, image)
+    variants.model.outputs(variants.plain, image)
     for handle in handles:
         handle.remove()
     return seen
 
 
 def _seconds(
-    forms: Mapping[Entry, Callable], inputs: tuple, rounds: int, clock: Clock
+    variants: Mapping[Entry, Callable], inputs: tuple, rounds: int, clock: Clock
 ) -> dict[Entry, float]:
-    """Seconds of every form: the fastest round's, because what disturbs only ever adds."""
+    """Seconds of every variant: the fastest round's, because what disturbs only ever adds."""
 
-    def run(form: Callable) -> Callable[[], None]:
+    def run(variant: Callable) -> Callable[[], None]:
         def call() -> None:
-            form(*inputs)
+            variant(*inputs)
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
 
         return call
 
-    taken = interleave({str(c): run(form) for c, form in forms.items()}, rounds, 1, clock)
-    return {counts: min(taken[str(counts)]) for counts in forms}
+    taken = interleave({str(c): run(variant) for c, variant in variants.items()}, rounds, 1, clock)
+    return {counts: min(taken[str(counts)]) for counts in variants}
 
 
 def _put(model: nn.Module, path: str, module: nn.Module) -> None:

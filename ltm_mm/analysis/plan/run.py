@@ -19,21 +19,20 @@ from ...engine.config import change_config
 from ...engine.convert import set_detail
 from ...engine.photos import read_photos, some_photos, test_size
 from ...errors import UserError
-from ...presets import Keep
-from ...presets import Plan as Counts
+from ...presets import Keep, Plan
 from ..benchmark.latency import Clock, Spread, clock_of, interleave, ratios
 from ..benchmark.latency import threads as use_threads
 from ..benchmark.report import machine, markdown_line
 from .measure import (
-    Forms,
-    Model,
+    MeasuredModel,
+    MergeVariants,
     Outputs,
     known_errors,
     measure_errors,
     measure_times,
     squared_error,
 )
-from .search import Option, Plan, as_text, best, frontier, to_counts, to_keep
+from .search import Option, TimedPlan, as_text, best, frontier, to_counts, to_keep
 
 BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 TRIES = 3  # of a tighter choice, where a plan as a whole is slower than its blocks promise
@@ -56,15 +55,15 @@ class Chosen:
     """
 
     keep: Keep
-    plan: Plan
+    plan: TimedPlan
     time: Spread
     error: float | None
-    front: list[Plan]
+    front: list[TimedPlan]
     options: list[list[Option]]
     rest: float
-    whole: Counts
+    whole: Plan
 
-    def keep_of(self, plan: Plan) -> Keep:
+    def keep_of(self, plan: TimedPlan) -> Keep:
         """Any of the plans as ``keep`` takes it."""
         return _keep_of(plan, self.whole)
 
@@ -100,19 +99,20 @@ def choose_plan(
         UserError: if no plan is that fast.
     """
     family, whole = whole_plan(model)
-    own = Model(lambda keep: in_our_blocks(model, keep), family, whole, outputs or backbone_maps)
-    other, image = own, images[0]
+    build = lambda keep: in_our_blocks(model, keep)  # noqa: E731
+    measured = MeasuredModel(build, family, whole, outputs or backbone_maps)
+    other, image = measured, images[0]
     if timed is not None:
-        other, image = Model(timed[0], family, whole, backbone_maps), timed[1]
+        other, image = MeasuredModel(timed[0], family, whole, backbone_maps), timed[1]
     with use_threads(threads):
-        return choose(own, images, other, image, target_time, rounds, clock, progress)
+        return choose(measured, images, other, image, target_time, rounds, clock, progress)
 
 
 @torch.no_grad()
 def choose(
-    model: Model,
+    model: MeasuredModel,
     images: Sequence[Tensor],
-    timed: Model,
+    timed: MeasuredModel,
     timed_on: Tensor,
     target: float,
     rounds: int,
@@ -120,13 +120,13 @@ def choose(
     progress: bool = True,
 ) -> Chosen:
     """As :func:`choose_plan`; without images errors are estimated from token counts."""
-    forms = Forms.of(model, progress)
-    errors = measure_errors(forms, images, progress) if images else known_errors(forms)
-    forms = forms if timed is model else Forms.of(timed, progress)
-    times, rest = measure_times(forms, timed_on, rounds, clock, progress)
+    variants = MergeVariants.of(model, progress)
+    errors = measure_errors(variants, images, progress) if images else known_errors(variants)
+    variants = variants if timed is model else MergeVariants.of(timed, progress)
+    times, rest = measure_times(variants, timed_on, rounds, clock, progress)
     options = [
-        [Option(counts, own[counts], error[counts]) for counts in own]
-        for own, error in zip(times, errors, strict=True)
+        [Option(counts, seconds[counts], error[counts]) for counts in seconds]
+        for seconds, error in zip(times, errors, strict=True)
     ]
     front = frontier(options, rest)
     budget = target
@@ -142,16 +142,18 @@ def choose(
     return Chosen(keep, plan, spread, error, front, options, rest, model.whole)
 
 
-def _keep_of(plan: Plan, whole: Counts) -> Keep:
+def _keep_of(plan: TimedPlan, whole: Plan) -> Keep:
     return to_keep(to_counts(plan.units, whole), whole)
 
 
-def _whole_time(model: Model, keep: Keep, image: Tensor, rounds: int, clock: Clock) -> Spread:
+def _whole_time(
+    model: MeasuredModel, keep: Keep, image: Tensor, rounds: int, clock: Clock
+) -> Spread:
     """Measured time of a whole plan, as a share of the plain model's."""
 
-    def run(own: nn.Module) -> Callable[[], None]:
+    def run(built: nn.Module) -> Callable[[], None]:
         def call() -> None:
-            model.outputs(own, image)
+            model.outputs(built, image)
             if image.is_cuda:
                 torch.cuda.synchronize()
 
@@ -162,7 +164,7 @@ def _whole_time(model: Model, keep: Keep, image: Tensor, rounds: int, clock: Clo
     return ratios(other, base)
 
 
-def _whole_error(model: Model, keep: Keep, images: Sequence[Tensor]) -> float | None:
+def _whole_error(model: MeasuredModel, keep: Keep, images: Sequence[Tensor]) -> float | None:
     """Measured squared error of a whole plan, the mean over images; None without images."""
     plain, merged = model.build(None), model.build(keep)
     errors = [squared_error(model.outputs(plain, x), model.outputs(merged, x)) for x in images]
@@ -216,7 +218,7 @@ def make_plan(
     build = model_builder(cfg, checkpoint, backbone=True, trust=trust_checkpoint, device=device)
     plain = build(None)
     family, whole = whole_plan(plain)
-    model = Model(build, family, whole, lambda model, image: model(image))
+    model = MeasuredModel(build, family, whole, lambda model, image: model(image))
     channels = channels_of(plain)
     images = read_photos(cfg, files, size, device, backbone=True, channels=channels)
     if images:
@@ -226,7 +228,7 @@ def make_plan(
         timed_on = torch.randn(1, channels, *(size or test_size(cfg)), generator=noise).to(device)
     height, width = timed_on.shape[2:]
     with use_threads(threads):
-        found = choose(model, images, model, timed_on, target_time, rounds, clock)
+        chosen = choose(model, images, model, timed_on, target_time, rounds, clock)
     basis = (
         f"relative error of the maps, measured on {len(images)} photos"
         if images
@@ -234,13 +236,13 @@ def make_plan(
     )
     where = "the first photo's size" if images else "pixels"
     print(f"\ntime: of images of {height} x {width}, {where}\nerror: {basis}")
-    print(f"\n{report(found, target_time)}", flush=True)
-    about = dict(machine=machine(), config=config, size=[height, width], target=target_time)
-    about["error"] = basis
+    print(f"\n{report(chosen, target_time)}", flush=True)
+    metadata = dict(machine=machine(), config=config, size=[height, width], target=target_time)
+    metadata["error"] = basis
     stem = Path(out, Path(config.rpartition("::")[2]).stem)
-    for file in _save(found, about, stem):
+    for file in _save(chosen, metadata, stem):
         print(f"  {file}")
-    return found
+    return chosen
 
 
 def _check(
@@ -262,56 +264,58 @@ def _check(
         raise UserError("errors are measured with --checkpoint and --photos: give both or none")
 
 
-def report(found: Chosen, target: float) -> str:
+def report(chosen: Chosen, target: float) -> str:
     """The best plans of several budgets, the chosen one, and what it takes as a whole."""
     budgets = sorted({*BUDGETS, target}, reverse=True)
-    rows = [(f"{b:g}", best(found.front, b)) for b in budgets if found.front[0].time <= b]
-    rows += [("fastest", found.front[0]), ("**chosen**", found.plan)]
+    rows = [(f"{b:g}", best(chosen.front, b)) for b in budgets if chosen.front[0].time <= b]
+    rows += [("fastest", chosen.front[0]), ("**chosen**", chosen.plan)]
     lines = [markdown_line(["budget", "estimated time", "estimated error", "--ltm"])]
     lines.append(markdown_line(["---"] * 4))
     for name, plan in rows:
         cells = [name, f"{plan.time:.2f}", f"{math.sqrt(plan.error):.3f}"]
-        lines.append(markdown_line([*cells, as_text(found.keep_of(plan))]))
-    whole, own = found.time, found.plan
+        lines.append(markdown_line([*cells, as_text(chosen.keep_of(plan))]))
+    whole, estimate = chosen.time, chosen.plan
     verdict = (
         f"chosen: time {whole.median:.2f} ({whole.low:.2f} - {whole.high:.2f}) of the plain "
-        f"model's as a whole, {own.time:.2f} estimated"
+        f"model's as a whole, {estimate.time:.2f} estimated"
     )
-    if found.error is not None:
-        verdict += f"; error {math.sqrt(found.error):.3f}, {math.sqrt(own.error):.3f} estimated"
-    return "\n".join([*lines, "", verdict, "", f"--ltm '{as_text(found.keep)}'"])
+    if chosen.error is not None:
+        verdict += (
+            f"; error {math.sqrt(chosen.error):.3f}, {math.sqrt(estimate.error):.3f} estimated"
+        )
+    return "\n".join([*lines, "", verdict, "", f"--ltm '{as_text(chosen.keep)}'"])
 
 
-def _save(found: Chosen, about: dict, stem: Path) -> list[Path]:
+def _save(chosen: Chosen, metadata: dict, stem: Path) -> list[Path]:
     """JSON with everything, and a picture of error over time."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     files = [stem.with_name(f"{stem.name}.json"), stem.with_name(f"{stem.name}.png")]
-    chosen = dict(
-        keep=as_text(found.keep),
-        time=asdict(found.time),
-        error=found.error,
-        plan=asdict(found.plan),
+    summary = dict(
+        keep=as_text(chosen.keep),
+        time=asdict(chosen.time),
+        error=chosen.error,
+        plan=asdict(chosen.plan),
     )
-    front = [asdict(p) | dict(keep=as_text(found.keep_of(p))) for p in found.front]
-    options = [[asdict(o) for o in unit] for unit in found.options]
-    data = about | dict(chosen=chosen, rest=found.rest, units=options, frontier=front)
+    front = [asdict(p) | dict(keep=as_text(chosen.keep_of(p))) for p in chosen.front]
+    options = [[asdict(o) for o in unit] for unit in chosen.options]
+    data = metadata | dict(chosen=summary, rest=chosen.rest, units=options, frontier=front)
     files[0].write_text(json.dumps(data, indent=1) + "\n")
-    _draw(found, files[1], about["error"])
+    _draw(chosen, files[1], metadata["error"])
     return files
 
 
-def _draw(found: Chosen, path: Path, basis: str) -> None:
+def _draw(chosen: Chosen, path: Path, basis: str) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("pictures need matplotlib: pip install matplotlib") from error
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis = figure.subplots()
-    front = found.front
+    front = chosen.front
     axis.plot([p.time for p in front], [math.sqrt(p.error) for p in front], label="best plans")
-    axis.plot(found.plan.time, math.sqrt(found.plan.error), "o", color="#ee6677", label="chosen")
-    if found.error is not None:
-        whole = (found.time.median, math.sqrt(found.error))
+    axis.plot(chosen.plan.time, math.sqrt(chosen.plan.error), "o", color="#ee6677", label="chosen")
+    if chosen.error is not None:
+        whole = (chosen.time.median, math.sqrt(chosen.error))
         axis.plot(*whole, "x", color="#ee6677", label="chosen, measured as a whole")
     axis.set_xlabel("time, share of the plain model's")
     axis.set_ylabel("error")

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...errors import UserError
-from ...presets import Keep
-from ...presets import Plan as Counts
+from ...presets import Keep, Plan
 
 MOST = 4096  # plans that are carried along; more are thinned out by time
 SWIN_SHARES = (32 / 49, 25 / 49, 16 / 49, 9 / 49, 5 / 49)
@@ -35,7 +34,7 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TimedPlan:
     """An option for every unit; time and squared error are their sums (and the rest's)."""
 
     units: tuple[Entry, ...]
@@ -43,7 +42,7 @@ class Plan:
     error: float
 
 
-def frontier(units: Sequence[Sequence[Option]], rest: float, most: int = MOST) -> list[Plan]:
+def frontier(units: Sequence[Sequence[Option]], rest: float, most: int = MOST) -> list[TimedPlan]:
     """The plans that no other plan beats in time and error, the fastest first.
 
     Unit by unit, dropping what is beaten: exact, as long as there are no more than ``most``; then
@@ -54,10 +53,10 @@ def frontier(units: Sequence[Sequence[Option]], rest: float, most: int = MOST) -
         rest: time outside the units, as a share of the plain model's.
         most: plans that are carried along.
     """
-    front = [Plan((), rest, 0.0)]
+    front = [TimedPlan((), rest, 0.0)]
     for options in units:
         longer = [
-            Plan((*p.units, o.counts), p.time + o.time, p.error + o.error)
+            TimedPlan((*p.units, o.counts), p.time + o.time, p.error + o.error)
             for p in front
             for o in options
         ]
@@ -69,7 +68,7 @@ def frontier(units: Sequence[Sequence[Option]], rest: float, most: int = MOST) -
     return front
 
 
-def _thinned(front: list[Plan], most: int) -> list[Plan]:
+def _thinned(front: list[TimedPlan], most: int) -> list[TimedPlan]:
     """The last, and so best, plan of each step of time."""
     if len(front) <= most:
         return front
@@ -78,7 +77,7 @@ def _thinned(front: list[Plan], most: int) -> list[Plan]:
     return list(steps.values())
 
 
-def best(front: Sequence[Plan], budget: float) -> Plan:
+def best(front: Sequence[TimedPlan], budget: float) -> TimedPlan:
     """The least error within a budget.
 
     Args:
@@ -132,7 +131,7 @@ def _falling(depth: int, tokens: int, last: int, start: int, length: int) -> Ent
     return tuple(round(tokens - (tokens - last) * share) for share in shares)
 
 
-def to_counts(units: Sequence[Entry], whole: Counts) -> Counts:
+def to_counts(units: Sequence[Entry], whole: Plan) -> Plan:
     """A plan's units as counts stage by stage.
 
     Args:
@@ -143,9 +142,9 @@ def to_counts(units: Sequence[Entry], whole: Counts) -> Counts:
     return tuple(tuple(left.pop(0) for _ in stage) for stage in whole)
 
 
-def to_keep(counts: Counts, whole: Counts) -> Keep:
+def to_keep(counts: Plan, whole: Plan) -> Keep:
     """Counts as ``keep`` takes them; None if nothing is merged."""
-    entries = [_entry(stage, own) for stage, own in zip(counts, whole, strict=True)]
+    entries = [_entry(stage, all_tokens) for stage, all_tokens in zip(counts, whole, strict=True)]
     return tuple(entries) if any(entry is not None for entry in entries) else None
 
 

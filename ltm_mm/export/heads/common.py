@@ -25,7 +25,7 @@ class WholeModel(nn.Module):
 
     Attributes:
         outputs: names of the results, in their order.
-        about: what else a file of it should say.
+        metadata: what else a file of it should say.
         smallest: height and width that it takes, in pixels.
     """
 
@@ -35,7 +35,7 @@ class WholeModel(nn.Module):
         super().__init__()
         model.eval()  # not chained: mmdet's Swin returns None
         self.model = model
-        self.about: dict[str, object] = {}
+        self.metadata: dict[str, object] = {}
         self.smallest = SMALLEST
         made = model.data_preprocessor
         self.divisor = getattr(made, "pad_size_divisor", 1) or 1
@@ -55,16 +55,16 @@ def top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The best of ``(B, n)`` scores, for any n.
 
     Returns:
-        ``(B, count)`` scores, best first, ``NONE`` where there are fewer; and their places in
+        ``(B, count)`` scores, best first, ``NONE`` where there are fewer; and their indices in
         the scores, 0 where there are fewer.
     """
-    found, place = F.pad(scores, (0, count), value=NONE).topk(count)
-    return found, torch.where(found > NONE, place, 0)
+    best, index = F.pad(scores, (0, count), value=NONE).topk(count)
+    return best, torch.where(best > NONE, index, 0)
 
 
-def take(x: Tensor, place: Tensor) -> Tensor:
-    """Rows of ``(B, n, c)`` at places ``(B, k)``: ``(B, k, c)``."""
-    return x.gather(1, place[..., None].expand(-1, -1, x.shape[2]))
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of ``(B, n, c)`` at indices ``(B, k)``: ``(B, k, c)``."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
 
 
 def clip(boxes: Tensor, size: Sequence[int]) -> Tensor:
@@ -101,7 +101,7 @@ def suppress(
         count: boxes to keep per image.
 
     Returns:
-        Scores and places of those kept, see :func:`top`.
+        Scores and indices of those kept, see :func:`top`.
     """
     if not nms.get("class_agnostic", False):
         present = torch.where((scores > NONE)[..., None], boxes, 0)

@@ -60,7 +60,7 @@ def _attend(
     weights = weights.softmax(-1).reshape(batch, queries, heads, levels, points)
     offsets = self.sampling_offsets(query).reshape(batch, queries, heads, levels, points, 2)
     value = self.value_proj(value).reshape(batch, value.shape[1], heads, -1)
-    found = value.new_zeros(())
+    attended = value.new_zeros(())
     start = 0
     for level, (height, width) in enumerate(spatial_shapes):
         reference = reference_points[:, :, None, level, None]  # (B, Q, 1, 1, 2 or 4)
@@ -75,13 +75,13 @@ def _attend(
         pixels = pixels.permute(0, 2, 3, 1).reshape(batch * heads, -1, height, width)
         sampled = F.grid_sample(pixels, grid, align_corners=False)  # (B * heads, D, Q, points)
         share = weights[:, :, :, level].transpose(1, 2).reshape(batch * heads, 1, queries, points)
-        found = found + (sampled * share).sum(-1)
+        attended = attended + (sampled * share).sum(-1)
         start = start + height * width
-    found = found.reshape(batch, -1, queries).transpose(1, 2)
-    found = self.output_proj(found)
+    attended = attended.reshape(batch, -1, queries).transpose(1, 2)
+    attended = self.output_proj(attended)
     if not self.batch_first:
-        found = found.transpose(0, 1)
-    return self.dropout(found) + identity
+        attended = attended.transpose(0, 1)
+    return self.dropout(attended) + identity
 
 
 def encode(encoder: nn.Module, query: Tensor, position: Tensor, sizes: Sizes) -> Tensor:

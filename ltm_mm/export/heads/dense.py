@@ -28,8 +28,8 @@ class DenseDetector(WholeModel):
         boxes, scores, labels = candidates(head, maps, image.shape[2:])
         cfg = head.test_cfg
         scores = torch.where(wide_enough(boxes, cfg), scores, NONE)
-        scores, place = suppress(boxes, scores, labels, cfg["nms"], cfg["max_per_img"])
-        return results(take(boxes, place), scores, labels.gather(1, place))
+        scores, index = suppress(boxes, scores, labels, cfg["nms"], cfg["max_per_img"])
+        return results(take(boxes, index), scores, labels.gather(1, index))
 
 
 def check_head(head: nn.Module) -> None:
@@ -65,8 +65,8 @@ def propose(head: nn.Module, maps: Sequence[Tensor], size: Sequence[int]) -> tup
     scores = torch.where(wide_enough(boxes, cfg), scores, NONE)
     levels = torch.arange(len(head.prior_generator.strides), device=boxes.device)
     levels = levels.repeat_interleave(cfg["nms_pre"]).expand(scores.shape)
-    scores, place = suppress(boxes, scores, levels, cfg["nms"], cfg["max_per_img"])
-    return torch.where((scores > NONE)[..., None], take(boxes, place), 0), scores
+    scores, index = suppress(boxes, scores, levels, cfg["nms"], cfg["max_per_img"])
+    return torch.where((scores > NONE)[..., None], take(boxes, index), 0), scores
 
 
 def candidates(
@@ -91,8 +91,8 @@ def candidates(
     ]
     if factors:
         levels = [
-            (scores * take(_rows(factor, 1), place).sigmoid().squeeze(-1), *rest, place)
-            for (scores, *rest, place), factor in zip(levels, factors[0], strict=True)
+            (scores * take(_rows(factor, 1), index).sigmoid().squeeze(-1), *rest, index)
+            for (scores, *rest, index), factor in zip(levels, factors[0], strict=True)
         ]
         # A factor must not make boxes out of none.
         levels = [(torch.where(s >= 0, s, NONE), *rest) for s, *rest in levels]
@@ -103,7 +103,7 @@ def candidates(
 def _best(
     head: nn.Module, level: int, classes: Tensor, deltas: Tensor, cfg: Mapping
 ) -> tuple[Tensor, ...]:
-    """Scores, priors, deltas, labels and places of a level's best boxes."""
+    """Scores, priors, deltas, labels and indices of a level's best boxes."""
     logits = _rows(classes, head.cls_out_channels)
     scores = logits.sigmoid() if head.use_sigmoid_cls else logits.softmax(-1)[..., :-1]
     count = scores.shape[-1]
@@ -113,7 +113,7 @@ def _best(
         flat, index = top(flat, cfg["nms_pre"])
     else:  # all of them
         index = torch.arange(flat.shape[1], device=flat.device).expand(flat.shape)
-    place = index // count
+    prior_index = index // count
     priors = _priors(head.prior_generator, level, classes)
     if hasattr(head, "integral"):  # GFL: distances in units of the stride
         shares = _rows(deltas, 4 * (head.reg_max + 1)).unflatten(-1, (4, -1)).softmax(-1)
@@ -123,7 +123,7 @@ def _best(
         priors = head.anchor_center(priors)
     else:
         rows = _rows(deltas, head.bbox_coder.encode_size)
-    return flat, priors[place], take(rows, place), index % count, place
+    return flat, priors[prior_index], take(rows, prior_index), index % count, prior_index
 
 
 def _rows(x: Tensor, channels: int) -> Tensor:

@@ -43,13 +43,13 @@ class DetrDetector(WholeModel):
         classes, boxes = classes[-1], boxes[-1]
         count = head.test_cfg.get("max_per_img", classes.shape[1])
         if head.loss_cls.use_sigmoid:
-            scores, place = classes.sigmoid().flatten(1).topk(count)
-            labels, place = place % head.num_classes, place // head.num_classes
+            scores, index = classes.sigmoid().flatten(1).topk(count)
+            labels, index = index % head.num_classes, index // head.num_classes
         else:
             scores, best = classes.softmax(-1)[..., :-1].max(-1)
-            scores, place = scores.topk(count)
-            labels = best.gather(1, place)
-        boxes = take(boxes, place)
+            scores, index = scores.topk(count)
+            labels = best.gather(1, index)
+        boxes = take(boxes, index)
         centre, half = boxes[..., :2], boxes[..., 2:] / 2
         boxes = torch.cat((centre - half, centre + half), dim=-1)
         height, width = image.shape[2:]
@@ -95,8 +95,8 @@ class DetrDetector(WholeModel):
         """``gen_encoder_output_proposals`` of mmdet, without padding."""
         boxes = []
         for level, size in enumerate(sizes):
-            places = centres(size, memory)
-            boxes.append(torch.cat((places, torch.full_like(places, 0.05 * 2.0**level)), dim=1))
+            centers = centres(size, memory)
+            boxes.append(torch.cat((centers, torch.full_like(centers, 0.05 * 2.0**level)), dim=1))
         boxes = torch.cat(boxes)
         outside = ~((boxes > 0.01) & (boxes < 0.99)).all(dim=1, keepdim=True)
         logits = torch.log(boxes / (1 - boxes)).masked_fill(outside, torch.inf)
@@ -149,7 +149,7 @@ def _maskformer(
     position = head.decoder_pe(outside).flatten(2).transpose(1, 2)
     memory = head.decoder_input_proj(memory).flatten(2).transpose(1, 2)
     queries = head.query_embed.weight[None].repeat(memory.shape[0], 1, 1)
-    found = head.transformer_decoder(
+    decoded = head.transformer_decoder(
         query=torch.zeros_like(queries),
         key=memory,
         value=memory,
@@ -157,8 +157,8 @@ def _maskformer(
         key_pos=position,
         key_padding_mask=outside.flatten(1),
     )
-    masks = torch.einsum("lbqc,bchw->lbqhw", head.mask_embed(found), features)
-    return head.cls_embed(found), masks
+    masks = torch.einsum("lbqc,bchw->lbqhw", head.mask_embed(decoded), features)
+    return head.cls_embed(decoded), masks
 
 
 def _padding(image: Tensor, padded: Tensor) -> tuple[int, int, int, int]:
@@ -185,7 +185,7 @@ class QueryInstances(_Queries):
                 "instance_on=True, ...)"
             )
         super().__init__(model)
-        self.about.update(masks="image", pad_divisor=self.divisor)
+        self.metadata.update(masks="image", pad_divisor=self.divisor)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Instances of normalised images.
@@ -201,8 +201,8 @@ class QueryInstances(_Queries):
         fusion = self.model.panoptic_fusion_head
         scores = classes.softmax(-1)[..., :-1]
         count = fusion.test_cfg.get("max_per_image", 100)
-        scores, place = scores.flatten(1).topk(count)
-        labels, query = place % fusion.num_classes, place // fusion.num_classes
+        scores, index = scores.flatten(1).topk(count)
+        labels, query = index % fusion.num_classes, index // fusion.num_classes
         shape = (-1, -1, *masks.shape[2:])
         masks = masks.gather(1, query[:, :, None, None].expand(shape))
         full = F.interpolate(
@@ -221,9 +221,9 @@ def _bounds(masks: Tensor) -> Tensor:
     sides = []
     for axis in (2, 3):  # columns, then rows
         there = masks.any(dim=axis)
-        place = torch.arange(there.shape[2], device=masks.device).to(torch.float32)
-        last = torch.where(there, place + 1, 0).amax(2)
-        first = torch.where(there, place, torch.inf).amin(2)
+        index = torch.arange(there.shape[2], device=masks.device).to(torch.float32)
+        last = torch.where(there, index + 1, 0).amax(2)
+        first = torch.where(there, index, torch.inf).amin(2)
         sides.append((torch.where(last > 0, first, 0), last))
     (left, right), (upper, lower) = sides
     return torch.stack((left, upper, right, lower), dim=2)
@@ -238,7 +238,7 @@ class QuerySegmentor(_Queries):
         _check_queries(model.decode_head)
         super().__init__(model)
         self.divisor = test_divisor(model)
-        self.about = dict(align_corners=False, channels_out=model.out_channels, threshold=0.0)
+        self.metadata = dict(align_corners=False, channels_out=model.out_channels, threshold=0.0)
 
     def forward(self, image: Tensor) -> Tensor:
         """Normalised images ``(B, 3, H, W)`` to ``(B, classes, H, W)``."""

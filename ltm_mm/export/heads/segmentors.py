@@ -23,7 +23,7 @@ class Logits(WholeModel):
         super().__init__(model)
         self.divisor = test_divisor(model)
         self.align_corners = bool(model.align_corners)
-        self.about = dict(
+        self.metadata = dict(
             align_corners=self.align_corners,
             channels_out=model.out_channels,
             threshold=model.decode_head.threshold or 0.0,

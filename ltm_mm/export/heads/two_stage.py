@@ -25,8 +25,8 @@ class TwoStageDetector(WholeModel):
         self.outputs = ("boxes", "scores", "labels")
         if model.roi_head.with_mask:
             self.outputs += ("masks",)
-            self.about["masks"] = "box"
-            self.about["mask_threshold"] = model.roi_head.test_cfg["mask_thr_binary"]
+            self.metadata["masks"] = "box"
+            self.metadata["mask_threshold"] = model.roi_head.test_cfg["mask_thr_binary"]
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Detections of normalised images.
@@ -39,9 +39,9 @@ class TwoStageDetector(WholeModel):
             shares of foreground in a grid over each box.
         """
         with _portable_extractors():
-            return self._found(image)
+            return self._detections(image)
 
-    def _found(self, image: Tensor) -> tuple[Tensor, ...]:
+    def _detections(self, image: Tensor) -> tuple[Tensor, ...]:
         size, head = image.shape[2:], self.model.roi_head
         maps = self.model.extract_feat(self.padded(image))
         regions, region_scores = propose(self.model.rpn_head, maps, size)
@@ -53,9 +53,11 @@ class TwoStageDetector(WholeModel):
         boxes = boxes.expand(-1, -1, count, -1).flatten(1, 2)
         labels = torch.arange(count, device=boxes.device).repeat(regions.shape[1])
         labels = labels.expand(scores.shape)
-        scores, place = suppress(boxes, scores, labels, cfg["nms"], cfg["max_per_img"])
-        found = results(take(boxes, place), scores, labels.gather(1, place))
-        return (*found, self._masks(maps, found[0], found[2])) if head.with_mask else found
+        scores, index = suppress(boxes, scores, labels, cfg["nms"], cfg["max_per_img"])
+        detections = results(take(boxes, index), scores, labels.gather(1, index))
+        if not head.with_mask:
+            return detections
+        return (*detections, self._masks(maps, detections[0], detections[2]))
 
     def _refined(
         self, maps: Sequence[Tensor], regions: Tensor, size: Sequence[int]
@@ -90,8 +92,8 @@ class TwoStageDetector(WholeModel):
         ]
         masks = sum(shares) / len(shares)  # (B * n, classes, h, w)
         if masks.shape[1] > 1:
-            place = labels.clamp(min=0).reshape(-1, 1, 1, 1).expand(-1, 1, *masks.shape[2:])
-            masks = masks.gather(1, place)
+            index = labels.clamp(min=0).reshape(-1, 1, 1, 1).expand(-1, 1, *masks.shape[2:])
+            masks = masks.gather(1, index)
         return masks.reshape(*labels.shape, *masks.shape[2:])
 
 
@@ -117,16 +119,16 @@ def _extract(self: nn.Module, maps: Sequence[Tensor], rois: Tensor) -> Tensor:
     if len(layers) == 1:
         return _align(layers[0], maps[0], rois)
     levels = self.map_roi_levels(rois, len(layers))
-    found = torch.cat(
+    aligned = torch.cat(
         [
             _align(layer, maps[level], rois[(levels == level).nonzero().squeeze(1)])
             for level, layer in enumerate(layers)
         ]
     )
-    return found[_places(levels, len(layers))]  # back into the order of the boxes
+    return aligned[_sorted_ranks(levels, len(layers))]  # back into the order of the boxes
 
 
-def _places(levels: Tensor, count: int) -> Tensor:
+def _sorted_ranks(levels: Tensor, count: int) -> Tensor:
     """Where each of ``(n,)`` stands when they are sorted by level ``0..count - 1``, stably."""
     member = (levels[:, None] == torch.arange(count, device=levels.device)).long()  # (n, count)
     size = member.sum(0)
@@ -155,7 +157,7 @@ def _check(model: nn.Module) -> None:
 
     head = model.roi_head
     known = {type(model.rpn_head): (RPNHead,), type(head): (StandardRoIHead, CascadeRoIHead)}
-    unknown = [kind for kind, allowed in known.items() if kind not in allowed]
+    unknown = [part for part, allowed in known.items() if part not in allowed]
     if unknown:
         raise ValueError(f"{unknown[0].__name__} predicts in a way of its own")
     masks = head.mask_head if head.with_mask else []
@@ -165,8 +167,8 @@ def _check(model: nn.Module) -> None:
     checks += [(b, BBoxHead, "_predict_by_feat_single") for _, b in _stages(head)]
     checks += [(m, FCNMaskHead, "_predict_by_feat_single") for m in masks]
     for part, base, method in checks:
-        own = getattr(type(part), method, None)
-        if own is not getattr(base, method) or getattr(part, "custom_activation", False):
+        implementation = getattr(type(part), method, None)
+        if implementation is not getattr(base, method) or getattr(part, "custom_activation", False):
             raise ValueError(f"{type(part).__name__} predicts in a way of its own")
     if any(layer.pool_mode != "avg" for e in extractors for layer in e.roi_layers):
         raise ValueError("RoIAlign can be exported with pool_mode='avg' only")

@@ -90,10 +90,10 @@ class LTMBackbone(nn.Module):
         if not param_name.startswith(prefix):
             return last, last + 1
         name = param_name[len(prefix) :]
-        if found := re.match(BLOCK, name):
-            return blocks.index(found[0]) + 1, last + 1
-        if found := re.match(r"stages\.(\d+)\.", name):  # patch merging, behind a stage
-            return sum(int(b.split(".")[1]) <= int(found[1]) for b in blocks), last + 1
+        if match := re.match(BLOCK, name):
+            return blocks.index(match[0]) + 1, last + 1
+        if match := re.match(r"stages\.(\d+)\.", name):  # patch merging, behind a stage
+            return sum(int(b.split(".")[1]) <= int(match[1]) for b in blocks), last + 1
         return (0 if name.startswith(STEM) else last), last + 1
 
     def train(self, mode: bool = True) -> "LTMBackbone":
@@ -152,11 +152,11 @@ def checked_init_cfg(init_cfg: object) -> dict | None:
         init_cfg = dict(type="Pretrained", checkpoint=init_cfg)
     given = dict(init_cfg) if isinstance(init_cfg, Mapping) else {}
     # A lazily imported config holds mmengine's class, PretrainedInit.
-    kind = str(getattr(given.get("type"), "__name__", given.get("type")))
+    type_name = str(getattr(given.get("type"), "__name__", given.get("type")))
     checkpoint = given.get("checkpoint")
     known = {"type", "checkpoint", "prefix", "trust", "map_location"}  # always to the CPU
     named = isinstance(checkpoint, str | os.PathLike) and os.fspath(checkpoint)
-    if kind.removesuffix("Init") != "Pretrained" or not named or given.keys() - known:
+    if type_name.removesuffix("Init") != "Pretrained" or not named or given.keys() - known:
         raise ValueError(
             "init_cfg must be None, a file or an address, or dict(type='Pretrained', "
             f"checkpoint=FILE) with prefix and trust where needed, got {init_cfg!r}"
@@ -166,9 +166,9 @@ def checked_init_cfg(init_cfg: object) -> dict | None:
 
 def copy_weights(source: nn.Module, target: nn.Module) -> None:
     """Copy parameters and buffers of one name and shape; others stay as they are."""
-    own = target.state_dict()
-    found = source.state_dict().items()
-    target.load_state_dict({k: v for k, v in found if k in own}, strict=False)
+    target_state = target.state_dict()
+    source_state = source.state_dict().items()
+    target.load_state_dict({k: v for k, v in source_state if k in target_state}, strict=False)
 
 
 def norm_option(name: str | None) -> dict[str, type[nn.Module]]:
@@ -183,7 +183,7 @@ def norm_option(name: str | None) -> dict[str, type[nn.Module]]:
     import mmcv.cnn  # noqa: F401  registers 'SyncBN', 'LN2d', ...
     from mmengine.registry import MODELS
 
-    found = MODELS.get(name)
-    if found is None:
+    layer = MODELS.get(name)
+    if layer is None:
         raise ValueError(f"norm_layer must name a layer of mmengine's registry, got {name!r}")
-    return dict(norm_layer=found)
+    return dict(norm_layer=layer)

@@ -22,8 +22,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ...families import EFFICIENTVIT
 from ...kernels import fold_convs
-from ...layers.exchange import Exchanged, exchange, refuse_tracing
-from ...merging import MergeScope, MergingBlock, recording, tell
+from ...layers.swap_class import SwappedClass, refuse_tracing, swap_class
+from ...merging import MergeScope, MergingBlock, has_listeners, notify_merge
 from ...merging.grid import GridMerge, GridMerger, unmerge_all
 from ...presets import Keep, Plan, resolve_plan
 from .base import LTMBackbone, norm_option
@@ -126,7 +126,7 @@ class LTMEfficientViT(LTMBackbone):
                 module.reset_parameters()
 
 
-class EfficientVitLTMStage(Exchanged, MergeScope):
+class EfficientVitLTMStage(SwappedClass, MergeScope):
     """A stage of timm's EfficientViT that merges on the way in and unmerges at its end.
 
     See :func:`merge_stage`.
@@ -171,7 +171,7 @@ class GridChain:
     last: GridMerge | None
 
 
-class AttentionBlock(Exchanged, MergingBlock):
+class AttentionBlock(SwappedClass, MergingBlock):
     """timm's ``EfficientVitBlock``: attention, a merge where planned, and the local module."""
 
     EXTRAS = ("merge",)
@@ -189,8 +189,8 @@ class AttentionBlock(Exchanged, MergingBlock):
         x = _fast_layout(self.context_module(x))
         if self.merge is not None and chain is not None:
             chain.last = self.merge(x.permute(0, 2, 3, 1), chain.last)
-            if recording():
-                tell(self.merge.mask, chain.last)
+            if has_listeners():
+                notify_merge(self.merge.mask, chain.last)
             x = chain.last.merged_grid.permute(0, 3, 1, 2)
         return self.local_module(x)
 
@@ -201,7 +201,7 @@ def merge_stage(
     """Let a stage merge tokens, in place; it gets parameters whose names contain ``.merge.``.
 
     Args:
-        stage: timm's ``EfficientVitStage`` or ``EfficientVitLargeStage``; its class is exchanged,
+        stage: timm's ``EfficientVitStage`` or ``EfficientVitLargeStage``; its class is swapped,
             and those of its attention blocks.
         plan: tokens per window that each attention block's local module runs on, one square
             number per attention block; ``()`` for a stage without attention.
@@ -217,9 +217,9 @@ def merge_stage(
             side = next(sides)
             norm = block.context_module.main.proj.norm.weight
             merge = GridMerger(before, side).to(norm) if side < before else None
-            exchange(block, AttentionBlock, merge=merge)
+            swap_class(block, AttentionBlock, merge=merge)
             before = side
-    exchange(stage, EfficientVitLTMStage, with_cp=with_cp)
+    swap_class(stage, EfficientVitLTMStage, with_cp=with_cp)
     return stage
 
 
@@ -239,9 +239,9 @@ def resolve_stage_plans(keep: Keep, stages: Sequence[nn.Module], window: int) ->
     """
     check_ints(window_size=window)
     blocks = [[b for b in stage.blocks if hasattr(b, "context_module")] for stage in stages]
-    first = next(found[0] for found in blocks if found)
+    first = next(in_stage[0] for in_stage in blocks if in_stage)
     width = first.context_module.main.proj.norm.weight.numel()
-    depths = [len(found) for found in blocks]
+    depths = [len(in_stage) for in_stage in blocks]
     return resolve_plan(keep, depths, window**2, ("efficientvit", width), True, square=True)
 
 

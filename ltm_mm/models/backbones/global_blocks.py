@@ -16,22 +16,22 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...layers import fast_attention, fast_mlp
-from ...layers.exchange import Exchanged, exchange, refuse_tracing
-from ...layers.fast_block import children
+from ...layers.cpu_attention_mlp import children
+from ...layers.swap_class import SwappedClass, refuse_tracing, swap_class
 from ...merging import (
     ChainMerge,
     Groups,
     MaskModule,
     MergeScope,
     MergingBlock,
+    has_listeners,
     match,
-    recording,
+    notify_merge,
     rounds,
-    tell,
 )
 
 PARTS = {"norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2"}
-Size = tuple[int, int]
+GridSize = tuple[int, int]
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Chain:
         merges: those made so far.
     """
 
-    size: Size
+    size: GridSize
     with_cp: bool = False
     merges: list[ChainMerge] = field(default_factory=list)
 
@@ -54,13 +54,13 @@ class Chain:
         return self.merges[-1] if self.merges else None
 
 
-class GlobalBlocks(Exchanged, MergeScope):
+class GlobalBlocks(SwappedClass, MergeScope):
     """A sequence of blocks that merge on the way in; their maps are unmerged to all tokens."""
 
     def forward(
         self,
         x: Tensor,
-        size: Size | None = None,
+        size: GridSize | None = None,
         take: Iterable[int] | None = None,
         with_cp: bool = False,
     ) -> list[Tensor] | Tensor:
@@ -96,7 +96,7 @@ def _unmerged(x: Tensor, merges: Sequence[ChainMerge], prefix: int) -> Tensor:
     return torch.cat((x[:, :prefix], grid), 1)
 
 
-class GlobalBlock(Exchanged, MergingBlock):
+class GlobalBlock(SwappedClass, MergingBlock):
     """timm's ``Block``: attention among all tokens, a merge where planned, and the MLP.
 
     Its ``merge`` groups what is left after the attention (None: nothing is merged), ``prefix``
@@ -130,7 +130,7 @@ class GlobalBlock(Exchanged, MergingBlock):
         return x
 
     def _run(
-        self, x: Tensor, size: Size, earlier: ChainMerge | None
+        self, x: Tensor, size: GridSize, earlier: ChainMerge | None
     ) -> tuple[Tensor, ChainMerge | None]:
         options = {}
         if earlier is not None:
@@ -142,8 +142,8 @@ class GlobalBlock(Exchanged, MergingBlock):
             mask = self.merge(tokens, size[0] * size[1], earlier and earlier.mask.sizes)
             if mask is not None:
                 merged = ChainMerge(tokens, mask.merge_own(tokens), mask, size, earlier)
-                if recording():
-                    tell(self.merge, merged)
+                if has_listeners():
+                    notify_merge(self.merge, merged)
                 x = torch.cat((x[:, : self.prefix], merged.merged), 1)
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))), merged
 
@@ -158,7 +158,7 @@ def merge_blocks(
     """Let a sequence of timm's blocks merge, in place; see :class:`GlobalBlocks`.
 
     Args:
-        blocks: timm's ``Block`` modules; their classes are exchanged, and the sequence's.
+        blocks: timm's ``Block`` modules; their classes are swapped, and the sequence's.
         plan: tokens that are left of every ``tokens`` after each block's attention, never
             rising; merged tokens live on through the later blocks.
         tokens: what the plan's numbers are of.
@@ -174,10 +174,10 @@ def merge_blocks(
     before = (tokens, *plan[:-1])  # what comes into each block
     for block, last, keep in zip(blocks, before, plan, strict=True):
         merge = GlobalMatch(keep, last, tokens) if keep < last else None
-        exchange(block, GlobalBlock, merge=merge, prefix=prefix)
+        swap_class(block, GlobalBlock, merge=merge, prefix=prefix)
         fast_attention(block.attn)
         fast_mlp(block.mlp)
-    exchange(blocks, GlobalBlocks)
+    swap_class(blocks, GlobalBlocks)
     return blocks
 
 
@@ -231,8 +231,8 @@ class GlobalMatch(MaskModule):
             if not pairs:
                 return None
         learns = torch.is_grad_enabled() and x.requires_grad
-        found = match(x, pairs, sizes, sums=not learns)
-        return Groups.of(found, sizes, x.dtype)
+        matched = match(x, pairs, sizes, sums=not learns)
+        return Groups.of(matched, sizes, x.dtype)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...families import MOBILEVIT
-from ...layers.exchange import Exchanged, exchange, refuse_tracing
+from ...layers.swap_class import SwappedClass, refuse_tracing, swap_class
 from ...presets import Keep, Plan, resolve_plan
 from .base import LTMBackbone, copy_weights, norm_option
 from .global_blocks import merge_blocks
@@ -129,7 +129,7 @@ class LTMMobileViT(LTMBackbone):
         copy_weights(_timm_model(*self._build), self)
 
 
-class MobileVitLTMBlock(Exchanged):
+class MobileVitLTMBlock(SwappedClass):
     """timm's ``MobileVitBlock`` whose transformer merges tokens; see :func:`merge_block`."""
 
     EXTRAS = ("with_cp",)
@@ -177,7 +177,7 @@ def merge_block(block: nn.Module, plan: Sequence[int], with_cp: bool = False) ->
         The block itself.
     """
     merge_blocks(block.transformer, plan, TOKENS)  # type: ignore[arg-type]
-    exchange(block, MobileVitLTMBlock, with_cp=with_cp)
+    swap_class(block, MobileVitLTMBlock, with_cp=with_cp)
     return block
 
 
@@ -195,8 +195,8 @@ def resolve_stage_plans(keep: Keep, stages: Sequence[nn.Module]) -> Plan:
         ValueError: if the plan does not fit; says what is allowed.
     """
     transformers = [[b.transformer for b in s if hasattr(b, "transformer")] for s in stages]
-    depths = [sum(len(t) for t in found) for found in transformers]
-    width = next(t[0].norm1.weight.numel() for found in transformers for t in found)
+    depths = [sum(len(t) for t in in_stage) for in_stage in transformers]
+    width = next(t[0].norm1.weight.numel() for in_stage in transformers for t in in_stage)
     return resolve_plan(keep, depths, TOKENS, ("mobilevit", width), chained=True)
 
 

@@ -69,13 +69,13 @@ def segments(sample: BaseDataElement, size: tuple[int, int], device: object) -> 
     """
     classes = None
     if "gt_instances" in sample:
-        found = sample.gt_instances
+        instances = sample.gt_instances
         shape = sample.metainfo["ori_shape"][:2]
-        if "masks" in found:
-            shape = _mask_tensor(found.masks).shape[1:]
+        if "masks" in instances:
+            shape = _mask_tensor(instances.masks).shape[1:]
         pixels = torch.zeros(shape, dtype=torch.long)
-        paint_instances(pixels, found, torch.arange(1, len(found) + 1))
-        classes = found.labels.to(device)
+        paint_instances(pixels, instances, torch.arange(1, len(instances) + 1))
+        classes = instances.labels.to(device)
     else:
         pixels = _semantic(sample).long()
         pixels = pixels.masked_fill(pixels >= 255, IGNORED)  # mmseg's ignored pixels
@@ -123,8 +123,8 @@ def _semantic(sample: BaseDataElement) -> Tensor:
             "labels of tokens need gt_instances or gt_sem_seg in every data sample, got "
             f"{sorted(sample.keys())}: load annotations in the pipeline"
         )
-    found = sample.gt_sem_seg
-    return (found.data if "data" in found else found.sem_seg).squeeze(0)
+    sem_seg = sample.gt_sem_seg
+    return (sem_seg.data if "data" in sem_seg else sem_seg.sem_seg).squeeze(0)
 
 
 def paste(target: Tensor, source: Tensor) -> None:

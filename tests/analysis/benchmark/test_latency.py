@@ -12,7 +12,7 @@ from torch import nn
 from ltm_mm.analysis.benchmark.baselines import build_models
 from ltm_mm.analysis.benchmark.equal_time import equal_time_size, smaller_sizes
 from ltm_mm.analysis.benchmark.latency import Spread, interleave, part_times, peak_memory, ratios
-from ltm_mm.analysis.benchmark.report import Row, to_markdown
+from ltm_mm.analysis.benchmark.report import BenchmarkRow, to_markdown
 from ltm_mm.analysis.benchmark.run import run_benchmark
 from ltm_mm.checkpoints import load_backbone
 from ltm_mm.errors import UserError
@@ -338,10 +338,10 @@ def test_sizes_of_smaller_images():
 def test_realised_over_theoretical_speedup():
     """2x faster at half the work is 1; the column is about our own path without merging."""
     rows = [
-        Row("timm", 1, 0, {"mlp": 100}, [9.0], {}, 1),
-        Row("keep=none", 1, 0, {"mlp": 80, "rest": 20}, [4.0], {}, 1),
-        Row("keep=fast", 1, 0, {"mlp": 40, "rest": 10}, [2.0], {}, 1),
-        Row("keep=25", 1, 0, {"mlp": 40}, [2.0], {}, 1),
+        BenchmarkRow("timm", 1, 0, {"mlp": 100}, [9.0], {}, 1),
+        BenchmarkRow("keep=none", 1, 0, {"mlp": 80, "rest": 20}, [4.0], {}, 1),
+        BenchmarkRow("keep=fast", 1, 0, {"mlp": 40, "rest": 10}, [2.0], {}, 1),
+        BenchmarkRow("keep=25", 1, 0, {"mlp": 40}, [2.0], {}, 1),
     ]
     head, _, *lines = to_markdown(rows).splitlines()
     place = head.split(" | ").index("realised / theoretical")

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ltm_mm.analysis.benchmark.parts import parts_of
-from ltm_mm.analysis.benchmark.report import Row
+from ltm_mm.analysis.benchmark.report import BenchmarkRow
 from ltm_mm.analysis.benchmark.run import run_benchmark
 from ltm_mm.analysis.benchmark.runtimes import _fill, runtime_table
 from ltm_mm.errors import UserError
@@ -19,7 +19,7 @@ from tests.export import tiny
 
 def test_table_of_runtimes():
     rows = [
-        Row(name, 1, 0, {}, seconds, {}, 0)
+        BenchmarkRow(name, 1, 0, {}, seconds, {}, 0)
         for name, seconds in {"a, PyTorch": [0.2, 0.2], "a, onnxruntime": [0.1, 0.1]}.items()
     ]
     assert runtime_table(rows).splitlines()[2:] == [

@@ -163,12 +163,12 @@ def test_pooling_groups_partition_every_window_by_place(window, shift):
         assert_close(u.sum(-1), torch.ones(2, 4, count))
         assert_close(g.sum(-2), torch.ones(2, 4, keep))  # no group is empty
         assert_close(groups.sizes, u.sum(-2))
-        assert_close(groups.owner[0], groups.owner[1])  # whatever the tokens are
+        assert_close(groups.group_index[0], groups.group_index[1])  # whatever the tokens are
         if shift:
             assert (
                 (u.mT @ torch.nn.functional.one_hot(regions.long()).float() > 0).sum(-1).eq(1).all()
             )
-        far = (place - place[groups.roots[0, 0]][groups.owner[0, 0]]).norm(dim=-1).max()
+        far = (place - place[groups.roots[0, 0]][groups.group_index[0, 0]]).norm(dim=-1).max()
         assert far <= 2 * window / keep**0.5
 
 
@@ -244,9 +244,9 @@ def test_tome_against_a_loop():
         merging = sorted(first, key=lambda i: -float(x[i] @ x[best[i]]))[:3]
         wanted = {frozenset([j, *(i for i in merging if best[i] == j)]) for j in second}
         wanted |= {frozenset([i]) for i in first if i not in merging}
-        owner = groups.owner[b].tolist()
-        assert {frozenset(k for k in range(11) if owner[k] == p) for p in range(8)} == wanted
-        assert all(owner[root] == p for p, root in enumerate(groups.roots[b].tolist()))
+        group_index = groups.group_index[b].tolist()
+        assert {frozenset(k for k in range(11) if group_index[k] == p) for p in range(8)} == wanted
+        assert all(group_index[root] == p for p, root in enumerate(groups.roots[b].tolist()))
     assert_close(groups.sizes.sum(-1), sizes.sum(-1))
     assert tome_groups(metric, 0, None) is None
     assert tome_groups(metric, 99, None).count == 6
@@ -536,7 +536,7 @@ def test_tool_prints_a_table_and_writes_files(trained, tmp_path, capsys):
     assert found.table() in out
     assert Fidelity.read(tmp_path / "tiny.json").table() == found.table()
     data = json.loads((tmp_path / "tiny.json").read_text())
-    assert data["about"]["size"] == [64, 96]
+    assert data["metadata"]["size"] == [64, 96]
     assert data["rows"][0]["agreement"] == plain.agreement
     assert (tmp_path / "tiny.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -569,7 +569,7 @@ def test_size_changes_what_is_compared(trained, tmp_path):
     found = run_fidelity(
         *trained, ltm=["(None, 25)"], size=(40, 64), num_photos=1, rounds=0, out=str(tmp_path)
     )
-    assert found.about["size"] == (40, 64)
+    assert found.metadata["size"] == (40, 64)
     assert not (tmp_path / "tiny.png").exists()
 
 

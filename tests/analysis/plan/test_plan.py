@@ -11,8 +11,8 @@ from PIL import Image
 from torch import nn
 
 from ltm_mm.analysis.plan.measure import (
-    Forms,
-    Model,
+    MeasuredModel,
+    MergeVariants,
     known_errors,
     measure_errors,
     measure_times,
@@ -22,7 +22,7 @@ from ltm_mm.analysis.plan.measure import (
 from ltm_mm.analysis.plan.run import choose_plan, make_plan
 from ltm_mm.analysis.plan.search import (
     Option,
-    Plan,
+    TimedPlan,
     as_text,
     best,
     frontier,
@@ -134,9 +134,9 @@ def build_swin(keep) -> nn.Module:
     ).eval()  # fmt: skip
 
 
-def swin_model(build=build_swin) -> Model:
+def swin_model(build=build_swin) -> MeasuredModel:
     whole = ((49, 49), (49,) * 4)
-    return Model(build, "swin", whole, lambda model, image: model(image))
+    return MeasuredModel(build, "swin", whole, lambda model, image: model(image))
 
 
 class Clock:
@@ -162,8 +162,8 @@ class Clock:
 @torch.no_grad()
 def test_measured_times_are_those_of_the_clock():
     clock = Clock()
-    forms = Forms.of(swin_model(clock.build), progress=False)
-    times, rest = measure_times(forms, torch.randn(1, 3, 56, 56), 2, clock, progress=False)
+    variants = MergeVariants.of(swin_model(clock.build), progress=False)
+    times, rest = measure_times(variants, torch.randn(1, 3, 56, 56), 2, clock, progress=False)
     total = 96 + 3 * 49 * 3
     assert rest == pytest.approx(96 / total)
     for k, own in enumerate(times):
@@ -175,10 +175,10 @@ def test_measured_times_are_those_of_the_clock():
 @torch.no_grad()
 def test_measured_errors_are_those_of_one_block_merged():
     model = swin_model()
-    forms = Forms.of(model, progress=False)
+    variants = MergeVariants.of(model, progress=False)
     images = [torch.randn(1, 3, 56, 56) for _ in range(2)]
-    before = [model.outputs(forms.plain, image) for image in images]
-    errors = measure_errors(forms, images, progress=False)
+    before = [model.outputs(variants.plain, image) for image in images]
+    errors = measure_errors(variants, images, progress=False)
     keep = (None, (None, 9, None, None))
     wanted = [
         squared_error(plain, model.outputs(build_swin(keep), image))
@@ -188,7 +188,7 @@ def test_measured_errors_are_those_of_one_block_merged():
     assert errors[3][(9,)] > 0
     assert [own[(49,)] for own in errors] == [0.0] * 6
     assert all(own[(5,)] > own[(32,)] for own in errors)
-    after = model.outputs(forms.plain, images[0])  # all is as it was
+    after = model.outputs(variants.plain, images[0])  # all is as it was
     torch.testing.assert_close(after, before[0], rtol=0, atol=0)
 
 
@@ -199,7 +199,7 @@ def test_squared_error_is_the_mean_over_maps():
 
 
 def test_without_photos_fewer_tokens_and_earlier_stages_cost_more():
-    errors = known_errors(Forms.of(swin_model(), progress=False))
+    errors = known_errors(MergeVariants.of(swin_model(), progress=False))
     for own in errors:
         values = [own[(count,)] for count in (49, 32, 25, 16, 9, 5)]
         assert values[0] == 0
@@ -336,4 +336,4 @@ def test_bad_input_is_one_line(change, says):
 
 def test_plans_beaten_by_others_are_dropped():
     options = [Option((49,), 0.5, 0.0), Option((25,), 0.6, 0.1), Option((9,), 0.2, 0.3)]
-    assert frontier([options], 0.0) == [Plan(((9,),), 0.2, 0.3), Plan(((49,),), 0.5, 0.0)]
+    assert frontier([options], 0.0) == [TimedPlan(((9,),), 0.2, 0.3), TimedPlan(((49,),), 0.5, 0.0)]

@@ -166,8 +166,8 @@ def _cell(
 
     def measure() -> dict:
         torch._dynamo.reset()  # a graph of this size and precision
-        found = _models(scale.configs[name], tuple(plans), tuple(against), image, whole, tome)
-        bench = Bench(found, image, scale.device, amp, mode)
+        built = _models(scale.configs[name], tuple(plans), tuple(against), image, whole, tome)
+        bench = Bench(built, image, scale.device, amp, mode)
         return dict(rows=[asdict(r) for r in bench.measure(batch, scale.rounds, train_step)])
 
     return title, measure
@@ -183,8 +183,8 @@ def _models(
     tome: bool,
 ) -> dict[str, nn.Module]:
     """Models that the cells of a part share."""
-    found = build_models(config, plans, against, size, whole)
-    return found | _tome(config, plans[-1], size) if tome else found
+    built = build_models(config, plans, against, size, whole)
+    return built | _tome(config, plans[-1], size) if tome else built
 
 
 def _tome(config: str, plan: str, size: tuple[int, int]) -> dict[str, nn.Module]:
@@ -198,7 +198,7 @@ def _tome(config: str, plan: str, size: tuple[int, int]) -> dict[str, nn.Module]
 
 def _profile(scale: Scale, plan: str, batch: int, amp: str | None) -> dict:
     image = scale.size(800, 1216)
-    found = _models(scale.configs["Swin-T"], (plan,), (), image, False, False)
-    bench = Bench(found, image, scale.device, amp)
-    (name,) = found
+    built = _models(scale.configs["Swin-T"], (plan,), (), image, False, False)
+    bench = Bench(built, image, scale.device, amp)
+    (name,) = built
     return dict(parts=bench.parts(name, batch)) | profile_regions(bench.forward(name, batch))

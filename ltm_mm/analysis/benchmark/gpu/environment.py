@@ -26,34 +26,36 @@ _NO_WORK = frozenset(
 
 def software() -> dict:
     """Versions, the device, switches that decide about precision and kernels."""
-    found: dict = dict(machine=machine(), packages=_versions(), cuda=torch.version.cuda)
-    found["tf32"] = torch.backends.cuda.matmul.allow_tf32
-    found["attention"] = [
+    facts: dict = dict(machine=machine(), packages=_versions(), cuda=torch.version.cuda)
+    facts["tf32"] = torch.backends.cuda.matmul.allow_tf32
+    facts["attention"] = [
         name
         for name in ("flash", "mem_efficient", "math", "cudnn")
         if getattr(torch.backends.cuda, f"{name}_sdp_enabled")()
     ]
-    if "mmcv" in found["packages"]:
+    if "mmcv" in facts["packages"]:
         from mmcv.ops import get_compiling_cuda_version
 
-        found["mmcv's ops"] = get_compiling_cuda_version()
+        facts["mmcv's ops"] = get_compiling_cuda_version()
     if torch.cuda.is_available():
-        own = torch.cuda.get_device_properties(0)
-        found["gpu"] = dict(
-            name=own.name,
-            memory_gib=round(own.total_memory / 2**30, 1),
-            processors=own.multi_processor_count,
-            capability=f"{own.major}.{own.minor}",
+        gpu = torch.cuda.get_device_properties(0)
+        facts["gpu"] = dict(
+            name=gpu.name,
+            memory_gib=round(gpu.total_memory / 2**30, 1),
+            processors=gpu.multi_processor_count,
+            capability=f"{gpu.major}.{gpu.minor}",
         )
-    found["operators"] = {str(keep): operators(keep) for keep in (None, "balanced", "fast")}
-    return found
+    facts["operators"] = {str(keep): operators(keep) for keep in (None, "balanced", "fast")}
+    return facts
 
 
 def _versions() -> dict[str, str]:
     """Import name -> version, of what is installed."""
-    owners = importlib.metadata.packages_distributions()
+    installed = importlib.metadata.packages_distributions()
     return {
-        name: importlib.metadata.version(owners[name][0]) for name in PACKAGES if name in owners
+        name: importlib.metadata.version(installed[name][0])
+        for name in PACKAGES
+        if name in installed
     }
 
 

@@ -66,9 +66,9 @@ def profile_regions(run: Callable[[], object], longest: int = 10) -> dict:
     total = sum(kernels.values())
     for inner, outer in WITHIN.items():
         regions[outer] -= regions[inner]
-    found = {name: regions[name] / 1e6 for name in REGIONS}
+    seconds = {name: regions[name] / 1e6 for name in REGIONS}
     return dict(
-        regions=found | {"rest": max(total / 1e6 - sum(found.values()), 0.0)},
+        regions=seconds | {"rest": max(total / 1e6 - sum(seconds.values()), 0.0)},
         kernels=[[name, calls[name], time / 1e6] for name, time in kernels.most_common(longest)],
         launches=calls.total(),
         seconds=total / 1e6,
@@ -78,8 +78,8 @@ def profile_regions(run: Callable[[], object], longest: int = 10) -> dict:
 @contextmanager
 def labelled() -> Iterator[None]:
     """Mark the regions' functions for the profiler."""
-    places = [place for own in REGIONS.values() for place in own]
-    before = [(holder, name, vars(holder)[name]) for holder, name in places]
+    marked = [function for functions in REGIONS.values() for function in functions]
+    before = [(holder, name, vars(holder)[name]) for holder, name in marked]
     try:
         for region, functions in REGIONS.items():
             for holder, name in functions:

@@ -69,15 +69,15 @@ def run_gpu_benchmark(
         start = time.time()
         options = dict(part=part, out=out, start=start, limit=limit, rounds=rounds, dry_run=dry_run)
         reason = _in_a_process(options, limit + GRACE)
-        found = read_part(folder, part)
+        cells = read_part(folder, part)
         if reason:
-            save_part(folder, part, [*found, dict(name=part, error=reason)])
-            found = read_part(folder, part)
-        failed = [cell for cell in found if "error" in cell or cell.get("failed")]
-        skipped = sum("skipped" in cell for cell in found)
+            save_part(folder, part, [*cells, dict(name=part, error=reason)])
+            cells = read_part(folder, part)
+        failed = [cell for cell in cells if "error" in cell or cell.get("failed")]
+        skipped = sum("skipped" in cell for cell in cells)
         for cell in failed:
             print(f"  {cell['name']}: {cell.get('error') or 'tests failed'}")
-        print(f"  {len(found) - len(failed) - skipped} measured, {len(failed)} failed, {skipped}")
+        print(f"  {len(cells) - len(failed) - skipped} measured, {len(failed)} failed, {skipped}")
         print(f"  skipped; {time.time() - start:.0f} s", flush=True)
         well = well and not failed
     print(f"{folder / 'tables.md'}")
@@ -115,12 +115,12 @@ def run_part(part: str, out: str, start: float, limit: float, rounds: int, dry_r
     """
     folder, deadline = Path(out), start + limit
     scale = Scale("cpu" if dry_run else "cuda", 1 if dry_run else rounds, dry_run, deadline)
-    found: list[dict] = []
-    save_part(folder, part, found)
+    cells: list[dict] = []
+    save_part(folder, part, cells)
     for name, measure in PARTS[part](scale):
         began = time.time()
         if began > deadline:
-            found.append(dict(name=name, skipped=f"the {limit:.0f} s of the part were spent"))
+            cells.append(dict(name=name, skipped=f"the {limit:.0f} s of the part were spent"))
             continue
         try:
             cell = measure()
@@ -129,9 +129,9 @@ def run_part(part: str, out: str, start: float, limit: float, rounds: int, dry_r
             cell = dict(error=line, traceback=traceback.format_exc()[-4000:])
             if scale.device == "cuda":
                 torch.cuda.empty_cache()
-        found.append(dict(name=name, seconds=round(time.time() - began, 1), **cell))
-        save_part(folder, part, found)
-    save_part(folder, part, found)
+        cells.append(dict(name=name, seconds=round(time.time() - began, 1), **cell))
+        save_part(folder, part, cells)
+    save_part(folder, part, cells)
 
 
 def read_part(folder: Path, part: str) -> list[dict]:

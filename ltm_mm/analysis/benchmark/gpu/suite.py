@@ -48,6 +48,6 @@ def run_tests(device: str, deadline: float) -> dict:
         output, finished = held.decode() if isinstance(held, bytes) else held, False
     results = _RESULT.findall(output)
     failed = [name for name, result in results if result in ("FAILED", "ERROR")]
-    found: dict = dict(counts=Counter(result.lower() for _, result in results), failed=failed)
-    found["finished"] = finished and bool(results)
-    return found if finished and results and not failed else found | dict(output=output[-20_000:])
+    report: dict = dict(counts=Counter(result.lower() for _, result in results), failed=failed)
+    report["finished"] = finished and bool(results)
+    return report if finished and results and not failed else report | dict(output=output[-20_000:])

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..report import Row, markdown_line, parts_table, to_markdown
+from ..report import BenchmarkRow, markdown_line, parts_table, to_markdown
 
 
 def write_tables(folder: Path, parts: Mapping[str, Sequence[dict]]) -> None:
@@ -28,7 +28,7 @@ def _body(cell: Mapping) -> list[str]:
     if "error" in cell:
         return [f"failed: {cell['error']}"]
     if "rows" in cell:
-        return [to_markdown([Row(**row) for row in cell["rows"]])]
+        return [to_markdown([BenchmarkRow(**row) for row in cell["rows"]])]
     if "regions" in cell:
         return _profile(cell)
     return [_plain(key, value) for key, value in cell.items() if key not in ("name", "output")]
@@ -36,7 +36,7 @@ def _body(cell: Mapping) -> list[str]:
 
 def _profile(cell: Mapping) -> list[str]:
     lines = [parts_table({"by module": cell["parts"]}), ""]
-    lines += [_shares("by function, ms", cell["regions"]), ""]
+    lines += [_times_line("by function, ms", cell["regions"]), ""]
     lines += [f"{cell['launches']} kernels, {cell['seconds'] * 1e3:.2f} ms; the longest:", ""]
     lines += [markdown_line(["kernel", "calls", "ms"]), markdown_line(["---"] * 3)]
     for name, calls, seconds in cell["kernels"]:
@@ -45,17 +45,17 @@ def _profile(cell: Mapping) -> list[str]:
     return lines
 
 
-def _shares(what: str, seconds: Mapping[str, float]) -> str:
+def _times_line(what: str, seconds: Mapping[str, float]) -> str:
     """Milliseconds (and share), in the order that they have."""
     total = sum(seconds.values()) or 1.0
-    values = [f"{own * 1e3:.2f} ({own / total:.0%})" for own in seconds.values()]
+    values = [f"{value * 1e3:.2f} ({value / total:.0%})" for value in seconds.values()]
     head = [what, *seconds]
     return "\n".join(map(markdown_line, (head, ["---"] * len(head), ["", *values])))
 
 
 def _plain(key: str, value: object) -> str:
     if isinstance(value, Mapping):
-        value = ", ".join(f"{name} {own}" for name, own in value.items())
+        value = ", ".join(f"{name} {entry}" for name, entry in value.items())
     if isinstance(value, list):
         value = ", ".join(map(str, value)) or "none"
     return f"- {key}: {value}"

@@ -1,24 +1,24 @@
 """Attention and MLP of plain transformer blocks on the fast path of ``kernels`` (ours).
 
-A module's class is exchanged, see :mod:`.exchange`: it computes what it computed. What is built
+A module's class is swapped, see :mod:`.swap_class`: it computes what it computed. What is built
 otherwise (gated attention, SwiGLU, ...) stays as it is.
 """
 
 from torch import Tensor, nn
 
-from ..kernels import calm, run_linear, run_mlp
+from ..kernels import can_run_in_chunks, run_linear, run_mlp
 from ..ops import fused_attention
-from .exchange import Exchanged, exchange
+from .swap_class import SwappedClass, swap_class
 
 
-class FastAttention(Exchanged):
+class FastAttention(SwappedClass):
     """timm's ``Attention`` with its linear layers on the fast path."""
 
     CHILDREN = frozenset({"qkv", "q_norm", "k_norm", "attn_drop", "norm", "proj", "proj_drop"})
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, **options: object) -> Tensor:
         """Attend among all tokens ``(B, N, C)``; ``attn_mask`` is added to the logits."""
-        if any(options.values()) or not calm(self):
+        if any(options.values()) or not can_run_in_chunks(self):
             return super().forward(x, attn_mask=attn_mask, **options)
         b, n, _ = x.shape
         qkv = run_linear(self.qkv, x).reshape(b, n, 3, self.num_heads, -1)
@@ -29,16 +29,18 @@ class FastAttention(Exchanged):
         return self.proj_drop(run_linear(self.proj, x))
 
 
-class FastMlp(Exchanged):
+class FastMlp(SwappedClass):
     """An MLP on the fast path, whatever its library calls its layers."""
 
     # First layer, activation, second layer; dropouts and what else does nothing.
     LAYERS: tuple[str, str, str] = ("fc1", "act", "fc2")
-    IDLE: tuple[str, ...] = ("drop",)
+    IDENTITIES: tuple[str, ...] = ("drop",)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., C)`` -> ``(..., C)``."""
-        if not calm(self) or not all(map(idle, map(self.get_submodule, self.IDLE))):
+        if not can_run_in_chunks(self) or not all(
+            map(is_identity, map(self.get_submodule, self.IDENTITIES))
+        ):
             return super().forward(x)
         first, act, second = map(self.get_submodule, self.LAYERS)
         return run_mlp(first, act, second, x)
@@ -47,10 +49,10 @@ class FastMlp(Exchanged):
 class FastTimmMlp(FastMlp):
     """timm's ``Mlp``."""
 
-    IDLE = ("drop1", "norm", "drop2")
+    IDENTITIES = ("drop1", "norm", "drop2")
 
 
-def idle(module: nn.Module) -> bool:
+def is_identity(module: nn.Module) -> bool:
     """Whether a module gives back what it gets."""
     if isinstance(module, nn.Dropout):
         return not (module.training and module.p)
@@ -65,14 +67,14 @@ def children(module: nn.Module) -> set[str]:
 def fast_attention(attention: nn.Module) -> nn.Module:
     """Put timm's attention on the fast path, in place, where that computes the same."""
     if type(attention).__name__ == "Attention" and children(attention) == FastAttention.CHILDREN:
-        exchange(attention, FastAttention)
+        swap_class(attention, FastAttention)
     return attention
 
 
 def fast_mlp(mlp: nn.Module) -> nn.Module:
     """Put timm's MLP on the fast path, in place, where that computes the same."""
-    plain = children(mlp) == {*FastTimmMlp.LAYERS, *FastTimmMlp.IDLE}
+    plain = children(mlp) == {*FastTimmMlp.LAYERS, *FastTimmMlp.IDENTITIES}
     plain = plain and isinstance(mlp.norm, nn.Identity) and not isinstance(mlp.fc1, nn.Conv2d)
     if plain and type(mlp).__name__ == "Mlp":
-        exchange(mlp, FastTimmMlp)
+        swap_class(mlp, FastTimmMlp)
     return mlp

@@ -52,7 +52,7 @@ def describe(
     return {key: json.dumps(value) for key, value in facts.items() if value is not None}
 
 
-def read(entries: Mapping[str, str]) -> dict[str, object]:
+def read_metadata(entries: Mapping[str, str]) -> dict[str, object]:
     """The facts of a file from its entries; none of a file of another program."""
     return {k: json.loads(v) for k, v in entries.items()} if "made_by" in entries else {}
 

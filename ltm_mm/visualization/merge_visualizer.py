@@ -22,7 +22,7 @@ from .panels import Scene, detailed_points, merge_map_figure, shared_figure
 Points = Sequence[tuple[int, int]]
 
 
-class Look(NamedTuple):
+class ImageComparison(NamedTuple):
     """An image, what merging did to it, and what is predicted without and with merging."""
 
     scene: Scene
@@ -30,7 +30,7 @@ class Look(NamedTuple):
     merged: Prediction
 
 
-class Artist:
+class MergeVisualizer:
     """Draws what merging does to images.
 
     Args:
@@ -61,7 +61,7 @@ class Artist:
         self.dpi = dpi
         self.blocks = blocks
 
-    def look(self, file: Path, score_thr: float = 0.3) -> "Look":
+    def compare(self, file: Path, score_thr: float = 0.3) -> ImageComparison:
         """Run both models on an image.
 
         Args:
@@ -72,17 +72,19 @@ class Artist:
             UserError: if the image cannot be read.
         """
         image, data = self.read(file)
-        return Look(
+        return ImageComparison(
             self.scene(image, data),
             predict(self.plain, data, score_thr),
             predict(self.merged, data, score_thr),
         )
 
-    def predictions_figure(self, look: "Look", score_thr: float) -> Figure:
+    def predictions_figure(self, comparison: ImageComparison, score_thr: float) -> Figure:
         """What both models predict, and where they differ."""
-        found = isinstance(look.plain, Instances)
-        note = f"{self.caption}{f', scores from {score_thr:g}' * found}"
-        return comparison_figure(look.scene.image, look.plain, look.merged, self.classes, note)
+        scored = isinstance(comparison.plain, Instances)
+        note = f"{self.caption}{f', scores from {score_thr:g}' * scored}"
+        return comparison_figure(
+            comparison.scene.image, comparison.plain, comparison.merged, self.classes, note
+        )
 
     def draw(
         self, file: Path, folder: Path, points: Points | None = None, score_thr: float = 0.3
@@ -100,8 +102,8 @@ class Artist:
         Raises:
             UserError: if the image cannot be read, or a point lies outside of it.
         """
-        look = self.look(file, score_thr)
-        scene = look.scene
+        comparison = self.compare(file, score_thr)
+        scene = comparison.scene
         height, width = scene.view.image
         for x, y in points or ():
             if not (0 <= x < width and 0 <= y < height):
@@ -111,7 +113,7 @@ class Artist:
         figures = {
             "merge_map": merge_map_figure(scene),
             "shared": shared_figure(scene, points or detailed_points(scene.image)),
-            "predictions": self.predictions_figure(look, score_thr),
+            "predictions": self.predictions_figure(comparison, score_thr),
         }
         written = [
             save(figure, folder / f"{name}.png", self.dpi) for name, figure in figures.items()
@@ -153,11 +155,11 @@ class Artist:
         batch = {key: [value] for key, value in data.items()}
         inputs = self.merged.data_preprocessor(batch, False)["inputs"]
         view = View.from_meta(data["data_samples"].metainfo)
-        found = merge_groups_of(self.merged.backbone, inputs)
-        if not found:
+        groups = merge_groups_of(self.merged.backbone, inputs)
+        if not groups:
             raise UserError(f"an image of {view.image} pixels has too few tokens to merge")
         try:
-            blocks = choose_blocks(found, self.blocks)
+            blocks = choose_blocks(groups, self.blocks)
         except ValueError as error:
             raise UserError(str(error)) from error
         return Scene(image, view, blocks, self.caption)

@@ -1,4 +1,4 @@
-"""Exchanging a module's class, so that it runs otherwise and is the same object (ours).
+"""Swapping a module's class, so that it runs otherwise and is the same object (ours).
 
 Parameters, names, hooks, and whoever holds the module stay. Copies and pickles keep the class.
 """
@@ -9,8 +9,8 @@ from torch import nn
 from torch.fx import Proxy
 
 
-class Exchanged(nn.Module):
-    """Base of what a module's class is exchanged for: comes before the module's own class.
+class SwappedClass(nn.Module):
+    """Base of what a module's class is swapped for: comes before the module's own class.
 
     ``super().forward`` is the module's own.
     """
@@ -23,26 +23,28 @@ class Exchanged(nn.Module):
 
     def __reduce_ex__(self, protocol: object) -> tuple:
         """A class made while running has no name to be found by: name what it is made of."""
-        mixin, kind = type(self).__bases__
+        mixin, original = type(self).__bases__
         state = getattr(self, "__getstate__", lambda: self.__dict__)()  # Python < 3.11 has none
-        return _blank, (mixin, kind), state
+        return _blank, (mixin, original), state
 
 
 _made: dict[tuple[type, type], type] = {}
 
 
-def _exchanged(mixin: type, kind: type) -> type:
+def _swapped_class(mixin: type, original: type) -> type:
     """The class that comes of both; one object, as a class has to be."""
-    if (mixin, kind) not in _made:
+    if (mixin, original) not in _made:
         names = dict(
-            __module__=kind.__module__, __qualname__=kind.__qualname__, __doc__=kind.__doc__
+            __module__=original.__module__,
+            __qualname__=original.__qualname__,
+            __doc__=original.__doc__,
         )
-        _made[mixin, kind] = type(kind.__name__, (mixin, kind), names)
-    return _made[mixin, kind]
+        _made[mixin, original] = type(original.__name__, (mixin, original), names)
+    return _made[mixin, original]
 
 
-def _blank(mixin: type[Exchanged], kind: type[nn.Module]) -> nn.Module:
-    made: Any = _exchanged(mixin, kind)
+def _blank(mixin: type[SwappedClass], original: type[nn.Module]) -> nn.Module:
+    made: Any = _swapped_class(mixin, original)
     return made.__new__(made)
 
 
@@ -57,34 +59,34 @@ def refuse_tracing(x: object) -> None:
         )
 
 
-def exchange(module: nn.Module, mixin: type[Exchanged], **extras: Any) -> None:
-    """Exchange a module's class for one that ``mixin`` comes first in.
+def swap_class(module: nn.Module, mixin: type[SwappedClass], **extras: Any) -> None:
+    """Swap a module's class for one that ``mixin`` comes first in.
 
     Args:
         module: any; nothing in it is replaced.
         mixin: brings the ``forward``.
         **extras: attributes and submodules to set, of those that the mixin names.
     """
-    module.__class__ = _exchanged(mixin, type(module))
+    module.__class__ = _swapped_class(mixin, type(module))
     for name, value in extras.items():
         setattr(module, name, value)
 
 
-def give_back(module: nn.Module) -> None:
+def restore_class(module: nn.Module) -> None:
     """Give a module back the class that it had; any other module stays as it is.
 
     Raises:
-        ValueError: if somebody else has exchanged its class since.
+        ValueError: if somebody else has swapped its class since.
     """
-    if not isinstance(module, Exchanged):
+    if not isinstance(module, SwappedClass):
         return
     if type(module) not in _made.values():
         raise ValueError(
             f"{type(module).__name__} has got another class since merging was put on (sharding, "
             "as FSDP does it?): remove merging before that"
         )
-    _, kind = type(module).__bases__
+    _, original = type(module).__bases__
     for name in module.EXTRAS:
         if hasattr(module, name):
             delattr(module, name)
-    module.__class__ = kind
+    module.__class__ = original

@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from ltm_mm.layers import fast_attention, fast_mlp
-from ltm_mm.layers.fast_block import FastAttention, FastMlp
+from ltm_mm.layers.cpu_attention_mlp import FastAttention, FastMlp
 
 
 @pytest.mark.parametrize(
