@@ -41,7 +41,7 @@ def parse_args() -> argparse.Namespace:
         "no extra time; all: both [detail for several plans, all for one]",
     )
     add("--steps", type=int, default=300, help="optimiser steps [%(default)s]")
-    add("--lr", type=float, help="learning rate of the weights [3e-4]; that of details is 5e-3")
+    add("--lr", type=float, help="learning rate of the weights [fitted to network and plan]")
     add("--batch-size", type=int, default=2, help="crops per step [%(default)s]")
     add("--crop", type=int, default=320, help="side of the crops in pixels [%(default)s]")
     add("--seed", type=int, default=0, help="[%(default)s]")

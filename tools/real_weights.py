@@ -131,7 +131,7 @@ def parse_args() -> argparse.Namespace:
     )
     add("--train", choices=["detail", "weights", "all"], nargs="+", default=["all"], help="[all]")
     add("--together", action="store_true", help="learn for all plans at once")
-    add("--lr", type=float, default=3e-4, help="learning rate of the weights [%(default)s]")
+    add("--lr", type=float, help="learning rate of the weights [fitted to network and plan]")
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args()
 
