@@ -7,7 +7,7 @@ that is not installed, import it before mmdet and mmseg. No package of OpenMMLab
 
 from ltm_mm.compat import install_fallback
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 install_fallback()
 
