@@ -1,4 +1,4 @@
-"""Evaluate a detector or segmentor and draw what it predicts.
+"""Evaluate a detector or segmentor, and draw its predictions.
 
 python tools/test.py CONFIG CHECKPOINT --show-dir pictures
 """
@@ -18,8 +18,7 @@ def parse_args() -> argparse.Namespace:
     add("config")
     add(
         "checkpoint",
-        help="a trained model's file, with or without merging; or an exported .onnx, .xml or .pt2 "
-        "file",
+        help="checkpoint, plain or merging, or an exported .onnx, .xml or .pt2 file",
     )
     add("--work-dir", metavar="DIR", help="logs and metrics [work_dirs/<config's name>]")
     add(
@@ -29,13 +28,13 @@ def parse_args() -> argparse.Namespace:
     )
     add("--show-dir", metavar="DIR", help="write pictures of the predictions")
     add("--bf16", action="store_true", help="compute in bfloat16; .xml files only")
-    add("--tta", action="store_true", help="test-time augmentation as the config sets it up")
+    add("--tta", action="store_true", help="test-time augmentation, as set up in the config")
     add("--trust-checkpoint")
     add("--ltm")
     add("--detail")
     add("--cfg-options")
     add("--launcher")
-    # torchrun says it through the environment.
+    # torchrun sets it in the environment.
     add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS, default=argparse.SUPPRESS)
     return parser.parse_args()
 
