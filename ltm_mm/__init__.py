@@ -1,13 +1,13 @@
 """ltm_mm: learnable token merging (LTM) for detection and segmentation.
 
-Where mmcv has no compiled ops, importing this lets :mod:`ltm_mm.compat` serve them; in a checkout
+Where mmcv has no compiled ops, importing this lets :mod:`ltm_mm.compat` provide them; in a checkout
 that is not installed, import it before mmdet and mmseg. No package of OpenMMLab is needed for
 :func:`apply` on timm models and for :mod:`ltm_mm.timm_models`.
 """
 
 from ltm_mm.compat import install_fallback
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 install_fallback()
 

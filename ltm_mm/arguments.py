@@ -1,4 +1,4 @@
-"""Command lines of the tools: the options that several of them take, once.
+"""Command-line options that several tools share.
 
 Nothing heavy is imported here, so that ``--help`` answers at once and without OpenMMLab.
 """
@@ -10,20 +10,18 @@ from . import __version__
 from .families import NAMED
 
 KEEP = (
-    "none, light, balanced, fast, fastest (a Swin's, to be learned), paper, tokens per window (25) "
-    "or a share of them (0.5), or one entry per stage such as "
+    "none, light, balanced, fast, fastest (Swin only, to be learned), paper, tokens per window "
+    "(25) or a share of them (0.5), or one entry per stage such as "
     "'(None, None, (None, 25, 25, 25, 25, 25), None)'"
 )
-CONFIG = "a file, or a config of an installed package: mmdet::PATH, mmseg::PATH"
-# Sources that tools which need no training take.
-CONFIG_OR_BACKBONE = f"{CONFIG}, or a backbone of ours: {NAMED}"
-CHECKPOINT_OR_EXPORTED = (
-    "a trained model's file, with or without merging; or an exported .onnx, .xml or .pt2 file"
-)
+CONFIG = "a config file, or a config of an installed package: mmdet::PATH, mmseg::PATH"
+# For tools that measure or export.
+CONFIG_OR_BACKBONE = f"{CONFIG}, or one of our backbones: {NAMED}"
+CHECKPOINT_OR_EXPORTED = "checkpoint, plain or merging, or an exported .onnx, .xml or .pt2 file"
 
 
 class ConfigOptions(argparse.Action):
-    """mmengine's ``KEY=VALUE ...``, with a line for what is no such pair."""
+    """mmengine's ``KEY=VALUE ...``, with a one-line error for anything else."""
 
     def __call__(
         self,
@@ -53,42 +51,41 @@ SHARED: dict[str, dict] = {
     "config": dict(help=CONFIG),
     "--ltm": dict(
         metavar="KEEP",
-        help=f"convert the backbone to the token-merging one, and what it keeps: {KEEP}",
+        help=f"replace the backbone by the token-merging one with this plan: {KEEP}",
     ),
-    "--detail": dict(metavar="FILE", help="details that tools/learn.py learned for these weights"),
+    "--detail": dict(metavar="FILE", help="detail learned by tools/learn.py for these weights"),
     "--cfg-options": dict(
         nargs="+",
         action=ConfigOptions,
         metavar="KEY=VALUE",
-        help="change the config, e.g. model.backbone.keep=fast",
+        help="override config options, e.g. model.backbone.keep=fast",
     ),
     "--trust-checkpoint": dict(
         action="store_true",
-        help="also read checkpoints that hold more than weights; that can run code from them",
+        help="also load checkpoints that hold more than weights, which can run code from the file",
     ),
     "--device": dict(default="cpu", help="cpu or cuda [cpu]"),
     "--threads": dict(type=int, help="CPU threads [as PyTorch chooses]"),
-    "--rounds": dict(type=int, default=5, help="rounds of timing that count [%(default)s]"),
+    "--rounds": dict(type=int, default=5, help="timed rounds [%(default)s]"),
     "--cpu-time": dict(
         action="store_true",
-        help="the process's CPU seconds, not wall time: for a machine that others use, with "
-        "--threads 1",
+        help="measure CPU seconds, not wall time, for a shared machine; with --threads 1",
     ),
-    "--num-photos": dict(type=int, metavar="N", help="photos of the folder [%(default)s]"),
-    "--score-thr": dict(type=float, default=0.3, help="draw objects from this score on [0.3]"),
-    "--out": dict(metavar="DIR", help="JSON and picture [%(default)s]"),
+    "--num-photos": dict(type=int, metavar="N", help="number of photos to use [%(default)s]"),
+    "--score-thr": dict(type=float, default=0.3, help="minimum score of drawn objects [0.3]"),
+    "--out": dict(metavar="DIR", help="folder for JSON and picture [%(default)s]"),
     "--launcher": dict(choices=["none", "pytorch", "slurm", "mpi"], default="none"),
-    # torchrun says it through the environment.
+    # torchrun sets it in the environment.
     "--local_rank": dict(type=int, help=argparse.SUPPRESS, default=argparse.SUPPRESS),
-    "--debug": dict(action="store_true", help="show the traceback of an error, and all of the log"),
+    "--debug": dict(action="store_true", help="show the traceback of an error and the full log"),
 }
 
 
 class Parser(argparse.ArgumentParser):
-    """A tool's parser: named after what the tool does, with the options that all tools take.
+    """A tool's parser, with the options that all tools share.
 
     Args:
-        what: it does, in a line.
+        what: the tool does, in one line.
     """
 
     def __init__(self, what: str) -> None:
@@ -96,5 +93,5 @@ class Parser(argparse.ArgumentParser):
         self.add("--debug")
 
     def add(self, *names: str, **options: object) -> None:
-        """Add an argument; one of ``SHARED`` has its options from there, unless given here."""
+        """Add an argument, with the options of ``SHARED`` where not given here."""
         self.add_argument(*names, **{**SHARED.get(names[0], {}), **options})  # type: ignore[arg-type]

@@ -88,7 +88,7 @@ def explain(error: BaseException) -> str | None:
     """One line for a known mistake, None for anything else.
 
     Args:
-        error: what was raised; what it was raised from is looked at after it.
+        error: what was raised; what it was raised from is examined after it.
     """
     for link in chain(error):
         for types, rule in RULES:

@@ -48,7 +48,7 @@ EFFICIENTVIT = FamilyNames(
 )
 MOBILEVIT = FamilyNames("mobilevit", "LTMMobileViT", ("xxs", "xs", "s"), "s", "mobilevit_{}")
 FAMILIES = {family.name: family for family in (SWIN, EFFICIENTVIT, VIT, MOBILEVIT)}
-# What tools take in place of a config.
+# What tools take instead of a config.
 NAMED = ", ".join(f"ltm-{f.name}-{{{','.join(f.archs)}}}" for f in FAMILIES.values())
 
 

@@ -16,7 +16,7 @@ try:
     from mmengine.registry import Registry
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        f"{error.name} is not installed; without it ltm_mm serves timm models alone: "
+        f"{error.name} is not installed; without it ltm_mm supports timm models only: "
         "pip install 'ltm_mm[mm]'",
         name=error.name,
     ) from error
@@ -40,7 +40,7 @@ TRANSFORMS = Registry(
 
 
 def register_or_explain(registry: Registry, name: str, package: str, module: str) -> None:
-    """Import the module that registers a class; without its package, let building it say so.
+    """Import the module that registers a class; without its package, building it reports that.
 
     Args:
         registry: where the class goes.

@@ -1,4 +1,4 @@
-"""The layout says what stands on what: no circles, and arrows that the page's table has."""
+"""Imports between modules: no circles, and only those that docs/architecture.md allows."""
 
 import ast
 import re
@@ -50,7 +50,7 @@ def arrows() -> dict[str, set[str]]:
 
 
 def rows() -> list[tuple[list[str], list[str]]]:
-    """Of the page's table: names of a row, and of what it stands on."""
+    """Of the page's table: names of a row, and of what it depends on."""
     table = re.findall(
         r"^\| (`ltm_mm/.*?) \|.*\| (.*?) \|$", (ROOT / "docs/architecture.md").read_text(), re.M
     )
@@ -68,10 +68,10 @@ def test_there_is_no_circle() -> None:
 
 def test_arrows_are_those_of_the_page() -> None:
     row_of, reach = {}, {}
-    for number, (names, stands_on) in enumerate(rows()):
+    for number, (names, depends_on) in enumerate(rows()):
         row_of |= dict.fromkeys(names, number)
-        assert all(row_of.get(name, number) < number for name in stands_on), names
-        reach[number] = {number}.union(*(reach[row_of[name]] for name in stands_on))
+        assert all(row_of.get(name, number) < number for name in depends_on), names
+        reach[number] = {number}.union(*(reach[row_of[name]] for name in depends_on))
     folders = {m: m.split(".")[1] for m in MODULES if m != "ltm_mm"}
     assert set(folders.values()) == set(row_of)
     wrong = [

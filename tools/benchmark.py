@@ -1,4 +1,4 @@
-"""Time, memory and work of a backbone or a whole model, side by side with its baselines.
+"""Measure time, memory and MACs of a backbone or a whole model beside its baselines.
 
 python tools/benchmark.py ltm-swin-t --against mmdet-swin --ltm none balanced fast
 """
@@ -19,7 +19,7 @@ from ltm_mm.errors import clean_errors
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = Parser("Measure a backbone or a whole model")
+    parser = Parser("Measure time, memory and MACs of a backbone or a whole model")
     add = parser.add
     add("config", help=CONFIG_OR_BACKBONE)
     add(
@@ -27,25 +27,25 @@ def parse_args() -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="BASELINE",
-        help="plain (ours without merging), mmdet-swin, timm, or another config; ratios are "
-        "against the first",
+        help="plain (ours without merging), mmdet-swin, timm, or another config; the first is the "
+        "reference for ratios",
     )
-    add("--ltm", nargs="+", default=[], help=f"measure these plans: {KEEP} [as the config has it]")
+    add("--ltm", nargs="+", default=[], help=f"plans to measure: {KEEP} [the config's]")
     add("--detail")
-    add("--whole-model", action="store_true", help="with neck and heads, not the backbone alone")
+    add("--whole-model", action="store_true", help="with neck and heads [the backbone alone]")
     add(
         "--size",
         nargs="+",
         type=int,
         metavar="H W",
-        help="pixels; several pairs are measured one after the other [what the config's test "
-        "pipeline makes of a photo of 3:2; 800 1216 without one]",
+        help="image size in pixels; several pairs are measured in turn [what the config's test "
+        "pipeline makes of a 3:2 photo; 800 1216 without a pipeline]",
     )
     add(
         "--shrunk",
         dest="equal_time_image",
         action="store_true",
-        help="also the plain model on images so small that it takes as long as each merging one",
+        help="also the plain model on smaller images of equal time",
     )
     add("--batch", nargs="+", type=int, default=[1], metavar="N", help="images per pass [1]")
     add("--rounds", default=10)
@@ -58,19 +58,19 @@ def parse_args() -> argparse.Namespace:
         const="default",
         choices=["default", "reduce-overhead", "max-autotune"],
         metavar="MODE",
-        help="torch.compile the backbones [default]; reduce-overhead: in CUDA graphs",
+        help="torch.compile the backbones [default]; reduce-overhead: with CUDA graphs",
     )
-    add("--channels-last", action="store_true", help="that memory format")
+    add("--channels-last", action="store_true", help="use the channels_last memory format")
     add(
         "--runtime",
         nargs="+",
         default=[],
         choices=["onnxruntime", "openvino", "openvino-bf16", "openvino-int8"],
         metavar="RUNTIME",
-        help="export the models, and time the files beside them, too: onnxruntime, openvino, "
-        "openvino-bf16, openvino-int8",
+        help="also export the models and time the files: onnxruntime, openvino, openvino-bf16, "
+        "openvino-int8",
     )
-    add("--train-step", action="store_true", help="also forward, backward and optimiser step")
+    add("--train-step", action="store_true", help="also time forward, backward and optimiser step")
     add("--cpu-time")
     add("--out", default="work_dirs/benchmark")
     return parser.parse_args()

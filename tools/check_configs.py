@@ -1,13 +1,16 @@
-"""Run every Swin config of the installed mmdet and mmseg with merging; print a table.
+"""Run every Swin config of the installed mmdet and mmseg with merging; print a summary.
 
 Every config whose backbone can be converted is built at full width with merging, and runs one
-forward and one loss step on random images with random annotations.
+forward pass and one loss step on random images with random annotations.
+
+python tools/check_configs.py --out docs/configs.csv
 """
 
 import argparse
+import csv
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +22,7 @@ from mmengine.structures import PixelData
 from torch import nn
 from tqdm import tqdm
 
+from ltm_mm.checks.outputs import check_file
 from ltm_mm.engine.build import drop_pretrained
 from ltm_mm.engine.config import load_config
 from ltm_mm.engine.convert import parse_keep, use_ltm
@@ -29,6 +33,8 @@ from ltm_mm.presets import Keep
 NEEDS_DOWNLOAD = ("GLIP", "GroundingDINO")
 # Read frames of a video, not images: mmdet's tracking pipeline feeds them.
 VIDEO = ("Mask2FormerVideo",)
+# Of the table; "config" is the first of "configs" that have the same model.
+COLUMNS = ("config", "configs", "model", "built", "loss step", "prediction")
 
 
 @dataclass
@@ -65,7 +71,7 @@ def swin_configs(
     Args:
         package: 'mmdet' or 'mmseg'.
         keep: the merging plan.
-        only: part of the names (as yielded) of the configs to look at.
+        only: part of the names (as yielded) of the configs.
 
     Yields:
         ``package::path``, the config with the backbone converted, and the conversion in a line.
@@ -223,21 +229,34 @@ def _run_segmentor(model: nn.Module, cfg: Config, size: int) -> tuple[float, str
     return total.item(), f"label map {tuple(sample.pred_sem_seg.data.shape[-2:])}"
 
 
-def to_markdown(rows: list[tuple[Coverage, int]]) -> str:
-    """A table with one row per model.
+def to_cells(row: Coverage, count: int) -> list[str]:
+    """A row of the table, as ``COLUMNS``.
 
     Args:
-        rows: results, each with the number of configs of the same model.
+        row: the result.
+        count: configs of the same model.
     """
-    lines = [
-        "| config (first of its model) | configs | model | built | loss step | prediction |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row, count in rows:
-        built = "yes" if row.losses is not None else row.problem
-        loss = "-" if row.losses is None else "finite" if row.losses == row.losses else "NaN"
+    built = "yes" if row.losses is not None else row.problem or ""
+    loss = "-" if row.losses is None else "finite" if row.losses == row.losses else "NaN"
+    return [row.config, str(count), row.model, built, loss, row.outputs or "-"]
+
+
+def summarize(table: Iterable[list[str]]) -> str:
+    """A Markdown table with one row per package and outcome.
+
+    Args:
+        table: rows as :func:`to_cells` makes them.
+    """
+    groups: dict[tuple[str, str], tuple[list[str], int]] = {}
+    for config, count, model, built, _, _ in table:
+        package, outcome = config.partition("::")[0], "ran" if built == "yes" else built
+        models, total = groups.get((package, outcome), ([], 0))
+        models += [] if model in models else [model]
+        groups[package, outcome] = models, total + int(count)
+    lines = ["| package | models | configs | result |", "|---|---|---|---|"]
+    for (package, outcome), (models, total) in sorted(groups.items(), key=lambda item: item[0][0]):
         lines.append(
-            f"| `{row.config}` | {count} | {row.model} | {built} | {loss} | {row.outputs or '-'} |"
+            f"| {package} | {', '.join(sorted(models, key=str.lower))} | {total} | {outcome} |"
         )
     return "\n".join(lines)
 
@@ -247,11 +266,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ltm", default="balanced", metavar="KEEP", help="preset, number or plan")
     parser.add_argument("--package", nargs="+", default=["mmdet", "mmseg"], help="whose configs")
-    parser.add_argument("--only", default="", help="configs whose name contains this")
+    parser.add_argument("--only", default="", help="only configs whose name contains this")
+    parser.add_argument("--out", metavar="FILE", help="also write a CSV file, one row per model")
     args = parser.parse_args()
     with clean_errors():
+        if args.out:
+            check_file("--out", args.out)
         rows = cover(args.package, parse_keep(args.ltm), args.only)
-    print(to_markdown(rows))
+    table = [to_cells(*row) for row in rows]
+    if args.out:
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        with open(args.out, "w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([COLUMNS, *table])
+    print(summarize(table))
     return int(any(row.failed for row, _ in rows))
 
 

@@ -1,4 +1,4 @@
-"""Write a backbone, detector or segmentor as ONNX, for OpenVINO, or as a torch.export program.
+"""Export a backbone, detector or segmentor to ONNX, OpenVINO, or a torch.export program.
 
 python tools/export.py CONFIG CHECKPOINT --whole-model --format onnx --check
 """
@@ -25,13 +25,13 @@ class _List(argparse.Action):
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = Parser("Export with a dynamic batch, height and width")
+    parser = Parser("Export with dynamic batch size, height and width")
     add = parser.add
     add("config", help=CONFIG_OR_BACKBONE)
     add(
         "checkpoint",
         nargs="?",
-        help="a trained model's or backbone's file, plain or merging [random weights]",
+        help="checkpoint of a model or backbone, plain or merging [random weights]",
     )
     add("--format", choices=["onnx", "openvino", "torch"], default="onnx", help="[onnx]")
     add(
@@ -45,10 +45,10 @@ def parse_args() -> argparse.Namespace:
         type=int,
         default=[512, 512],
         metavar=("H", "W"),
-        help="what it is traced with; any other size works, too [512 512]",
+        help="image size for tracing; the file takes other sizes, too [512 512]",
     )
     add("--detail")
-    add("--ltm", help=f"merge so: {KEEP} [as the config has it]")
+    add("--ltm", help=f"the merging plan: {KEEP} [the config's]")
     add(
         "--out",
         metavar="FILE",
@@ -60,13 +60,13 @@ def parse_args() -> argparse.Namespace:
         type=int,
         const=300,
         metavar="IMAGES",
-        help="quantise to 8 bits with NNCF, calibrated on so many images of the config's test "
+        help="quantise to 8 bits with NNCF, calibrated on this many images of the config's test "
         "data; needs --format openvino [300]",
     )
     add(
         "--check",
         action="store_true",
-        help="run the file and compare it with the model at four sizes and two batches; with "
+        help="run the file and compare it with the model at four sizes and two batch sizes; with "
         "--int8 also evaluate both on the config's test data",
     )
     add("--trust-checkpoint")
@@ -75,7 +75,7 @@ def parse_args() -> argparse.Namespace:
         action=_List,
         nargs=0,
         default=argparse.SUPPRESS,
-        help="print which whole models can be exported",
+        help="list the whole models that can be exported",
     )
     return parser.parse_intermixed_args()
 

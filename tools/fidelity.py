@@ -1,4 +1,4 @@
-"""What merging would change in your model on your photos; no labels needed.
+"""Measure what merging changes in your model on your photos; no labels needed.
 
 python tools/fidelity.py CONFIG CHECKPOINT PHOTOS --ltm light balanced fast
 """
@@ -13,11 +13,11 @@ from ltm_mm.errors import clean_errors
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = Parser("Error of the maps, agreement with the plain model, work and time of merging")
+    parser = Parser("Error of the maps, agreement with the plain model, MACs and time of merging")
     add = parser.add
     add("config", help=CONFIG_OR_BACKBONE)
-    add("checkpoint", help="the trained model's file")
-    add("photos", help="a photo, or a folder of photos; no labels are needed")
+    add("checkpoint", help="checkpoint of the trained model")
+    add("photos", help="a photo or a folder of photos, without labels")
     add(
         "--ltm",
         nargs="+",
@@ -29,17 +29,17 @@ def parse_args() -> argparse.Namespace:
         nargs=2,
         type=int,
         metavar=("H", "W"),
-        help="bring photos to this size after the config's test pipeline [as that leaves them]",
+        help="resize photos to this size after the config's test pipeline [no resizing]",
     )
     add("--num-photos", default=32)
-    add("--rounds", help="rounds of timing that count; 0: no timing [%(default)s]")
+    add("--rounds", help="timed rounds; 0: no timing [%(default)s]")
     add(
         "--baselines",
         nargs="*",
         default=["image", "pooling", "tome", "jpeg"],
         metavar="NAME",
-        help="image (plain on a smaller image of the same time), pooling, tome (of a ViT), jpeg "
-        "(photos saved once more) [all]",
+        help="image (plain on a smaller image of equal time), pooling, tome (ViT only), jpeg "
+        "(photos saved again as JPEG) [all]",
     )
     add("--threads")
     add("--metric", action="store_true", help="also the config's own metric on its test set")

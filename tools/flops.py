@@ -1,10 +1,10 @@
-"""The paper's operating points (arXiv 2407.15219): MACs and parameters beside ours.
+"""Compare the paper's operating points (arXiv 2407.15219) with ours: MACs and parameters.
 
 python tools/flops.py                            # counts, in seconds
 python tools/flops.py --rounds 20 --threads 2    # also the speed-up over timm's plain models
 """
 
-import ltm_mm  # isort: skip  (first: it stands in for mmcv's compiled ops where they are absent)
+import ltm_mm  # isort: skip  (first: it provides mmcv's ops where they are not compiled)
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -107,7 +107,7 @@ def parse_args() -> argparse.Namespace:
         description=f"The preset 'paper' beside the paper (ltm_mm {ltm_mm.__version__})"
     )
     add = parser.add_argument
-    add("--rounds", type=int, default=0, help="time so many forward passes of each model [0]")
+    add("--rounds", type=int, default=0, help="timed passes of each model; 0: no timing [0]")
     add("--batch", type=int, default=1, help="images per timed pass [1]")
     add("--threads", type=int, help="CPU threads [as PyTorch chooses]")
     add("--debug", action="store_true", help="show the traceback of an error")

@@ -1,4 +1,4 @@
-"""All that is worth measuring on a GPU, in less than ten minutes; see docs/benchmarks.md.
+"""Run all GPU measurements in less than ten minutes; see docs/benchmarks.md.
 
 python tools/gpu_benchmark.py --out work_dirs/gpu
 """
@@ -20,7 +20,7 @@ from ltm_mm.errors import clean_errors
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = Parser("Measure a GPU, part by part, within a time limit")
+    parser = Parser("Run the GPU measurements, part by part, within a time limit")
     add = parser.add
     add(
         "--parts",
@@ -33,13 +33,13 @@ def parse_args() -> argparse.Namespace:
         "--budget",
         type=int,
         metavar="SECONDS",
-        help="per part; what is left then is skipped [their own, less than ten minutes together]",
+        help="limit per part; the rest is skipped [each part's own, less than ten minutes in all]",
     )
     add("--rounds", default=20)
     add(
         "--dry-run",
         action="store_true",
-        help="all parts on the CPU: narrow models, small images, one round",
+        help="run all parts on the CPU: narrow models, small images, one round",
     )
     add("--out", default="work_dirs/gpu", help="JSON per part, tables.md [%(default)s]")
     return parser.parse_args()

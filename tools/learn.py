@@ -13,14 +13,14 @@ from ltm_mm.errors import clean_errors
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = Parser("Teach a merging model what the same model without merging knows")
+    parser = Parser("Train a merging model to match the same model without merging")
     add = parser.add
     add("config")
-    add("checkpoint", help="the trained model's file")
+    add("checkpoint", help="checkpoint of the trained model")
     add(
         "photos",
         nargs="?",
-        help="a folder of photos; no labels are needed [the images of the config's train set]",
+        help="a folder of photos, without labels [the images of the config's train set]",
     )
     add(
         "--ltm",
@@ -32,22 +32,20 @@ def parse_args() -> argparse.Namespace:
         "--out",
         required=True,
         metavar="FILE",
-        help="the file of what was learned, e.g. learned.pth",
+        help="file for what is learned, e.g. learned.pth",
     )
     add(
         "--train",
         choices=["detail", "weights", "all"],
-        help="detail: a thin block per merging Swin block, weights stay as they are; weights: no "
-        "detail, which costs no time; all: both [detail for several plans, all for one]",
+        help="detail: a thin block per merging Swin block, weights are frozen; weights: no detail, "
+        "no extra time; all: both [detail for several plans, all for one]",
     )
-    add("--steps", type=int, default=300, help="steps of the optimiser [%(default)s]")
-    add("--lr", type=float, help="learning rate of weights [3e-4]; of details it is 5e-3")
+    add("--steps", type=int, default=300, help="optimiser steps [%(default)s]")
+    add("--lr", type=float, help="learning rate of the weights [fitted to network and plan]")
     add("--batch-size", type=int, default=2, help="crops per step [%(default)s]")
-    add("--crop", type=int, default=320, help="their side in pixels [%(default)s]")
+    add("--crop", type=int, default=320, help="side of the crops in pixels [%(default)s]")
     add("--seed", type=int, default=0, help="[%(default)s]")
-    add(
-        "--resume", action="store_true", help="go on where an interrupted run with this --out ended"
-    )
+    add("--resume", action="store_true", help="continue an interrupted run with this --out")
     add("--rounds")
     add("--threads")
     add("--device")

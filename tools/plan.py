@@ -1,4 +1,4 @@
-"""How many tokens each block keeps: the least error within a time budget, on this machine.
+"""Find how many tokens each block keeps: least error within a time budget, on this machine.
 
 python tools/plan.py ltm-swin-t --target-time 0.7 --checkpoint swin_t.pth --photos photos
 """
@@ -13,7 +13,7 @@ from ltm_mm.errors import clean_errors
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = Parser("From a time budget to a merging plan")
+    parser = Parser("Find a merging plan for a time budget")
     add = parser.add
     add("config", help=CONFIG_OR_BACKBONE)
     add(
@@ -21,17 +21,17 @@ def parse_args() -> argparse.Namespace:
         type=float,
         required=True,
         metavar="SHARE",
-        help="of the plain backbone's time, such as 0.7",
+        help="time budget, relative to the plain backbone, such as 0.7",
     )
-    add("--checkpoint", metavar="FILE", help="a trained model's, to measure errors with")
-    add("--photos", metavar="DIR", help="photos to measure errors on; no labels are needed")
+    add("--checkpoint", metavar="FILE", help="trained weights, to measure errors with")
+    add("--photos", metavar="DIR", help="photos to measure errors on, without labels")
     add("--num-photos", default=8)
     add(
         "--size",
         nargs=2,
         type=int,
         metavar=("H", "W"),
-        help="of the images [what the config's test pipeline makes of a photo]",
+        help="image size [what the config's test pipeline makes of a photo]",
     )
     add("--rounds")
     add("--threads")

@@ -1,4 +1,4 @@
-"""Predict on photos, folders and videos: pictures, and COCO results or label maps.
+"""Predict on photos, folders and videos; write pictures, and COCO results or label maps.
 
 python tools/predict.py CONFIG CHECKPOINT photos --out-dir predictions
 """
@@ -18,10 +18,10 @@ def parse_args() -> argparse.Namespace:
     add("config")
     add("checkpoint", help=CHECKPOINT_OR_EXPORTED)
     add("sources", nargs="+", metavar="photo", help="photos, folders of photos, videos")
-    add("--out-dir", metavar="DIR", help="for the results [work_dirs/<config's name>/predict]")
-    add("--batch-size", type=int, default=1, metavar="N", help="photos at once, of one size [1]")
+    add("--out-dir", metavar="DIR", help="results folder [work_dirs/<config's name>/predict]")
+    add("--batch-size", type=int, default=1, metavar="N", help="photos per pass, of one size [1]")
     add("--device")
-    add("--score-thr", help="leave out objects below this score [0.3]")
+    add("--score-thr", help="minimum score of objects [0.3]")
     add("--no-pictures", dest="pictures", action="store_false", help="draw nothing")
     add("--trust-checkpoint")
     add("--ltm")

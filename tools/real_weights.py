@@ -1,7 +1,7 @@
-"""Merging on networks that were trained on photos, beside its baselines: tables and plans.
+"""Measure merging on networks trained on photos beside its baselines: tables and plans.
 
-LTM_SHARED_REAL names the folder with the weights and photos [../shared/real]; other photos are
-those of LTM_SHARED_DATA [../shared/data].
+LTM_SHARED_REAL names the folder of weights and photos [../shared/real], LTM_SHARED_DATA the
+folder of other photos [../shared/data].
 
 python tools/real_weights.py swin --time-of ltm-swin-t
 python tools/real_weights.py swin --learn 300 --ltm fast --time-of ltm-swin-t
@@ -9,7 +9,7 @@ python tools/real_weights.py vit --every 2 --ltm 0.6 balanced
 python tools/real_weights.py swin --target-time 0.7 --time-of ltm-swin-t --size-of 800 1216
 """
 
-import ltm_mm  # isort: skip  (first: it stands in for mmcv's compiled ops where they are absent)
+import ltm_mm  # isort: skip  (first: it provides mmcv's ops where they are not compiled)
 
 import argparse
 import importlib.util
@@ -110,28 +110,28 @@ def parse_args() -> argparse.Namespace:
     add(
         "network",
         choices=list(PLANS),
-        help="vit: classes of all patches at 448 px; vit-224: of the photo",
+        help="vit: classifies all patches at 448 px; vit-224: the photo",
     )
-    add("--ltm", nargs="+", metavar="KEEP", help="plans [those of the tables, and the presets]")
+    add("--ltm", nargs="+", metavar="KEEP", help="plans [those of the tables and the presets]")
     add("--every", type=int, default=1, metavar="K", help="every K-th photo [1]")
-    add("--rounds", type=int, default=5, help="rounds of timing that count; 0: no timing [5]")
+    add("--rounds", type=int, default=5, help="timed rounds; 0: no timing [5]")
     add("--baselines", nargs="*", default=["image", "pooling", "tome", "jpeg"], metavar="NAME")
     add("--threads", type=int, help="CPU threads [as PyTorch chooses]")
     add("--cpu-time", action="store_true", help="CPU seconds, with --threads 1")
     add("--out", default="work_dirs/real_weights", metavar="DIR", help="[%(default)s]")
-    add("--target-time", type=float, metavar="SHARE", help="choose a plan in place of a table")
-    add("--logits", action="store_true", help="with the error of the logits, not of the maps")
-    add("--time-of", metavar="NAME", help="with times of this backbone, such as ltm-swin-t")
+    add("--target-time", type=float, metavar="SHARE", help="choose a plan instead of a table")
+    add("--logits", action="store_true", help="measure the error of the logits, not of the maps")
+    add("--time-of", metavar="NAME", help="take times from this backbone, such as ltm-swin-t")
     add("--size-of", nargs=2, type=int, default=[800, 1216], metavar=("H", "W"))
     add(
         "--learn",
         type=int,
         metavar="STEPS",
-        help="also what is learned on LTM_SHARED_DATA's photos",
+        help="also measure plans learned on LTM_SHARED_DATA's photos",
     )
     add("--train", choices=["detail", "weights", "all"], nargs="+", default=["all"], help="[all]")
     add("--together", action="store_true", help="learn for all plans at once")
-    add("--lr", type=float, default=3e-4, help="of weights [%(default)s]")
+    add("--lr", type=float, help="learning rate of the weights [fitted to network and plan]")
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args()
 

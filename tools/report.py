@@ -16,7 +16,7 @@ def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = Parser("One HTML page about one or several runs")
     add = parser.add
-    add("work_dirs", nargs="+", metavar="work_dir", help="what training or testing wrote into")
+    add("work_dirs", nargs="+", metavar="work_dir", help="work dir of a training or test run")
     add("--out", metavar="FILE", help="the page [report.html in the first work dir]")
     add(
         "--images",
@@ -24,7 +24,7 @@ def parse_args() -> argparse.Namespace:
         metavar="FILE",
         help="images to draw [some of each run's validation set]",
     )
-    add("--num-images", type=int, default=3, metavar="N", help="how many of those; 0: none [3]")
+    add("--num-images", type=int, default=3, metavar="N", help="images to draw; 0: none [3]")
     add("--score-thr")
     add("--device")
     return parser.parse_args()

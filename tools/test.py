@@ -1,4 +1,4 @@
-"""Evaluate a detector or segmentor and draw what it predicts.
+"""Evaluate a detector or segmentor, and draw its predictions.
 
 python tools/test.py CONFIG CHECKPOINT --show-dir pictures
 """
@@ -25,7 +25,7 @@ def parse_args() -> argparse.Namespace:
     )
     add("--show-dir", metavar="DIR", help="write pictures of the predictions")
     add("--bf16", action="store_true", help="compute in bfloat16; .xml files only")
-    add("--tta", action="store_true", help="test-time augmentation as the config sets it up")
+    add("--tta", action="store_true", help="test-time augmentation, as set up in the config")
     add("--trust-checkpoint")
     add("--ltm")
     add("--detail")

@@ -23,9 +23,9 @@ def parse_args() -> argparse.Namespace:
         nargs="?",
         const="auto",
         metavar="CHECKPOINT",
-        help="go on from this checkpoint, without a value from the newest one in the work dir",
+        help="continue from this checkpoint; without a value, from the newest in the work dir",
     )
-    add("--checkpoint", metavar="FILE", help="weights to start from: of a backbone or whole model")
+    add("--checkpoint", metavar="FILE", help="initial weights of a backbone or a whole model")
     add("--trust-checkpoint")
     add("--ltm")
     add("--detail")
@@ -33,10 +33,10 @@ def parse_args() -> argparse.Namespace:
         "--ib",
         metavar="BOUND",
         help="add the information-bottleneck loss on merged tokens: paper or variational; none "
-        "takes it out of the config",
+        "removes it from the config",
     )
     add("--amp", action="store_true", help="mixed precision (GPU)")
-    add("--auto-scale-lr", action="store_true", help="scale the learning rate with the batch")
+    add("--auto-scale-lr", action="store_true", help="scale the learning rate with the batch size")
     add("--cfg-options")
     add("--launcher")
     add("--local_rank", "--local-rank")

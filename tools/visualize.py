@@ -1,4 +1,4 @@
-"""Draw merge maps, and the predictions with and without merging.
+"""Draw merge maps, and predictions with and without merging.
 
 python tools/visualize.py CONFIG CHECKPOINT photo.jpg --out-dir pictures
 """
@@ -18,34 +18,34 @@ from ltm_mm.errors import clean_errors
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = Parser("Draw what merging does to images")
+    parser = Parser("Draw what merging does on images")
     add = parser.add
     add("config")
     add(
         "checkpoint",
         nargs="?",
-        help="a trained model's or backbone's file, plain or merging [as a training would start]",
+        help="checkpoint of a model or backbone, plain or merging [as training would start]",
     )
-    add("image", help="an image, or a folder of images")
-    add("--out-dir", metavar="DIR", help="for the pictures [work_dirs/<config's name>/visualize]")
+    add("image", help="an image or a folder of images")
+    add("--out-dir", metavar="DIR", help="picture folder [work_dirs/<config's name>/visualize]")
     add(
         "--points",
         nargs="+",
         type=point,
         metavar="X,Y",
-        help="pixels of the image whose groups are shown [some with detail]",
+        help="pixels whose groups are shown [some in regions with detail]",
     )
     add(
         "--blocks",
         nargs="+",
         type=int,
         metavar="K",
-        help="which of the merging blocks are drawn, from 0; -1: the last [early, middle, late]",
+        help="indices of the merging blocks to draw; -1: the last [early, middle, late]",
     )
     add("--score-thr")
     add("--device")
     add("--dpi", type=int, default=150, help="pixels per inch of the figures [150]")
-    add("--seed", type=int, default=0, help="of the weights that start fresh [0]")
+    add("--seed", type=int, default=0, help="seed of newly initialised weights [0]")
     add("--trust-checkpoint")
     add("--ltm")
     add("--detail")

@@ -6,7 +6,7 @@ Needs a Swin with trained weights (`models.py` in LTM_SHARED_REAL, by default ..
 photo (COCO's val2017/000000261888.jpg in LTM_SHARED_DATA, by default ../shared/data/coco_mini).
 """
 
-import ltm_mm  # isort: skip  (first: it stands in for mmcv's compiled ops)
+import ltm_mm  # isort: skip  (first: it replaces mmcv's compiled ops)
 
 import argparse
 import importlib.util
@@ -14,13 +14,11 @@ import os
 from pathlib import Path
 
 import numpy as np
-from matplotlib.colors import hsv_to_rgb
-from numpy.typing import NDArray
 
 from ltm_mm.errors import UserError, clean_errors
 from ltm_mm.visualization import BlockGroups, View, merge_groups_of, save
 from ltm_mm.visualization.figures import caption, enlarged, heading, panels, show
-from ltm_mm.visualization.merge_map import Box, Pixels, outlines
+from ltm_mm.visualization.merge_map import Box, Pixels, mean_colours, outlines
 from ltm_mm.visualization.panels import frame
 
 ROOT = Path(__file__).parents[2]
@@ -65,12 +63,12 @@ def draw(out: Path) -> Path:
     heading(axes[0, 0], "photo\n(framed: the early block's part)")
     for axis, (when, (name, box)) in zip(axes[0, 1:], BLOCKS.items(), strict=True):
         keep = KEEP[int(name.split(".")[1])]
-        show(axis, tinted(image, found[name], keep, box))
+        show(axis, merged(image, found[name], box))
         heading(axis, f"{when} block, stride {found[name].stride}:\n{keep} merged tokens for 49")
     caption(
         figure,
-        "In each window (white lines), tokens of one colour share a merged token. "
-        "Swin of width 32, weights trained on street photos.",
+        "Each group of tokens in the mean colour of its pixels; no group leaves its window (white "
+        "lines). Swin of width 32, weights trained on street photos.",
     )
     return save(figure, out)
 
@@ -91,24 +89,17 @@ def read_models(file: Path) -> object:
     return module
 
 
-def tinted(image: Pixels, block: BlockGroups, keep: int, box: Box) -> Pixels:
-    """A part of an image ``(H, W, 3)``, its groups tinted, with thin borders."""
+def merged(image: Pixels, block: BlockGroups, box: Box) -> Pixels:
+    """A part of an image ``(H, W, 3)``, each group in its mean colour, with thin borders."""
     (y0, x0, y1, x1), size = box, (image.shape[0], image.shape[1])
     scale = PANEL // (y1 - y0)
     labels = View(size, size).enlarge(block.groups, block.stride, scale, box)
-    part = image[y0:y1, x0:x1].mean(-1, keepdims=True).repeat(3, -1)
-    drawn = enlarged(part, scale) * 0.5 + colours(keep)[labels % keep] * 0.5
-    drawn[outlines(labels)] = 40
+    drawn = mean_colours(enlarged(image[y0:y1, x0:x1], scale), labels).astype(float)
+    drawn[outlines(labels)] *= 0.6
     window = WINDOW * block.stride * scale
     for k in range(window, PANEL, window):
         drawn[k - 3 : k + 3] = drawn[:, k - 3 : k + 3] = 255
     return drawn.astype(np.uint8)
-
-
-def colours(count: int) -> NDArray:
-    """Colours ``(count, 3)`` that can be told apart, bright and less bright by turns."""
-    hue, bright = np.arange(count) / count, 1 - 0.35 * (np.arange(count) % 2)
-    return hsv_to_rgb(np.stack([hue, np.full(count, 0.8), bright], -1)) * 255
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def in_our_blocks(model: nn.Module, keep: Keep) -> nn.Module:
     too, so that times differ by merging alone.
 
     Args:
-        model: plain, as :func:`ltm_mm.apply` serves it.
+        model: plain, as :func:`ltm_mm.apply` supports it.
         keep: the merging plan; None: nothing is merged.
 
     Raises:

@@ -89,7 +89,7 @@ class Swin(Family):
 
     @staticmethod
     def check(stages: Sequence[list[nn.Module]]) -> None:
-        """Raise a ValueError unless all windows are alike."""
+        """Raise a ValueError unless all windows are equal."""
         sizes = {adapter_of(block).cut(block).size for stage in stages for block in stage}
         if len(sizes) > 1:
             raise ValueError(

@@ -86,5 +86,5 @@ def detect(keys: Iterable[str]) -> Source | None:
     if any(
         re.search(r"\.att(n|ention)\.(w_msa\.|self\.)?(logit_scale|cpb_mlp\.)", key) for key in keys
     ):
-        raise ValueError("the checkpoint holds Swin V2 weights; only Swin (V1) is served here")
+        raise ValueError("the checkpoint holds Swin V2 weights; only Swin (V1) is supported here")
     return next((s for s in SOURCES if any(re.search(s.pattern, key) for key in keys)), None)

@@ -32,7 +32,7 @@ def to_backbone(
         backbone: the backbone to fit; gets the details that the weights hold, see
             :class:`ltm_mm.merging.Detail`, and is not changed otherwise.
         prefix: of the backbone's keys; None: told by the keys.
-        adapt: whether weights for RGB images may serve a backbone of other channels.
+        adapt: whether weights for RGB images may be adapted to other channels.
 
     Returns:
         A state dict with keys and shapes of ``backbone``; what ``OPTIONAL`` names may be
@@ -79,7 +79,7 @@ def _adapt_stem(state: dict[str, Tensor], model_state: Mapping[str, Tensor]) -> 
         if (value.shape[0], *value.shape[2:]) == (wanted[0], *wanted[2:]):
             state[key] = adapt_input_conv(wanted[1], value)
             print_log(
-                f"{key}: weights for 3 channels serve {wanted[1]}, "
+                f"{key}: weights for 3 channels are adapted to {wanted[1]}, "
                 + ("summed up" if wanted[1] == 1 else "repeated and scaled"),
                 "current",
                 logging.WARNING,

@@ -30,7 +30,7 @@ class Report(NamedTuple):
 def load_backbone(
     backbone: nn.Module, weights: Weights, prefix: str | None = None, trust: bool = False
 ) -> Report:
-    """Load a backbone's weights and say so in one log line.
+    """Load a backbone's weights and log it in one line.
 
     Args:
         backbone: with the parameter names of mmdet's Swin, or of timm's networks.

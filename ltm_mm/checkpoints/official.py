@@ -21,7 +21,7 @@ RENAMES = (
 )
 # The classifier and the final norm before it. mmdet and the authors' detection code
 # leave that norm out as well: a pyramid norms each level on its own, and the published
-# recipes were tuned with all four output norms (norm0..3) starting fresh and alike.
+# recipes were tuned with all four output norms (norm0..3) starting fresh.
 # SimMIM's mask token has no use after pre-training. The rest are tables that follow
 # from the window and image size alone.
 UNUSED = re.compile(r"^(head|norm)\.|^mask_token$|\.(attn_mask|relative_position_index)$")

@@ -127,7 +127,7 @@ def _check_sample(
     if not occurring.size or (len(occurring) == 1 < check.classes and check.ignored in seen):
         raise UserError(
             f"the label maps of {path} hold only {' and '.join(map(str, seen))} as loaded, of "
-            f"which {check.ignored} does not count ({min(SAMPLED, len(infos))} looked at, the "
+            f"which {check.ignored} does not count ({min(SAMPLED, len(infos))} checked, the "
             f"last one {file}): draw {preview([f'{n} as {i}' for i, n in enumerate(names)])}"
         )
     absent = [name for i, name in enumerate(names) if i not in seen]

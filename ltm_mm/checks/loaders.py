@@ -1,4 +1,4 @@
-"""Build data loaders so that what is wrong with a data set is said at once."""
+"""Build data loaders so that faults of a data set are reported before training."""
 
 import errno
 import json

@@ -35,7 +35,7 @@ class _Finder:
 
 
 def install_fallback() -> None:
-    """Let the fallback serve ``mmcv._ext`` where mmcv was installed without it.
+    """Let the fallback provide ``mmcv._ext`` where mmcv was installed without it.
 
     Warns, in one line, when mmdet or mmseg were imported before and have already
     done without mmcv's ops. A second call changes nothing.

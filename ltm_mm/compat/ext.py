@@ -1,7 +1,7 @@
 """The fallback for ``mmcv._ext``: executed under that name by the finder.
 
 Its functions have the signatures that mmcv's op modules call: results are
-written into tensors that the caller made. What is not served here answers with
+written into tensors that the caller made. What is not supported here answers with
 a function that raises, so that mmcv's op modules import and only the use of
 such an op fails.
 """
@@ -74,7 +74,7 @@ def __getattr__(name: str) -> Callable[..., NoReturn]:
 
 
 print_log(
-    "mmcv has no compiled ops here; ltm_mm serves NMS, RoIAlign, focal loss, deformable attention "
-    "and convolution through PyTorch and torchvision (`make ops` builds mmcv's own)",
+    "mmcv has no compiled ops here; ltm_mm provides NMS, RoIAlign, focal loss, deformable "
+    "attention and convolution through PyTorch and torchvision (`make ops` builds mmcv's own)",
     logger="current",
 )

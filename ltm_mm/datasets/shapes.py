@@ -5,7 +5,7 @@ colour, on a darker, textured and scribbled background. What tells them apart is
 colour, texture, place and size say nothing about the class. More than half of the objects are
 small by COCO's measure (fewer than 32 x 32 visible pixels).
 
-One folder serves detectors and segmentors::
+One folder for detectors and segmentors::
 
     data/shapes/
       train/*.png, val/*.png                        images, SIZE x SIZE x 3
@@ -69,7 +69,7 @@ def ensure_shapes(root: str | os.PathLike, counts: dict[str, int] | None = None)
 
     Args:
         root: Folder of the data set, made with its parents.
-        counts: Images per split; default :data:`COUNTS`. Not looked at where ``root`` exists.
+        counts: Images per split; default :data:`COUNTS`. Ignored where ``root`` exists.
 
     Returns:
         ``root`` as a path.

@@ -25,7 +25,7 @@ from .convert import use_ltm
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-AS_CONFIGURED: Any = object()  # in place of a plan: what the config has
+AS_CONFIGURED: Any = object()  # instead of a plan: what the config has
 
 
 def named_config(source: str) -> "Config":

@@ -143,7 +143,7 @@ def _reason(error: Exception) -> str:
     """An exception's message in one line, with its type where that says more."""
     text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
     if isinstance(error, RecursionError):
-        return "one of its _base_ leads back to itself"
+        return "one of its _base_ includes itself"
     if isinstance(error, (SyntaxError, OSError, UserError)):
         return text
     return f"{type(error).__name__}: {text}"

@@ -75,7 +75,7 @@ def use_ltm(cfg: "Config", keep: Keep) -> list[str]:
     if not lines:
         raise UserError(
             f"--ltm has nothing to convert: {'; '.join(others) or 'the model has no backbone'}. "
-            "It serves SwinTransformer of mmdet and mmseg, and TIMMBackbone with MIT Han Lab's "
+            "It supports SwinTransformer of mmdet and mmseg, and TIMMBackbone with MIT Han Lab's "
             "efficientvit_b0 ... b3, l1 ... l3, with mobilevit_xxs, xs, s, and with vit_*"
         )
     return lines
@@ -99,7 +99,7 @@ def set_detail(cfg: "Config", detail: str | None, converts: bool = True) -> None
     if learned.weights is not None:
         raise UserError(
             f"--detail {detail}: the file holds weights, too, which its detail was learned with: "
-            "give it in place of the checkpoint, without --detail"
+            "give it instead of the checkpoint, without --detail"
         )
     takes_detail = False
     for _, backbone in _backbones(cfg.get("model") or {}, "model"):

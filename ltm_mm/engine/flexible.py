@@ -1,7 +1,7 @@
 """mmengine's ``FlexibleRunner``: one device, DDP, or FSDP, which spreads a model over ranks.
 
 It builds its model when training starts. Here it is built at once, so that data, checkpoints and
-hooks are looked at before the first step as with the ordinary runner.
+hooks are validated before the first step as with the ordinary runner.
 """
 
 from functools import partial

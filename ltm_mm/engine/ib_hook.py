@@ -72,7 +72,7 @@ class InformationBottleneck(Hook):
         self.weight, self.warmup, self.stages = weight, warmup, stages
         self.num_classes = num_classes
         self.make = partial(DenseIBLoss, bound=bound, **options)
-        self.make(dim=1, num_classes=1)  # a wrong option is told at once
+        self.make(dim=1, num_classes=1)  # a wrong option is reported at once
         self.losses: dict[str, DenseIBLoss] = {}
         self.saved: Mapping[str, dict] = {}
         self.model: nn.Module | None = None

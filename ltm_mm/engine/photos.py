@@ -90,7 +90,7 @@ def pipeline_of(cfg: "Config", first: str = "test_dataloader") -> "Compose":
 
     Args:
         cfg: the config.
-        first: the loader that is looked at first; then those for testing and validation.
+        first: the loader that is tried first; then those for testing and validation.
     """
     for key in (first, "test_dataloader", "val_dataloader"):
         dataset = (cfg.get(key) or {}).get("dataset") or {}

@@ -51,7 +51,7 @@ def train(
         config: see :func:`.config.load_config`.
         work_dir: for logs and checkpoints; default ``work_dirs/<config's name>``.
         resume: a checkpoint, or 'auto' for the newest readable one in ``work_dir``.
-        checkpoint: weights to start from in place of the config's ``load_from``, of a backbone or
+        checkpoint: weights to start from instead of the config's ``load_from``, of a backbone or
             of a whole model, plain or merging. Not used where ``resume`` finds a checkpoint.
         trust_checkpoint: read files that may run code, see
             :func:`ltm_mm.checkpoints.read_state_dict`.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError, explain, frames, message
 
-EVERY = 10  # steps from one look at the loss to the next: each waits for the GPU
+EVERY = 10  # steps between checks of the loss: each waits for the GPU
 
 
 class LossMonitor(Hook):

@@ -55,7 +55,7 @@ def boundary_hits(
     Args:
         predicted, truth: ``(H, W)`` bool.
         tolerance: how far apart matching outline pixels may lie, in pixels, >= 0.
-        valid: ``(H, W)`` bool; pixels outside it are not looked at. None: all.
+        valid: ``(H, W)`` bool; pixels outside it are ignored. None: all.
 
     Returns:
         Four counts: pixels of the predicted outline, those near the true one, pixels of the

@@ -26,7 +26,7 @@ class BoundaryIoU(CocoMetric):
 
     Args:
         ann_file: COCO annotations of the data set.
-        score_thr: predictions below this score are not looked at.
+        score_thr: predictions below this score are ignored.
         width: of the boundary as a share of the image's diagonal (0.02 as in the source).
         **kwargs: of mmdet's ``CocoMetric``.
 

@@ -28,7 +28,7 @@ class Difference:
         detections: of the model; None where it is no detector.
         lost: detections that only one of the two has.
         of_model, of_file: the same of the model and itself, and of the file and itself, for images
-            that differ by ``NOISE``; None where the two results are alike without.
+            that differ by ``NOISE``; None where the two results agree without.
         mask_iou: of the masks of all pairs together, where one pixel of each may sit on the
             threshold (it would be more than a thousandth of a small mask); 1 without masks.
     """
@@ -63,7 +63,7 @@ class Difference:
     def equal(self) -> bool:
         """Whether it is within rounding; one of a hundred detections may sit on a threshold.
 
-        Rounding also decides which of two tokens merges that are as much alike as each other: a
+        Rounding also decides which of two equally similar tokens merges: a
         file's result may be as far from the model's as either is from itself. The file rounds in
         another way, so there may be such a tie for it alone.
         """

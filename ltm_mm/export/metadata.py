@@ -32,7 +32,7 @@ def describe(
 
     Args:
         cfg: of the model.
-        model: a whole model, whose data preprocessor is looked at, or a backbone.
+        model: a whole model, whose data preprocessor is read, or a backbone.
         outputs: names of the results.
         extra: more of it, as the adapter of its head says.
         weights: name of the checkpoint.

@@ -65,7 +65,7 @@ def export(
         program = export_program(network, size, channels, smallest, dynamic_size)
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        hint = ": its code may look at sizes, try dynamic_size=False" if dynamic_size else ""
+        hint = ": its code may depend on sizes, try dynamic_size=False" if dynamic_size else ""
         raise ValueError(
             f"{type(model).__name__} cannot be traced by torch.export{hint} ({reason[0]})"
         ) from error

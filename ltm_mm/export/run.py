@@ -197,5 +197,5 @@ def _checked(
         raise UserError(f"--check: {path} differs from the model by more than rounding at {worst}")
     limits = f"{TOLERANCE:.0e}" + ("" if worst.detections is None else f", masks {MASK_IOU}")
     alike = any(difference.of_model is not None for difference in differences)
-    print(f"all within {limits}" + (", or as near as one of the two is to itself" * alike))
+    print(f"all within {limits}" + (", or as close as one of the two is to itself" * alike))
     return differences

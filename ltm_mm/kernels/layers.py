@@ -27,7 +27,7 @@ def run_linear(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def run_mlp(first: nn.Module, act: nn.Module, second: nn.Module, x: Tensor) -> Tensor:
-    """``second(act(first(x)))``, through :func:`ltm_mm.kernels.mlp` where that serves.
+    """``second(act(first(x)))``, through :func:`ltm_mm.kernels.mlp` where that can.
 
     Args:
         first, act, second: the layers.

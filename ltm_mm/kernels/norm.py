@@ -12,7 +12,7 @@ ROWS = 1024  # tokens at a time: they stay in the cache while they are transpose
 def norm_to_map(norm: nn.Module, x: Tensor) -> Tensor:
     """Normalise tokens ``(B, H, W, C)`` into a packed map ``(B, C, H, W)``.
 
-    Without gradients on a CPU the norm and the transposition share one pass: 18 ms in place of 46
+    Without gradients on a CPU the norm and the transposition share one pass: 18 ms instead of 46
     for Swin-T's first map at 800 x 1216 (one thread of an AMD EPYC).
     """
     if torch.is_grad_enabled() or not untouched(norm, nn.LayerNorm) or not uses_onednn(x, x):

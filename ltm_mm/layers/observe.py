@@ -1,4 +1,4 @@
-"""Hooks inside a merged block see all tokens: what its modules get and give is led back for them.
+"""Hooks inside a merged block see all tokens: what its modules get and give is unmerged for them.
 
 A group's value stands for each of its tokens: ``U x``. What hooks return is merged again, so that
 they can read, change and differentiate as in the plain block; ``G^T U`` changes nothing.
@@ -20,7 +20,7 @@ Undo = Callable[[Tensor], Tensor]
 
 
 class Lead(Protocol):
-    """How a module's merged tokens are led back to all tokens."""
+    """How a module's merged tokens are unmerged to all tokens."""
 
     def __call__(self, path: str, x: Tensor) -> tuple[Tensor, Undo] | None:
         """All tokens, and what merges them again; None where x is not of merged tokens.
@@ -42,7 +42,7 @@ def hooks_see_all_tokens(block: nn.Module, lead: Lead | None) -> Iterator[None]:
 
     Args:
         block: its mask module is left out.
-        lead: None: tokens cannot be led back, which a warning says where there are hooks.
+        lead: None: tokens cannot be unmerged; a warning says so where there are hooks.
     """
     with ExitStack() as stack:
         for path, module in list(block.named_modules()):

@@ -1,7 +1,7 @@
 """The loop: a network without merging teaches the same network with merging, on any photos.
 
 The loss is the relative squared error of the feature maps; labels are not needed. In every step one
-of the plans is drawn, so that one set of parameters serves them all. Distilling a merged ViT
+of the plans is drawn, so that one set of parameters works for all. Distilling a merged ViT
 classifier without labels is Token Compensator's idea (ECCV 2024); dense maps, windows and the
 detail are ours.
 """
@@ -24,7 +24,8 @@ class Settings:
 
     Attributes:
         steps: of the optimiser.
-        lr: learning rate of weights.
+        lr: learning rate of weights; None: as large as the network and the plan bear, see
+            :meth:`.learn.Lesson.rate_of_weights`.
         detail_lr: of details.
         batch_size: crops per step.
         crop: their side in pixels; smaller photos are scaled up to it.
@@ -33,7 +34,7 @@ class Settings:
     """
 
     steps: int = 300
-    lr: float = 3e-4
+    lr: float | None = None
     detail_lr: float = 5e-3
     batch_size: int = 2
     crop: int = 320
@@ -45,8 +46,9 @@ class Settings:
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise ValueError(f"{name} must be an int >= 1, got {getattr(self, name)!r}")
         for name in ("lr", "detail_lr"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)!r}")
+            rate = getattr(self, name)
+            if rate is not None and not 0 < rate < 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {rate!r}")
 
 
 @dataclass

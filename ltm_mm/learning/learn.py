@@ -1,5 +1,6 @@
 """``ltm_mm.learn``: what merging loses, for a model in memory, whoever built it."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 
@@ -14,10 +15,13 @@ from ..adapters.maps import feature_maps
 from ..checkpoints.learned import Learned, sizes_of, weights_digest
 from ..merging import Detail, MaskModule
 from ..presets import Keep
-from .distill import Progress, Settings, at_least, distill
+from .distill import Progress, Settings, at_least, distill, map_loss
 
 TRAIN = ("detail", "weights", "all")
 PLANS = ("light", "balanced", "fast")
+PROBE = 1e-4  # size of the random steps that tell how much a network's maps answer to its weights
+PROBED = 4  # crops that tell it
+NOISE = 0.005  # how much random steps of the chosen rate change the maps, of what merging does
 
 
 def learn(
@@ -73,10 +77,10 @@ def learn(
 
 
 def default_train(plans: Mapping[str, Keep], swin: bool) -> str:
-    """What learns where nobody says: measured in docs/fidelity.md.
+    """What learns by default: measured in docs/fidelity.md.
 
     Weights that learn for several plans at once are pulled to the one that merges most, and the
-    others lose; a detail serves them all. Only a Swin has one.
+    others lose; one detail works for all. Only a Swin has one.
     """
     if not swin:
         return "weights"
@@ -180,7 +184,7 @@ class Lesson:
         """Run :func:`.distill.distill`; the model's own ``requires_grad`` stay as they were."""
         before = {p: p.requires_grad for m in self.students.values() for p in m.parameters()}
         try:
-            groups = self._groups(photos[0], settings)
+            groups = self._groups(photos, settings)
             return distill(
                 self.teacher, self.students, groups, photos, held_out, settings, progress, on_step
             )
@@ -189,26 +193,54 @@ class Lesson:
                 parameter.requires_grad_(wanted)
                 parameter.grad = None
 
-    def _groups(self, photo: Tensor, settings: Settings) -> list[dict]:
+    def _groups(self, photos: Sequence[Tensor], settings: Settings) -> list[dict]:
         """What learns: details, and the weights that the maps depend on."""
         details = [p for detail in self.details.values() for p in detail.parameters()]
         weights: list[Tensor] = []
+        rate = settings.lr
         if self.train != "detail":
-            weights = self._weights_of_maps(at_least(photo, settings.crop), settings.crop)
+            crop = settings.crop
+            first = (at_least(photos[k], crop) for k in range(min(PROBED, len(photos))))
+            some = [photo[:, :, :crop, :crop] for photo in first]
+            weights = self._weights_of_maps(some[0])
+            rate = rate or self.rate_of_weights(weights, torch.cat(some))
         for student in self.students.values():
             student.requires_grad_(False)
         for parameter in (*details, *weights):
             parameter.requires_grad_(True)
-        groups = [dict(params=details, lr=settings.detail_lr), dict(params=weights, lr=settings.lr)]
+        groups = [dict(params=details, lr=settings.detail_lr), dict(params=weights, lr=rate)]
         return [group for group in groups if group["params"]]
 
-    def _weights_of_maps(self, photo: Tensor, crop: int) -> list[Tensor]:
+    @torch.no_grad()
+    def rate_of_weights(self, weights: Sequence[Tensor], images: Tensor) -> float:
+        """The learning rate of weights that suits the network and its plans.
+
+        One step of Adam moves every weight by about its rate. Random steps of that size change the
+        maps, too; the rate is the one where they do so in proportion to what merging changes, for
+        the plan that loses least. Networks differ a hundredfold in it.
+        """
+        taught = feature_maps(self.teacher, images)
+        lost = min(
+            map_loss(feature_maps(student, images), taught).item()
+            for student in self.students.values()
+        )
+        generator = torch.Generator().manual_seed(0)
+        steps = [torch.randn(w.shape, generator=generator).sign().to(w) * PROBE for w in weights]
+        before = [w.clone() for w in weights]
+        for weight, step in zip(weights, steps, strict=True):
+            weight.add_(step)
+        moved = map_loss(feature_maps(self.plain, images), taught).item()
+        for weight, old in zip(weights, before, strict=True):
+            weight.copy_(old)
+        return PROBE * math.sqrt(NOISE * lost / moved) if lost and moved else PROBE
+
+    def _weights_of_maps(self, photo: Tensor) -> list[Tensor]:
         details = {p for detail in self.details.values() for p in detail.parameters()}
         weights: dict[Tensor, None] = {}
         with torch.enable_grad():
             for student in self.students.values():
                 student.requires_grad_(True)
-                maps = feature_maps(student, photo[:, :, :crop, :crop])
+                maps = feature_maps(student, photo)
                 sum(m.sum() for m in maps).backward()  # type: ignore[union-attr]
                 weights |= {p: None for p in student.parameters() if p.grad is not None}
                 student.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""How mask modules and merging blocks are told from other modules, whatever their family."""
+"""How mask modules and merging blocks are recognised, whatever their family."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -1,6 +1,6 @@
 """What merging loses, as a thin block that sees all tokens (ours).
 
-A merged block treats the members of a group alike. The plain block would have treated them a
+A merged block gives all members of a group one update. The plain block would have treated them a
 little differently; ``phi`` says how, and only its *difference* within a group counts::
 
     Y = Z + U (f(X~) - X~) + phi(Z) - U phi(X~)        phi(x) = B gelu(A x / rms(x) + a)

@@ -1,4 +1,4 @@
-"""What a mask says: which tokens are merged, and which update leads back to which token.
+"""What a mask says: which tokens are merged, and which update each token gets.
 
 Source: ``X~ = G^T Z`` with columns of G that sum to 1 is the paper's (arXiv 2407.15219, section
 3); the way back U and residual unmerging are ours. A mask is a :class:`Groups` (every token in

@@ -99,7 +99,7 @@ def kept_tokens(keep: int, of: int, window: int, shift: int) -> int:
 
 
 class Match(WindowMask):
-    """Groups of tokens that are alike, by matching; nothing in it is learned.
+    """Groups of similar tokens, by matching; it has no parameters.
 
     Padding merges with padding first; tokens that the shift keeps apart never share a group.
 

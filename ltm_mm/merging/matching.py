@@ -1,4 +1,4 @@
-"""Matching: which tokens are so alike that they may share a group.
+"""Matching: which tokens are similar enough to share a group.
 
 Source: bipartite matching in rounds is ToMe's idea (Bolya et al., ICLR 2023, arXiv 2210.09461);
 Ward's criterion, several rounds on one set, regions and padding are ours, and so is the code.
@@ -79,7 +79,7 @@ def match(
         schedule: pairs that merge in each round, see :func:`rounds`; one round at least.
         sizes: how many tokens each token stands for already ``(..., N)``; None: 1 each.
         penalty: a number per token ``(..., N)``; the squared difference of two adds to the loss of
-            merging them. None: all alike.
+            merging them. None: all equal.
         order: tokens in the order that their groups are in after the first round ``(N,)``, and
             so are split by the later ones; None: as they are.
         sums: whether the groups' sums are wanted.
@@ -129,7 +129,7 @@ def _gains(total: Tensor, length: Tensor, size: Tensor | None, penalty: Tensor |
     Args:
         total: sums of the groups ``(n, K, C)``; only their direction counts.
         length: of the sums, or of what points the same way ``(n, K)``.
-        size: of the groups ``(n, K)``; None: all alike.
+        size: of the groups ``(n, K)``; None: all equal.
         penalty: ``(n, K)`` or None.
     """
     inverse = length.clamp(min=1e-12).reciprocal()
@@ -147,7 +147,7 @@ def _gains(total: Tensor, length: Tensor, size: Tensor | None, penalty: Tensor |
         length, penalty, part = length[some], penalty[some], cos[some]
     else:
         part = cos
-    empty = (length == 0).to(cos.dtype)  # padding: all alike
+    empty = (length == 0).to(cos.dtype)  # padding: all equal
     part = part + empty[:, 0::2].unsqueeze(-1) * empty[:, 1::2].unsqueeze(-2)
     apart = (penalty[:, 0::2].unsqueeze(-1) - penalty[:, 1::2].unsqueeze(-2)).square()
     if some is None:

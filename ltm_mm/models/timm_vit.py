@@ -92,7 +92,7 @@ def _refuse_mask(attn_mask: Tensor | None, is_causal: bool) -> None:
 def check_vit(vit: "VisionTransformer") -> None:
     """Raise a ValueError if a model drops patches at random or has other than plain blocks."""
     if not isinstance(vit.patch_drop, nn.Identity):
-        raise ValueError("a ViT with patch_drop_rate has no grid to lead back to: set it to 0")
+        raise ValueError("a ViT with patch_drop_rate has no grid to unmerge to: set it to 0")
     check_blocks(vit.blocks)
 
 

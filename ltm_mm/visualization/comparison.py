@@ -129,7 +129,7 @@ def class_colours(
     """Class -> colour of the classes in some label maps, the largest class first.
 
     Where the palette suffices for all classes, a class has one colour in all pictures;
-    otherwise the largest ones of these maps are told apart.
+    otherwise the largest ones of these maps are distinguished.
     """
     maps = [m for m in predictions if isinstance(m, np.ndarray)]
     if not maps:

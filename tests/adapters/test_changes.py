@@ -274,7 +274,10 @@ def test_a_swin_of_an_optimiser_learns_on():
     assert (weight - before).abs().max() > 0
 
 
-@pytest.mark.parametrize("name", ["mmdet", "timm", "torchvision v2", "official detector"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("mmdet", "torchvision v2")]
+
+
+@pytest.mark.parametrize("name", ["timm", "official detector", *SLOW])
 def test_compiled_in_one_graph(name):
     model = ltm_mm.apply(build(name), keep=0.4)
     expected = outputs(model)

@@ -138,7 +138,7 @@ def test_missing_openmmlab_stays_missing_and_the_registry_says_what_to_install()
     done = python(MISSING)
     assert done.stdout.splitlines() == [
         "[None, None, None, None]",
-        "mmengine: mmengine is not installed; without it ltm_mm serves timm models alone: "
+        "mmengine: mmengine is not installed; without it ltm_mm supports timm models only: "
         "pip install 'ltm_mm[mm]'",
     ], done.stderr
 

@@ -37,6 +37,12 @@ def same(compiled: nn.Module, model: nn.Module, batch: int, size: tuple[int, int
             assert_close(a, b, rtol=5e-4, atol=5e-4)
 
 
+MASKS_AND_SLOW_ONES = [
+    "match",
+    *(pytest.param(mask, marks=pytest.mark.slow) for mask in MASKS if mask != "match"),
+]
+
+
 def in_two_graphs(model: nn.Module, sizes: list[tuple[int, int]], batch: int = 2) -> None:
     counter = CompileCounter()
     compiled = torch.compile(model, backend=counter, fullgraph=True)
@@ -45,7 +51,7 @@ def in_two_graphs(model: nn.Module, sizes: list[tuple[int, int]], batch: int = 2
         assert counter.frame_count == min(k + 1, 2), size
 
 
-@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("mask", MASKS_AND_SLOW_ONES)
 def test_swin_has_one_graph_for_all_sizes(mask):
     one = dict(embed_dims=8, depths=(2,), num_heads=(1,), strides=(4,), out_indices=(0,))
     model = randomise(LTMSwin(**one, keep=25, mask=mask)).eval()
@@ -53,6 +59,7 @@ def test_swin_has_one_graph_for_all_sizes(mask):
     in_two_graphs(model, [(96, 160), (112, 224), (130, 131), (75, 118), (224, 117), (257, 336)])
 
 
+@pytest.mark.slow
 def test_vit_has_one_graph_for_all_sizes():
     vit = dict(arch="tiny", embed_dims=24, num_heads=2, num_layers=3)
     model = randomise(LTMViT(**vit, keep=((196, 100, 70),))).eval()
@@ -94,7 +101,7 @@ def test_efficientvit_has_one_graph_for_all_sizes(keep):
     in_two_graphs(model, [(288, 320), (320, 384), (300, 331), (417, 290)])
 
 
-@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("mask", MASKS_AND_SLOW_ONES)
 def test_training_compiles_without_a_break(mask):
     model = randomise(LTMSwin(**STAGES, keep=25, mask=mask, drop_path_rate=0.0)).train()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)

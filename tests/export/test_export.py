@@ -85,6 +85,7 @@ def test_a_file_is_held_to_what_the_model_is_to_itself():
     assert difference.of_model is None
 
 
+@pytest.mark.slow
 def test_onnx_of_a_merged_stage_is_the_model_at_all_sizes(tmp_path):
     """Windows that are shifted or not, padded or not."""
     pytest.importorskip("onnxscript")
@@ -92,7 +93,7 @@ def test_onnx_of_a_merged_stage_is_the_model_at_all_sizes(tmp_path):
     check(model, onnx_of(model, tmp_path / "stage.onnx"))
 
 
-@pytest.mark.parametrize("keep", [(196, 120), (100, 100)])
+@pytest.mark.parametrize("keep", [(100, 100), pytest.param((196, 120), marks=pytest.mark.slow)])
 def test_program_of_a_vit_is_the_model_at_all_sizes(keep):
     """A merge in one round, or in two (of 196 to 100), among numbers of tokens of any size."""
     model = randomise(LTMViT(**SMALL_VIT, num_layers=2, keep=(keep,))).eval()

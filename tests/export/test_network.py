@@ -74,7 +74,7 @@ def test_pytorchs_own_exporters_write_files_of_any_batch(name, dynamo, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "suffix", [".pt2", *(pytest.param(s, marks=pytest.mark.slow) for s in (".onnx", ".xml"))]
+    "suffix", [".onnx", *(pytest.param(s, marks=pytest.mark.slow) for s in (".pt2", ".xml"))]
 )
 def test_a_file_is_the_model(suffix, tmp_path):
     if suffix != ".pt2":

@@ -155,7 +155,14 @@ def test_merges_are_recorded_with_their_grids():
 def test_random_depth_reaches_the_blocks():
     model = LTMMobileViT("xxs", drop_path_rate=0.4)
     rates = [m.drop_prob for m in model.modules() if type(m).__name__ == "DropPath"]
-    assert max(rates) > 0.3
+    assert rates == sorted(rates)
+    assert rates[0] < 0.1
+    assert rates[-1] > 0.3
+    x = torch.randn(2, 3, 64, 64)
+    a, b = (model.train()(x)[-1] for _ in range(2))
+    assert (a - b).abs().max() > 1e-4
+    a, b = (model.eval()(x)[-1] for _ in range(2))
+    assert torch.equal(a, b)
 
 
 def test_norm_eval_keeps_running_statistics():

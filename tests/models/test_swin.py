@@ -6,7 +6,7 @@ from mmdet.models.backbones import SwinTransformer
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from ltm_mm.merging import MASKS, record_merges
+from ltm_mm.merging import MASKS, merging_blocks, record_merges
 from ltm_mm.models import LTMSwin
 
 from .contract import BackboneContract, randomise
@@ -258,6 +258,8 @@ def test_masks_are_of_the_kind_asked_for():
     start = randomise(LTMSwin(**TINY, keep=None)).state_dict()
     for mask in ("match", "soft"):
         model = LTMSwin(**TINY, keep=9, mask=mask).eval()
+        kinds = {type(block.merge).__name__.lower() for _, block in merging_blocks(model)}
+        assert kinds == {mask}
         model.load_state_dict(start, strict=False)
         with torch.no_grad():
             seen.append(model(x)[-1])

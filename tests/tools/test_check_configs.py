@@ -1,5 +1,6 @@
-"""The table of configs that run with merging, and the command that prints it."""
+"""The table of configs that run with merging, and the command that writes it."""
 
+import csv
 import os
 import re
 import subprocess
@@ -16,7 +17,7 @@ from ltm_mm.engine.convert import use_ltm
 from tests.conftest import ROOT
 from tools import check_configs as coverage
 
-DOCUMENT = ROOT / "docs" / "configs.md"
+PAGE, TABLE = ROOT / "docs" / "configs.md", ROOT / "docs" / "configs.csv"
 # (package, model) of the rows that have to run, whatever else the installed packages bring.
 NAMED = {
     ("mmdet", "MaskRCNN"),
@@ -30,10 +31,16 @@ NAMED = {
 }
 
 
-def table(text: str) -> list[list[str]]:
-    """The cells of the rows of packages; numbers of predictions, which chance decides, left out."""
-    lines = [line for line in text.splitlines() if re.match(r"\| `\w+::", line)]
-    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+def table(file: Path) -> list[list[str]]:
+    """The rows of a CSV file of the tool."""
+    with file.open(newline="") as lines:
+        columns, *rows = csv.reader(lines)
+    assert tuple(columns) == coverage.COLUMNS
+    return rows
+
+
+def masked(rows: list[list[str]]) -> list[list[str]]:
+    """Without the numbers of predictions, which chance decides."""
     return [[*row[:-1], re.sub(r"\d+", "N", row[-1])] for row in rows]
 
 
@@ -45,8 +52,7 @@ def test_a_config_that_runs() -> None:
     assert row.losses is not None
     assert row.losses > 0
     assert row.outputs == "100 instances"
-    ((line, *_),) = [table(coverage.to_markdown([(row, count)]))]
-    assert line[2:] == ["RetinaNet", "yes", "finite", "N instances"]
+    assert coverage.to_cells(row, count)[2:] == ["RetinaNet", "yes", "finite", "100 instances"]
 
 
 def test_a_config_that_fails() -> None:
@@ -84,11 +90,18 @@ def test_a_level_embedding_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert coverage.try_config(name, load_config(name), "").losses == 32
 
 
+def test_the_page_summarizes_the_table() -> None:
+    rows = table(TABLE)
+    assert coverage.summarize(rows) in PAGE.read_text()
+    run = {(row[0].split("::")[0], row[2]) for row in rows if row[3] == "yes"}
+    assert run >= NAMED
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3000)  # every config at full width
-def test_the_document_is_what_the_command_prints(tmp_path: Path) -> None:
+def test_the_table_is_what_the_command_writes(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "check_configs.py")],
+        [sys.executable, str(ROOT / "tools" / "check_configs.py"), "--out", "configs.csv"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -96,9 +109,6 @@ def test_the_document_is_what_the_command_prints(tmp_path: Path) -> None:
         timeout=3000,
         check=False,
     )
-    rows = table(done.stdout)
-    assert rows, done.stderr[-3000:]
-    assert rows == table(DOCUMENT.read_text())
-    assert done.returncode == 0
-    run = {(row[0].strip("`").split("::")[0], row[2]) for row in rows if row[3] == "yes"}
-    assert run >= NAMED
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert masked(table(tmp_path / "configs.csv")) == masked(table(TABLE))
+    assert done.stdout.strip() in PAGE.read_text()

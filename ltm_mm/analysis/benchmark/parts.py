@@ -1,4 +1,4 @@
-"""Which part of a network a module belongs to, so that costs can be told apart.
+"""Which part of a network a module belongs to, so that costs can be attributed.
 
 The parts of a backbone are attention, the MLP (an EfficientViT's local module), what
 merging adds (mask modules, merging and unmerging) and the rest (embedding, norms,

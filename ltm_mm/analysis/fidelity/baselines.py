@@ -30,7 +30,7 @@ def pooled(model: nn.Module) -> nn.Module:
         model: with merged blocks of any family.
 
     Returns:
-        The model itself: as many merged tokens as before, from neighbours in place of likes.
+        The model itself: as many merged tokens as before, grouped by position.
     """
     for module in list(model.modules()):
         if isinstance(module, SwinBlock | MergedSwin) and module.merge is not None:

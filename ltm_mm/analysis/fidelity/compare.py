@@ -41,7 +41,7 @@ PredictionCallback = Callable[[FidelityRow, int, object], None]
 
 @dataclass(frozen=True)
 class LearnedPlan:
-    """A plan with what was learned for it, in place of a plan alone."""
+    """A plan with what was learned for it, instead of a plan alone."""
 
     keep: Keep
     learned: Learned
@@ -111,7 +111,7 @@ def fidelity(
     merged but in the same blocks as the reference.
 
     Args:
-        model: built, as :func:`ltm_mm.apply` serves it, plain.
+        model: built, as :func:`ltm_mm.apply` supports it, plain.
         images: ``(1, 3, H, W)``, normalised.
         keep: the plans, each as ``ltm_mm.apply`` takes it, or a :class:`LearnedPlan`; a mapping
             names them.
@@ -414,7 +414,7 @@ def add_noise(image: Tensor, scale: float) -> Tensor:
 def map_errors(plain: Sequence[Tensor], other: Sequence[Tensor]) -> list[float]:
     """Relative error of each map ``(B, C, h, w)``, resized to the plain one's size.
 
-    NaN for all where a model that looks at an image in pieces has made other pieces of it.
+    NaN for all where a model that tiles an image has cut other tiles.
     """
     if len(plain) != len(other):
         return [float("nan")] * len(plain)

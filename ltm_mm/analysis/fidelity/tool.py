@@ -67,7 +67,7 @@ def run_fidelity(
         rounds, baselines, threads: see :func:`ltm_mm.fidelity`.
         out: folder for the files.
         device: 'cpu' or 'cuda'.
-        cpu_time: the process's CPU seconds in place of wall time; one thread, CPU only.
+        cpu_time: the process's CPU seconds instead of wall time; one thread, CPU only.
         metric: also evaluate plain and every plan with the config's test set.
         trust_checkpoint: see :func:`ltm_mm.checkpoints.read_state_dict`.
         cfg_options: changes to the config.

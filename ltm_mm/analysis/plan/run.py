@@ -82,7 +82,7 @@ def choose_plan(
     """The plan of the least error within a time budget, for a model in memory.
 
     Args:
-        model: built, as :func:`ltm_mm.apply` serves it, plain, in eval mode. It is not changed.
+        model: built, as :func:`ltm_mm.apply` supports it, plain, in eval mode. It is not changed.
         images: ``(1, 3, H, W)``, normalised.
         target_time: share of the time of the plain model's outputs, 0..1.
         outputs: gets model and image and returns the maps (or logits) whose error and time count;
@@ -119,7 +119,7 @@ def choose(
     clock: Clock = time.perf_counter,
     progress: bool = True,
 ) -> Chosen:
-    """As :func:`choose_plan`; without images errors are told from token counts."""
+    """As :func:`choose_plan`; without images errors are estimated from token counts."""
     variants = MergeVariants.of(model, progress)
     errors = measure_errors(variants, images, progress) if images else known_errors(variants)
     variants = variants if timed is model else MergeVariants.of(timed, progress)
@@ -193,14 +193,14 @@ def make_plan(
         config: a config whose backbone can merge, or a backbone's name such as ``ltm-swin-t``.
         target_time: budget as a share of the plain backbone's time, 0..1.
         checkpoint, photos: a trained model, and photos that errors are measured on; None: errors
-            are told from token counts.
+            are estimated from token counts.
         size: height and width that photos are scaled to; None: as the config's test pipeline
             leaves them, and without photos what it makes of one of 3:2.
         num_photos: how many, evenly spread over the folder.
         rounds: rounds of timing that count.
         threads: CPU threads; None: as they are.
         device: 'cpu' or 'cuda'.
-        cpu_time: the process's CPU seconds in place of wall time; one thread, CPU only.
+        cpu_time: the process's CPU seconds instead of wall time; one thread, CPU only.
         out: folder for JSON and picture.
         trust_checkpoint: see :func:`ltm_mm.checkpoints.read_state_dict`.
         cfg_options: changes to the config.
@@ -232,7 +232,7 @@ def make_plan(
     basis = (
         f"relative error of the maps, measured on {len(images)} photos"
         if images
-        else "told from token counts, not measured: give --checkpoint and --photos to measure it"
+        else "estimated from token counts, not measured: give --checkpoint and --photos to measure"
     )
     where = "the first photo's size" if images else "pixels"
     print(f"\ntime: of images of {height} x {width}, {where}\nerror: {basis}")

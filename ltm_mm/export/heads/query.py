@@ -142,7 +142,7 @@ def _check_queries(head: nn.Module) -> None:
 def _maskformer(
     head: nn.Module, maps: Sequence[Tensor], image: Tensor, padded: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """``forward`` of mmdet's ``MaskFormerHead``, whose decoder does not look at the padding."""
+    """``forward`` of mmdet's ``MaskFormerHead``, whose decoder ignores the padding."""
     inside = F.pad(torch.zeros_like(image[:, :1]), _padding(image, padded), value=1.0)
     outside = F.interpolate(inside, maps[-1].shape[-2:], mode="nearest").squeeze(1) > 0.5
     features, memory = head.pixel_decoder(maps, None)

@@ -192,7 +192,7 @@ def check_blocks(blocks: Iterable[nn.Module]) -> None:
 
 
 class GlobalMatch(MaskModule):
-    """Groups of tokens of a whole image that are alike, by matching; nothing is learned.
+    """Groups of similar tokens of a whole image, by matching; it has no parameters.
 
     Args:
         keep: tokens that are left of every ``tokens`` of the grid (rounded up).
@@ -204,7 +204,7 @@ class GlobalMatch(MaskModule):
         super().__init__()
         self.keep, self.before, self.tokens = keep, before, tokens
         # What the rounds leave of every `tokens`. Their number depends on no image's size, so
-        # that one graph serves all sizes.
+        # that one graph works for all sizes.
         self.left = tuple(before - done for done in accumulate(rounds(before, keep)))
 
     def forward(self, x: Tensor, whole: int, sizes: Tensor | None) -> Groups | None:

@@ -30,7 +30,7 @@ class LTMMobileViT(LTMBackbone):
     A MobileViT block (one in each of the last three of five stages) cuts its map into
     patches of 2 x 2 pixels; pixels of the same place in their patches attend to each
     other, so there are four grids of tokens per image, one per place. Each is merged by
-    itself, as a ViT's tokens are, and its transformer's update is led back before the grids
+    itself, as a ViT's tokens are, and its transformer's update is unmerged before the grids
     are folded into a map again, which the convolutions behind it need at its own size. With
     ``keep=None`` it equals timm's ``features_only`` model.
 

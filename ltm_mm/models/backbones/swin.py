@@ -54,7 +54,7 @@ class LTMSwin(LTMBackbone):
             number, or one of them per block, e.g. ``(None, None, (None, 25, 25, 25, 25, 25),
             None)``. A shifted window keeps 4 at least, one for each part that the shift keeps
             apart; fewer count as 4 there.
-        mask: how tokens are merged: 'match' (those most alike share a group, nothing is
+        mask: how tokens are merged: 'match' (the most similar share a group, nothing is
             learned), 'weighted' (the same, with learned weights within a group: for training
             on) or 'soft' (softmax masks with a learned prior, the paper's kind: from scratch).
         detail: what corrects the update of merged blocks, see :class:`ltm_mm.merging.Detail`:

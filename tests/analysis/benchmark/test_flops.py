@@ -162,8 +162,9 @@ def test_merging_a_built_model_counts_as_the_backbone_of_its_own(build):
     assert count_macs(built, x).by_part == count_macs(ours[1], x).by_part
 
 
+NARROW = dict(embed_dims=32, num_heads=(1, 2, 4, 8))
 FAMILIES = {
-    "swin": lambda keep: LTMSwin(embed_dims=32, num_heads=(1, 2, 4, 8), keep=keep),
+    "swin": lambda keep: LTMSwin(depths=(1, 1, 2, 2), **NARROW, keep=keep),
     "vit": lambda keep: LTMViT(arch="tiny", keep=keep),
     "efficientvit": lambda keep: LTMEfficientViT(arch="b0", keep=keep),
     "mobilevit": lambda keep: LTMMobileViT(arch="xxs", keep=keep),
