@@ -163,7 +163,7 @@ CONFIGS = (".py", ".json", ".yaml", ".yml")
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
 
-def taken_for(file: str | os.PathLike, wanted: str) -> str | None:
+def swapped_argument(file: str | os.PathLike, wanted: str) -> str | None:
     """What a file is by its name, in words, where another kind is wanted: swapped arguments.
 
     Args:

@@ -39,14 +39,14 @@ PRESETS: dict[str, dict[str, tuple]] = {
 NAMES = ("light", "balanced", "fast", "fastest", "paper")
 
 
-def evenly(share: float, depth: int) -> tuple[float, ...]:
+def falling_shares(share: float, depth: int) -> tuple[float, ...]:
     """Shares that fall by the same step in every block, down to the last one's."""
     return tuple(1 - (1 - share) * (k + 1) / depth for k in range(depth))
 
 
 def midway(share: float, part: float, depth: int) -> tuple[float, ...]:
     """Shares that fall evenly over a part of the blocks, after the first quarter."""
-    falling = evenly(share, max(round(part * depth), 1))
+    falling = falling_shares(share, max(round(part * depth), 1))
     return ((1.0,) * (depth // 4) + falling + (share,) * depth)[:depth]
 
 
@@ -59,11 +59,11 @@ def midway(share: float, part: float, depth: int) -> tuple[float, ...]:
 PAPER: dict[tuple[str, int, tuple[int, ...]], Keep] = {
     ("swin", 96, (2, 2, 6, 2)): (None, None, (None, *(0.72,) * 5), 0.72),
     ("swin", 128, (2, 2, 18, 2)): (None, None, (None, *(0.72,) * 17), 0.72),
-    ("vit", 384, (12,)): (evenly(0.617, 12),),
-    ("vit", 768, (12,)): (evenly(0.48, 12),),
+    ("vit", 384, (12,)): (falling_shares(0.617, 12),),
+    ("vit", 768, (12,)): (falling_shares(0.48, 12),),
     ("efficientvit", 128, (0, 0, 3, 4)): (None, None, (64, 25, 16), (64, 36, 25, 25)),
     ("mobilevit", 96, (0, 0, 2, 4, 3)): (None, None, 9, 9, 9),
-    ("mobilevit", 144, (0, 0, 2, 4, 3)): (None, None, *(evenly(0.2, d) for d in (2, 4, 3))),
+    ("mobilevit", 144, (0, 0, 2, 4, 3)): (None, None, *(falling_shares(0.2, d) for d in (2, 4, 3))),
 }
 
 
@@ -140,7 +140,7 @@ def _preset(name: str, depths: tuple[int, ...], model: tuple[str, int]) -> Keep:
     if model[0] == "vit":
         return [midway(*shares, depths[0])]
     if isinstance(shares, float):
-        return [evenly(shares, depth) if depth else None for depth in depths]
+        return [falling_shares(shares, depth) if depth else None for depth in depths]
     stages = [shares[min(stage, len(shares) - 1)] for stage in range(len(depths))]
     return [
         [shares_of_stage[k * len(shares_of_stage) // depth] for k in range(depth)] or None

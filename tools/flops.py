@@ -72,13 +72,13 @@ def measure(point: Point, rounds: int = 0, batch: int = 1) -> PointFigures:
     speedup = None
     if rounds:
         images = torch.randn(batch, *one.shape[1:])
-        runs = {name: _pass(m, images) for name, m in (("plain", plain), ("merged", merged))}
+        runs = {name: _forward_run(m, images) for name, m in (("plain", plain), ("merged", merged))}
         seconds = interleave(runs, rounds)
         speedup = ratios(seconds["plain"], seconds["merged"]).median
     return PointFigures(*macs, *sizes, speedup)
 
 
-def _pass(model: nn.Module, images: torch.Tensor) -> Callable[[], None]:
+def _forward_run(model: nn.Module, images: torch.Tensor) -> Callable[[], None]:
     def run() -> None:
         with torch.no_grad():
             model(images)

@@ -14,7 +14,7 @@ from ..models.timm_vit import check_vit, merge_vit
 from ..presets import Keep, Plan, resolve_plan
 from .mm import MMSwinBlock
 from .official import OfficialSwinBlock, OfficialSwinV2Block
-from .swin import MergedSwin, comes_from, wrap_block
+from .swin import MergedSwin, is_instance_of, wrap_block
 from .timm import TimmSwinBlock, TimmSwinV2Block
 from .torchvision import TorchvisionSwinBlock, TorchvisionSwinV2Block
 from .transformers import HFOldSwinLayer, HFSwinLayer, HFSwinV2Layer
@@ -90,7 +90,7 @@ class Swin(Family):
     @staticmethod
     def check(stages: Sequence[list[nn.Module]]) -> None:
         """Raise a ValueError unless all windows are equal."""
-        sizes = {adapter_of(block).cut(block).size for stage in stages for block in stage}
+        sizes = {adapter_of(block).block_windows(block).size for stage in stages for block in stage}
         if len(sizes) > 1:
             raise ValueError(
                 f"all windows of a backbone must have one size to be merged, found "
@@ -102,14 +102,14 @@ class Swin(Family):
     def whole(stages: Sequence[list[nn.Module]], window: int | None) -> int:
         """Tokens per window."""
         block = stages[0][0]
-        return adapter_of(block).cut(block).size ** 2
+        return adapter_of(block).block_windows(block).size ** 2
 
     @staticmethod
     def plan(keep: Keep, stages: Sequence[list[nn.Module]], window: int | None) -> Plan:
         """The tokens that every block of every stage keeps of a window."""
         block = stages[0][0]
         width = adapter_of(block).norms(block)[0].weight.numel()
-        size = adapter_of(block).cut(block).size
+        size = adapter_of(block).block_windows(block).size
         return swin_plan(keep, [len(stage) for stage in stages], size, width)
 
     @staticmethod
@@ -185,7 +185,7 @@ class ViT(Family):
     @staticmethod
     def backbones(model: nn.Module) -> list[list[nn.Module]]:
         """Every ViT in a model, which is one stage."""
-        return [[m] for m in model.modules() if comes_from(m, "timm", "VisionTransformer")]
+        return [[m] for m in model.modules() if is_instance_of(m, "timm", "VisionTransformer")]
 
     @staticmethod
     def check(stages: Sequence[nn.Module]) -> None:
@@ -220,7 +220,7 @@ class MobileViT(Family):
     def backbones(model: nn.Module) -> list[list[nn.Module]]:
         """The stages with a transformer of every backbone in a model, in order."""
         stages = [
-            (n, m) for n, m in model.named_modules() if comes_from(m, "timm", "MobileVitBlock")
+            (n, m) for n, m in model.named_modules() if is_instance_of(m, "timm", "MobileVitBlock")
         ]
         return by_backbone(stages, -2)  # stages.2.1
 
@@ -257,7 +257,7 @@ class EfficientViT(Family):
             [
                 (name, m)
                 for name, m in model.named_modules()
-                if comes_from(m, "timm", *names) and not type(m).__module__.endswith("_msra")
+                if is_instance_of(m, "timm", *names) and not type(m).__module__.endswith("_msra")
             ]
         )
 

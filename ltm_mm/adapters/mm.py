@@ -8,7 +8,7 @@ from ..layers import SwinView, WindowContext
 from ..layers.cpu_attention_mlp import children, is_identity
 from ..layers.swap_class import SwappedClass
 from ..ops import ShiftedWindows
-from .swin import MergedSwin, QkvAttention, as_grid, comes_from
+from .swin import MergedSwin, QkvAttention, as_grid, is_instance_of
 
 PACKAGES = ("mmdet", "mmseg", "mmpretrain")
 
@@ -19,12 +19,12 @@ class MMSwinBlock(MergedSwin):
     @staticmethod
     def matches(module: nn.Module) -> bool:
         """Whether it is one, with the attention of Swin V1."""
-        return any(comes_from(module, package, "SwinBlock") for package in PACKAGES) and (
+        return any(is_instance_of(module, package, "SwinBlock") for package in PACKAGES) and (
             hasattr(module.attn.w_msa, "relative_position_bias_table")
         )
 
     @staticmethod
-    def cut(block: nn.Module) -> ShiftedWindows:
+    def block_windows(block: nn.Module) -> ShiftedWindows:
         """The windows of a block."""
         return ShiftedWindows(block.attn.window_size, block.attn.shift_size)
 
@@ -46,7 +46,7 @@ class MMSwinBlock(MergedSwin):
         return grid.flatten(1, 2)
 
     def _windows(self, height: int, width: int) -> ShiftedWindows:
-        windows = MMSwinBlock.cut(self)
+        windows = MMSwinBlock.block_windows(self)
         # mmpretrain's does not shift the windows of a grid that is as small as one.
         if not getattr(self.attn, "pad_small_map", True) and min(height, width) <= windows.size:
             if min(height, width) < windows.size:

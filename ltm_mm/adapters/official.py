@@ -28,13 +28,13 @@ class OfficialSwinBlock(MergedSwin):
     @staticmethod
     def matches(module: nn.Module) -> bool:
         """Whether a module is built like one."""
-        return built_alike(module, ATTENTION) and all(
+        return has_swin_parts(module, ATTENTION) and all(
             hasattr(module.attn, name)
             for name in ("relative_position_bias_table", "num_heads", "scale")
         )
 
     @staticmethod
-    def cut(block: nn.Module) -> ShiftedWindows:
+    def block_windows(block: nn.Module) -> ShiftedWindows:
         """The windows of a block."""
         return ShiftedWindows(square(block.window_size), square(block.shift_size))
 
@@ -49,7 +49,7 @@ class OfficialSwinBlock(MergedSwin):
         if size[0] * size[1] != x.shape[1]:
             raise ValueError(f"{x.shape[1]} tokens are no grid of {size[0]} x {size[1]}")
         grid = as_grid(x, size)
-        return self.run(grid, type(self).cut(self)).flatten(1, 2)
+        return self.run(grid, type(self).block_windows(self)).flatten(1, 2)
 
     @staticmethod
     def as_map(block: nn.Module, args: tuple, out: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class OfficialSwinV2Block(OfficialSwinBlock):
     @staticmethod
     def matches(module: nn.Module) -> bool:
         """Whether a module is built like one."""
-        return built_alike(module, ATTENTION | {"cpb_mlp"}) and all(
+        return has_swin_parts(module, ATTENTION | {"cpb_mlp"}) and all(
             hasattr(module.attn, name)
             for name in ("relative_coords_table", "num_heads", "logit_scale", "q_bias", "v_bias")
         )
@@ -99,7 +99,7 @@ def grid_size_of(block: nn.Module) -> tuple[int, int]:
     return (block.H, block.W) if told else tuple(block.input_resolution)
 
 
-def built_alike(module: nn.Module, attention: set[str]) -> bool:
+def has_swin_parts(module: nn.Module, attention: set[str]) -> bool:
     """Whether a module has a Swin block's parts under the authors' names."""
     if children(module) != BLOCK or not hasattr(module, "window_size"):
         return False

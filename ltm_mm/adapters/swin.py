@@ -25,7 +25,7 @@ class MergedSwin(SwappedClass, MergingBlock, MergeScope):
         raise NotImplementedError
 
     @staticmethod
-    def cut(block: nn.Module) -> ShiftedWindows:
+    def block_windows(block: nn.Module) -> ShiftedWindows:
         """The windows of a block that is not swapped."""
         raise NotImplementedError
 
@@ -57,7 +57,7 @@ class MergedSwin(SwappedClass, MergingBlock, MergeScope):
 
 def wrap_block(block: nn.Module, adapter: type[MergedSwin], mask: str, keep: int) -> None:
     """Swap a block's class, so that it keeps ``keep`` tokens of each window."""
-    windows = adapter.cut(block)
+    windows = adapter.block_windows(block)
     parts = adapter.parts(block)
     weight = adapter.norms(block)[0].weight
     merge = None
@@ -127,7 +127,7 @@ class QkvAttention(SwappedClass):
             num_heads=self.num_heads,
             scale=self.logit_factor(),
             dropout=self.attn_drop.p if self.training else 0.0,
-            weigh=weigher(self.softmax, self.attn_drop),
+            weigh=observed_softmax(self.softmax, self.attn_drop),
         )
 
     def make_qkv(self, x: Tensor) -> Tensor:
@@ -174,14 +174,14 @@ def continuous_bias(mlp: nn.Module, coords: Tensor) -> Tensor:
     return 16 * mlp(coords).flatten(0, -2).sigmoid()
 
 
-def weigher(softmax: nn.Module, dropout: nn.Module) -> Callable[[Tensor], Tensor] | None:
+def observed_softmax(softmax: nn.Module, dropout: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """Softmax and dropout, where someone watches one of them."""
     if torch.compiler.is_compiling() or not (hooked(softmax) or hooked(dropout)):
         return None
     return lambda logits: dropout(softmax(logits))
 
 
-def comes_from(module: nn.Module, package: str, *names: str) -> bool:
+def is_instance_of(module: nn.Module, package: str, *names: str) -> bool:
     """Whether a module is of a package's class of one of these names."""
     module_type = type(module)
     return module_type.__name__ in names and module_type.__module__.partition(".")[0] == package

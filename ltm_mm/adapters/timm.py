@@ -8,7 +8,7 @@ from ..layers import SwinView
 from ..layers.cpu_attention_mlp import FastTimmMlp
 from ..layers.swap_class import SwappedClass
 from ..ops import ShiftedWindows
-from .swin import CosineAttention, MergedSwin, QkvAttention, comes_from, hidden, square
+from .swin import CosineAttention, MergedSwin, QkvAttention, hidden, is_instance_of, square
 
 
 class TimmSwinBlock(MergedSwin):
@@ -17,10 +17,12 @@ class TimmSwinBlock(MergedSwin):
     @staticmethod
     def matches(module: nn.Module) -> bool:
         """Whether it is one; timm's of before 0.9 is the authors' own."""
-        return comes_from(module, "timm", "SwinTransformerBlock") and hasattr(module, "drop_path1")
+        return is_instance_of(module, "timm", "SwinTransformerBlock") and hasattr(
+            module, "drop_path1"
+        )
 
     @staticmethod
-    def cut(block: nn.Module) -> ShiftedWindows:
+    def block_windows(block: nn.Module) -> ShiftedWindows:
         """The windows of a block: rolled first, padded then; no shift along one window."""
         down, right = block.shift_size
         size = square(block.window_size)
@@ -33,7 +35,7 @@ class TimmSwinBlock(MergedSwin):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
-        return self.run(x, TimmSwinBlock.cut(self))
+        return self.run(x, TimmSwinBlock.block_windows(self))
 
     def view(self, windows: ShiftedWindows) -> SwinView:
         """What the block is made of now."""
@@ -58,7 +60,7 @@ class TimmSwinV2Block(TimmSwinBlock):
     @staticmethod
     def matches(module: nn.Module) -> bool:
         """Whether it is one."""
-        return comes_from(module, "timm", "SwinTransformerV2Block") and hasattr(
+        return is_instance_of(module, "timm", "SwinTransformerV2Block") and hasattr(
             module.attn, "relative_coords_table"
         )
 

@@ -11,7 +11,7 @@ from ..layers import SwinView, WindowContext, attend, scaled_cosine
 from ..layers.cpu_attention_mlp import FastMlp
 from ..layers.swap_class import SwappedClass
 from ..ops import ShiftedWindows
-from .swin import MergedSwin, comes_from, continuous_bias, hidden, square
+from .swin import MergedSwin, continuous_bias, hidden, is_instance_of, square
 
 
 class TorchvisionSwinBlock(MergedSwin):
@@ -20,10 +20,10 @@ class TorchvisionSwinBlock(MergedSwin):
     @staticmethod
     def matches(module: nn.Module) -> bool:
         """Whether it is one."""
-        return comes_from(module, "torchvision", "SwinTransformerBlock")
+        return is_instance_of(module, "torchvision", "SwinTransformerBlock")
 
     @staticmethod
-    def cut(block: nn.Module) -> ShiftedWindows:
+    def block_windows(block: nn.Module) -> ShiftedWindows:
         """The windows of a block."""
         down, right = block.attn.shift_size
         return ShiftedWindows(
@@ -37,7 +37,7 @@ class TorchvisionSwinBlock(MergedSwin):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
-        windows = TorchvisionSwinBlock.cut(self)
+        windows = TorchvisionSwinBlock.block_windows(self)
         down, right = windows.axes  # one window is not shifted along its side
         axes = (down and bool(x.shape[1] > windows.size), right and bool(x.shape[2] > windows.size))
         return self.run(x, replace(windows, axes=axes))
@@ -65,7 +65,7 @@ class TorchvisionSwinV2Block(TorchvisionSwinBlock):
     @staticmethod
     def matches(module: nn.Module) -> bool:
         """Whether it is one."""
-        return comes_from(module, "torchvision", "SwinTransformerBlockV2")
+        return is_instance_of(module, "torchvision", "SwinTransformerBlockV2")
 
     @staticmethod
     def parts(block: nn.Module) -> dict[nn.Module, type[SwappedClass]]:

@@ -50,7 +50,7 @@ class HFSwinLayer(MergedSwin):
         return of_transformers(module, NEW) and hasattr(module.attention, "o_proj")
 
     @staticmethod
-    def cut(block: nn.Module) -> ShiftedWindows:
+    def block_windows(block: nn.Module) -> ShiftedWindows:
         """The windows of a block."""
         return ShiftedWindows(square(int(block.window_size)), int(block.shift_size))
 
@@ -79,7 +79,7 @@ class HFSwinLayer(MergedSwin):
 
     def on_grid(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """``(B, H * W, C)``, (H, W) -> ``(B, H * W, C)``."""
-        return self.run(as_grid(x, size), HFSwinLayer.cut(self)).flatten(1, 2)
+        return self.run(as_grid(x, size), HFSwinLayer.block_windows(self)).flatten(1, 2)
 
     def attend_and_drop(self, x: Tensor, context: WindowContext) -> Tensor:
         """Attention and the dropout after it, on windows ``(B * n, N, C)``."""
@@ -215,7 +215,7 @@ class SelfAttention(SwappedClass):
             num_heads=self.num_attention_heads,
             scale=self.logit_factor(),
             dropout=self.dropout.p if self.training else 0.0,
-            weigh=self.weigher(),
+            weigh=self.observed_softmax(),
         )
         return (out,)
 
@@ -231,7 +231,7 @@ class SelfAttention(SwappedClass):
         """Scale of the logits."""
         return self.attention_head_size**-0.5
 
-    def weigher(self) -> Callable[[Tensor], Tensor] | None:
+    def observed_softmax(self) -> Callable[[Tensor], Tensor] | None:
         """Softmax and dropout, where a hook observes the latter."""
         watched = not torch.compiler.is_compiling() and hooked(self.dropout)
         return (lambda logits: self.dropout(logits.softmax(-1))) if watched else None

@@ -155,7 +155,7 @@ def run_learning(
             _refuse(progress, out)
         learned = lesson.learned(progress)
         original = model_builder(cfg, checkpoint, **options)
-        fidelity = _judge(
+        fidelity = _measure_learned(
             cfg, original, lesson, learned, read_photos(cfg, judge_by, None, device), plans, rounds
         )
     print(f"\n{fidelity.table()}\n", flush=True)
@@ -231,7 +231,7 @@ def _refuse(progress: Progress, out: str) -> None:
     )
 
 
-def _judge(
+def _measure_learned(
     cfg: "Config",
     original: Callable[[Keep], nn.Module],
     lesson: Lesson,

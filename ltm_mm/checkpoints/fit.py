@@ -140,7 +140,7 @@ def _check(
         )
     missing = [k for k in model_state if k not in state and not OPTIONAL.search(k)]
     extra = [k for k in state if k not in model_state and not OPTIONAL.search(k)]
-    extra = [k for k in extra if not _beyond(k, model_state)]
+    extra = [k for k in extra if not _follows_last_stage(k, model_state)]
     shapes = [
         f"{k}: checkpoint {tuple(v.shape)}, model {tuple(model_state[k].shape)}"
         for k, v in state.items()
@@ -155,7 +155,7 @@ def _check(
         )
 
 
-def _beyond(key: str, model_state: Mapping[str, Tensor]) -> bool:
+def _follows_last_stage(key: str, model_state: Mapping[str, Tensor]) -> bool:
     """Whether a key belongs to what follows the last stage of a shortened backbone."""
     if key.startswith("final_conv."):
         return not any(k.startswith("final_conv.") for k in model_state)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import taken_for
+from ..errors import swapped_argument
 from .detect import unwrap
 from .optional import HistoryBuffer, barrier, get_external_models, get_mmcls_models
 
@@ -57,7 +57,7 @@ def read_file(path: str | os.PathLike, trust: bool = False) -> object:
         ValueError: not a checkpoint, truncated, or it needs ``trust``.
     """
     name = os.fspath(path)
-    if swapped := taken_for(name, "checkpoint"):
+    if swapped := swapped_argument(name, "checkpoint"):
         raise ValueError(swapped)
     scheme = name.partition("://")[0] if "://" in name else None
     if scheme in ZOOS:

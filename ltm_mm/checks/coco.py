@@ -75,7 +75,7 @@ class CocoSummary:
 # --- faults of one annotation; each test may rely on those before it ----------------------
 
 
-def _lacks(key: str) -> Callable[[Mapping, Mapping], bool]:
+def _lacks_key(key: str) -> Callable[[Mapping, Mapping], bool]:
     return lambda a, image: key not in a
 
 
@@ -96,7 +96,7 @@ def _small(a: Mapping, image: Mapping) -> bool:
     return inner_w <= 0 or inner_h <= 0 or a["area"] <= 0 or w < 1 or h < 1
 
 
-def _beyond(a: Mapping, image: Mapping) -> bool:
+def _beyond_image(a: Mapping, image: Mapping) -> bool:
     x, y, w, h = a["bbox"]
     return x + w > image["width"] + OVERHANG or y + h > image["height"] + OVERHANG
 
@@ -125,7 +125,7 @@ VALUES = {
     NO_AREA: lambda a, image: not _number(a["area"]),
     BAD_CROWD: lambda a, image: a.get("iscrowd", 0) not in (0, 1),
 }
-ALWAYS = {f"lack {key!r}": _lacks(key) for key in sorted(KEYS)} | VALUES
+ALWAYS = {f"lack {key!r}": _lacks_key(key) for key in sorted(KEYS)} | VALUES
 
 
 # --- the file -----------------------------------------------------------------------------
@@ -193,7 +193,7 @@ def _count_annotation(summary: CocoSummary, a: Mapping, images: Mapping) -> None
         return summary.note(NO_CATEGORY, a)
     if a.get("ignore"):
         return None
-    if _beyond(a, image):
+    if _beyond_image(a, image):
         summary.note(BEYOND, a)
     if "iscrowd" not in a:
         summary.note(NO_CROWD_FLAG, a)

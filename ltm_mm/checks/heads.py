@@ -89,7 +89,7 @@ def check_channels(model: nn.Module) -> None:
     given = getattr(model, "backbone", None)
     if not isinstance(given, LTMBackbone):
         return
-    for name, part in _takers(model):
+    for name, part in _map_consumers(model):
         wanted, given_here = part.in_channels, list(given.out_channels)
         if isinstance(wanted, int):
             index = getattr(part, "in_index", None)
@@ -110,7 +110,7 @@ def check_channels(model: nn.Module) -> None:
             )
 
 
-def _takers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _map_consumers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """What takes the backbone's maps: the first module of the neck, or all the heads."""
     neck = getattr(model, "neck", None)
     if neck is not None:

@@ -21,7 +21,7 @@ from .coco import BEYOND, NO_CATEGORY, NO_CROWD_FLAG, NO_IMAGE, SMALL, UNTRAINED
 from .masks import BAD_MASK, MASK_FAULTS, NO_MASK, RUN_LENGTH
 from .notes import log_warning
 from .options import flatten
-from .sizes import HEADERS, image_step, loaded_size, spread, turning
+from .sizes import HEADERS, image_step, loaded_size, rotation_advice, spread
 
 HALF = "more than half of its annotations cannot be meant so"
 
@@ -311,7 +311,7 @@ def check_sizes(dataset: Dataset, path: str, summary: CocoSummary) -> None:
         image, size = os.path.join(folder, summary.images[key]), summary.sizes[key]
         loaded = loaded_size(image, step)
         if loaded and loaded != tuple(size):
-            why = turning(image, dataset, path)
+            why = rotation_advice(image, dataset, path)
             raise UserError(
                 f"{summary.file}: image {key!r} is of {size[0]} x {size[1]} pixels (height x "
                 f"width) there, {image} of {loaded[0]} x {loaded[1]} as it is loaded"

@@ -12,7 +12,7 @@ from ..errors import UserError, preview
 from .notes import log_warning
 from .randomness import preserve_rng_state
 from .reading import ReadGuard
-from .sizes import SAMPLED, image_step, loaded_size, spread, stored_size, turning
+from .sizes import SAMPLED, image_step, loaded_size, rotation_advice, spread, stored_size
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _check_sizes(infos: Sequence[Mapping], dataset: Dataset, path: str) -> None:
         file, labels = info["img_path"], stored_size(info.get("seg_map_path"))
         image = loaded_size(file, step) if labels else None
         if image and labels and image != labels:
-            why = turning(file, dataset, path)
+            why = rotation_advice(file, dataset, path)
             raise UserError(f"{info['seg_map_path']} {_other_size(labels, image)}{why}")
 
 

@@ -114,7 +114,7 @@ def build_loader(runner: Runner, cfg: Mapping, name: str) -> DataLoader:
             raise UserError(missing(runner.cfg, lost)) from error
         if "need at least one array to concatenate" in message(error):  # mmengine packing nothing
             raise UserError(f"{name} has no image left: {_why_empty(error, file)}") from error
-        if isinstance(error, IndexError) and (line := _beyond(error)):
+        if isinstance(error, IndexError) and (line := _index_out_of_range(error)):
             raise UserError(f"{name}: {line} ({file or 'a folder'})") from error
         if isinstance(error, KeyError) and message(error).startswith(("img", "seg_map")):
             raise UserError(f"{name}: data_prefix has no {message(error)!r}, its folder") from error
@@ -166,7 +166,7 @@ def _building(error: BaseException) -> BaseDataset | None:
     return datasets[-1] if datasets else None
 
 
-def _beyond(error: BaseException) -> str | None:
+def _index_out_of_range(error: BaseException) -> str | None:
     """Which of a data set's ``indices`` is beyond its end, if one is."""
     dataset = _building(error)
     indices, count = getattr(dataset, "_indices", None), len(getattr(dataset, "data_list", ()))

@@ -41,7 +41,7 @@ def check_option(cfg: "Config", key: str) -> None:
             raise UserError(
                 f"--cfg-options {key}: there is no {first!r} in the config{did_you_mean(near)}"
             )
-        used = [k for k, v in flatten(cfg) if _comes_from(first, cfg[first], k, v)]
+        used = [k for k, v in flatten(cfg) if _set_from_variable(first, cfg[first], k, v)]
         raise UserError(
             f"--cfg-options {key}: {first!r} is a variable of the config file, already used, and "
             f"changing it changes nothing; set what it went into{_used(used)}"
@@ -93,7 +93,7 @@ def flatten(node: object, path: str = "") -> Iterator[tuple[str, object]]:
         yield from flatten(value, f"{path}.{key}" if path else str(key))
 
 
-def _comes_from(name: str, variable: object, key: str, value: object) -> bool:
+def _set_from_variable(name: str, variable: object, key: str, value: object) -> bool:
     """Whether an entry of a config looks as if it was set from one of its variables."""
     if isinstance(variable, str) and isinstance(value, str):
         return bool(variable) and value.startswith(variable)

@@ -141,10 +141,10 @@ class ReadGuard:
                 raise UserError(f"{name} cannot load {file}: {_words(error)}") from error
             if not self.skip:
                 raise UserError(
-                    f"{file} {_why(file, error)}: replace it, or take it out of the data set "
-                    "(without it the result would not be that of the data set)"
+                    f"{file} {_file_fault(file, error)}: replace it, or take it out of the data "
+                    "set (without it the result would not be that of the data set)"
                 ) from error
-            return self._skip(file, _why(file, error), error)
+            return self._skip(file, _file_fault(file, error), error)
         if self.check and loaded and (why := self.check(loaded)):
             if not self.skip:
                 raise UserError(f"{results[self.key]} {why}")
@@ -213,7 +213,7 @@ def _words(error: Exception) -> str:
     return " ".join(message(error).split()) or type(error).__name__
 
 
-def _why(file: str, error: Exception) -> str:
+def _file_fault(file: str, error: Exception) -> str:
     """What is wrong with a file, in a few words."""
     if isinstance(error, FileNotFoundError):
         return "does not exist"
@@ -238,7 +238,7 @@ def skipped(record: str) -> str | None:
     return f"{len(files)} {what} that cannot be used: {preview(files, 3)} (all in {record})"
 
 
-def absent(files: Iterable[str]) -> list[str]:
+def missing_files(files: Iterable[str]) -> list[str]:
     """Those of some local files that do not exist; every folder is listed once."""
     held: dict[str, set[str]] = {}
     lacking = []
@@ -264,7 +264,7 @@ def check_files(files: Sequence[str], what: str, path: str, skip: bool) -> str |
     Raises:
         UserError: names the first one.
     """
-    lacking = absent(files)
+    lacking = missing_files(files)
     if not lacking:
         return None
     line = f"{len(lacking)} of the {len(files)} {what} of {path} do not exist, first {lacking[0]}"

@@ -70,7 +70,7 @@ def image_step(dataset: Dataset) -> tuple[int, Step] | tuple[None, None]:
     return None, None
 
 
-def turning(file: str, dataset: Dataset, path: str) -> str:
+def rotation_advice(file: str, dataset: Dataset, path: str) -> str:
     """What to change where a picture's EXIF tag and the loading step decide; '' elsewhere.
 
     Args:

@@ -9,7 +9,7 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.registry import OPTIMIZERS
 
-from ..errors import UserError, no_such_type, taken_for
+from ..errors import UserError, no_such_type, swapped_argument
 
 # What mmengine's DefaultOptimWrapperConstructor reads.
 PARAMWISE = (
@@ -76,7 +76,7 @@ def require(cfg: Config, *keys: str) -> None:
 
 def require_file(checkpoint: str) -> None:
     """Raise a UserError if a checkpoint is no file; an address passes."""
-    if swapped := taken_for(checkpoint, "checkpoint"):
+    if swapped := swapped_argument(checkpoint, "checkpoint"):
         raise UserError(swapped)
     path = Path(checkpoint).expanduser()
     if path.is_dir():

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 ZOOS = ("open-mmlab://", "torchvision://", "mmcls://")
 
 
-class Named(NamedTuple):
+class NamedWeights(NamedTuple):
     """Weights that a config names.
 
     Attributes:
@@ -36,12 +36,12 @@ class Named(NamedTuple):
         return f"set --cfg-options {self.option}=FILE, or {self.off}=None to start without weights"
 
 
-def named_weights(cfg: "Config") -> list[Named]:
+def named_weights(cfg: "Config") -> list[NamedWeights]:
     """All weights that the model of a config starts from."""
     return list(_walk(cfg.get("model") or {}, "model"))
 
 
-def _walk(node: object, path: str) -> Iterator[Named]:
+def _walk(node: object, path: str) -> Iterator[NamedWeights]:
     if isinstance(node, (list, tuple)):
         for index, child in enumerate(node):
             yield from _walk(child, f"{path}.{index}")
@@ -51,14 +51,14 @@ def _walk(node: object, path: str) -> Iterator[Named]:
     for key, value in node.items():
         option = f"{path}.{key}"
         if key == "pretrained" and isinstance(value, str) and (backbone_type or path == "model"):
-            yield Named(option, value, option, backbone_type or _type(node.get("backbone")))
+            yield NamedWeights(option, value, option, backbone_type or _type(node.get("backbone")))
         elif key == "init_cfg":
             several = isinstance(value, (list, tuple))
             for index, one in enumerate(value if several else [value]):
                 if is_pretrained(one):
                     where = f"{option}.{index}" if several else option
                     file = one if isinstance(one, str) else str(one.get("checkpoint"))
-                    yield Named(
+                    yield NamedWeights(
                         where + ".checkpoint" * (file is not one), file, option, backbone_type
                     )
         else:

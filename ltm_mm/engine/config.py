@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checks.options import check_option, did_you_mean
-from ..errors import UserError, taken_for
+from ..errors import UserError, swapped_argument
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -31,7 +31,7 @@ def load_config(
     Raises:
         UserError: no such config, it cannot be parsed, or an option names nothing in it.
     """
-    if swapped := taken_for(source, "config"):
+    if swapped := swapped_argument(source, "config"):
         raise UserError(swapped)
     path = find_config(os.fspath(source))
     from mmengine.config import Config

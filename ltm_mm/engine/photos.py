@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..checks.sizes import stored_size
-from ..errors import PICTURES, UserError, taken_for
+from ..errors import PICTURES, UserError, swapped_argument
 from .build import scope_of
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def find_images(source: str) -> list[Path]:
     """The image, or the images of a folder, in order of their names."""
     path = Path(source).expanduser()
     if not path.is_dir():
-        if swapped := taken_for(path, "photo"):
+        if swapped := swapped_argument(path, "photo"):
             raise UserError(swapped)
         if not path.is_file():
             raise UserError(f"{source}: there is no such image or folder")

@@ -18,7 +18,7 @@ from PIL import Image
 from ..checks.loaders import datasets
 
 
-def own_names(files: Iterable[str], suffix: str | None = None) -> dict[str, str]:
+def unique_names(files: Iterable[str], suffix: str | None = None) -> dict[str, str]:
     """A name for each image: its own; with its folders where two images share one.
 
     Args:
@@ -63,7 +63,7 @@ class PredictionFiles(Hook):
         for dataset, _ in datasets(runner.test_dataloader.dataset, ""):
             infos = (dataset.get_data_info(i) for i in range(len(dataset)))
             files += [info["img_path"] for info in infos if info.get("img_path")]
-        self.names = own_names(files, self.suffix)
+        self.names = unique_names(files, self.suffix)
 
     def after_test_iter(
         self,
@@ -75,7 +75,7 @@ class PredictionFiles(Hook):
         """Write the files of a batch."""
         for sample in outputs or ():
             source = sample.img_path
-            name = self.names.get(source) or own_names([source], self.suffix)[source]
+            name = self.names.get(source) or unique_names([source], self.suffix)[source]
             try:
                 (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
                 self.write(runner, sample, self.folder / name)

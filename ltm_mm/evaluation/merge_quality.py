@@ -28,7 +28,7 @@ def achievable_accuracy(counts: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]
         Pixels that keep their segment, and all pixels: two scalars. Their ratio is the
         achievable segmentation accuracy.
     """
-    index = _apart(groups)
+    index = _distinct_groups(groups)
     sums = counts.new_zeros(int(index.max()) + 1, counts.shape[-1], dtype=torch.float64)
     sums.index_add_(0, index.flatten(), counts.double().flatten(0, 2))
     return sums.amax(-1).sum(), sums.sum()
@@ -36,7 +36,7 @@ def achievable_accuracy(counts: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]
 
 def count_groups(groups: Tensor) -> int:
     """Groups that have a token, of all images together, from ``(B, H, W)``."""
-    return len(_apart(groups).unique())
+    return len(_distinct_groups(groups).unique())
 
 
 def pooling_groups(merge: Merge) -> Tensor | None:
@@ -65,7 +65,7 @@ def pooling_groups(merge: Merge) -> Tensor | None:
     return windows.join(group_index, *merge.grid).squeeze(-1).to(merge.tokens.device)
 
 
-def _apart(groups: Tensor) -> Tensor:
+def _distinct_groups(groups: Tensor) -> Tensor:
     """Numbers of groups ``(B, H, W)`` that no two images share."""
     image = torch.arange(len(groups), device=groups.device).view(-1, 1, 1)
     return groups + image * (groups.max() + 1)

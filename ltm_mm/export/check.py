@@ -109,7 +109,7 @@ def compare(
             expected, file = (result(images) for result in results)
             difference = _distance(expected, file, images)
             if not difference.equal:
-                others = [_nudged(images, generator) for _ in range(TRIES)]
+                others = [_perturbed(images, generator) for _ in range(TRIES)]
                 difference = replace(
                     difference,
                     of_model=_worst([_distance(expected, results[0](x), images) for x in others]),
@@ -118,7 +118,7 @@ def compare(
             yield difference
 
 
-def _nudged(images: Tensor, generator: torch.Generator) -> Tensor:
+def _perturbed(images: Tensor, generator: torch.Generator) -> Tensor:
     """Images that are all but the same."""
     return images + NOISE * torch.randn(images.shape, generator=generator)
 

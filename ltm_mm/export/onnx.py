@@ -49,7 +49,7 @@ def save_onnx(
         )
     _name_by_module(written.model.graph)
     with _silence():
-        _tidy(written.model)
+        _simplify(written.model)
     written.model.graph.metadata_props.clear()
     written.model.metadata_props.update(metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def _name_by_module(graph: "ir.Graph") -> None:
                 value.name = f"{place}/{value.name}"
 
 
-def _tidy(model: "ir.Model") -> None:
+def _simplify(model: "ir.Model") -> None:
     """Fold what is constant and join what is equal.
 
     PyTorch's ``optimize=True`` does this and some rewriting which takes minutes, and which the

@@ -13,7 +13,7 @@ from mmengine.structures import BaseDataElement
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..engine.pictures import own_names
+from ..engine.pictures import unique_names
 from ..errors import UserError
 from .inputs import Picture, frame_rate, is_video
 
@@ -180,5 +180,5 @@ def _names(sources: Sequence[Path], photo: str, video: str) -> dict[Path, str]:
     names: dict[Path, str] = {}
     for suffix, of_video in ((photo, False), (video, True)):
         chosen = [str(path) for path in sources if is_video(path) == of_video]
-        names |= {Path(file): name for file, name in own_names(chosen, suffix).items()}
+        names |= {Path(file): name for file, name in unique_names(chosen, suffix).items()}
     return names

@@ -2,7 +2,7 @@
 
 from .attention import window_attention
 from .conv import ConvNormAct, fold_convs
-from .layers import can_run_in_chunks, hooked, run_linear, run_mlp, untouched
+from .layers import can_run_in_chunks, hooked, is_unmodified, run_linear, run_mlp
 from .linear import CHUNK, add_by_rows, linear
 from .mlp import mlp
 from .norm import norm_to_map
@@ -17,12 +17,12 @@ __all__ = [
     "can_run_in_chunks",
     "fold_convs",
     "hooked",
+    "is_unmodified",
     "linear",
     "mlp",
     "norm_to_map",
     "run_linear",
     "run_mlp",
-    "untouched",
     "use_kernels",
     "uses_onednn",
     "window_attention",

@@ -31,7 +31,9 @@ def window_attention(qkv: Tensor, bias: Tensor, scale: float, dropout: float = 0
     n, count, _, heads, dim = qkv.shape
     if not uses_onednn(qkv, bias):
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (n, h, N, d)
-        return fused_attention(q, k, v, bias.to(q.dtype), scale, dropout, _twice(qkv))
+        return fused_attention(
+            q, k, v, bias.to(q.dtype), scale, dropout, _may_differentiate_twice(qkv)
+        )
     q, k, v = qkv.permute(2, 0, 3, 1, 4).reshape(3, n * heads, count, dim).unbind(0)
     logits = torch.bmm(q, k.transpose(1, 2)).view(n, heads, count, count)
     learns = torch.is_grad_enabled()
@@ -41,7 +43,7 @@ def window_attention(qkv: Tensor, bias: Tensor, scale: float, dropout: float = 0
     return out.view(n, heads, count, dim).transpose(1, 2).reshape(n, count, heads * dim)
 
 
-def _twice(x: Tensor) -> bool:
+def _may_differentiate_twice(x: Tensor) -> bool:
     """Whether second derivatives may be asked for where the fused kernel gains nothing."""
     learns = torch.is_grad_enabled() and x.requires_grad
     return learns and x.device.type == "cpu" and not torch.compiler.is_compiling()

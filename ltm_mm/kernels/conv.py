@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .layers import untouched
+from .layers import is_unmodified
 from .switch import uses_onednn
 
 # Activations that oneDNN applies on the way, by PyTorch's layer.
@@ -42,8 +42,8 @@ class ConvNormAct(nn.Module):
         return (
             not self.training
             and not torch.is_grad_enabled()
-            and untouched(conv, nn.Conv2d)
-            and untouched(norm, nn.BatchNorm2d)
+            and is_unmodified(conv, nn.Conv2d)
+            and is_unmodified(norm, nn.BatchNorm2d)
             and norm.affine
             and norm.running_mean is not None
             and uses_onednn(

@@ -21,7 +21,7 @@ def run_linear(layer: nn.Module, x: Tensor) -> Tensor:
     Returns:
         ``(..., C_out)``.
     """
-    if untouched(layer):
+    if is_unmodified(layer):
         return linear(x, layer.weight, layer.bias)  # type: ignore[arg-type]
     return layer(x)
 
@@ -36,7 +36,7 @@ def run_mlp(first: nn.Module, act: nn.Module, second: nn.Module, x: Tensor) -> T
     Returns:
         ``(..., C)``.
     """
-    if _is_gelu(act) and untouched(first) and untouched(second):
+    if _is_gelu(act) and is_unmodified(first) and is_unmodified(second):
         layers = [(layer.weight, layer.bias) for layer in (first, second)]
         tensors = [tensor for layer in layers for tensor in layer]
         if all(t is not None for t in tensors) and uses_onednn(x, *tensors):  # type: ignore[arg-type]
@@ -48,12 +48,12 @@ def _is_gelu(act: nn.Module) -> bool:
     """Whether an activation is the exact GELU, PyTorch's or transformers'."""
     if type(act).__name__ == "GELUActivation" and not hooked(act):
         return getattr(act, "act", None) is F.gelu
-    return untouched(act, nn.GELU) and act.approximate == "none"
+    return is_unmodified(act, nn.GELU) and act.approximate == "none"
 
 
-def untouched(layer: object, expected: type[nn.Module] = nn.Linear) -> bool:
+def is_unmodified(layer: object, expected: type[nn.Module] = nn.Linear) -> bool:
     """Whether calling a module does what its class does, and nothing besides."""
-    return _is(layer, expected) and not hooked(layer) and "forward" not in vars(layer)  # type: ignore[arg-type]
+    return _is_exactly(layer, expected) and not hooked(layer) and "forward" not in vars(layer)  # type: ignore[arg-type]
 
 
 def hooked(module: nn.Module) -> bool:
@@ -102,7 +102,7 @@ def observed(module: nn.Module) -> bool:
     return not all(getattr(hook, "in_parts", False) for hook in hooks)
 
 
-def _is(layer: object, expected: type[nn.Module]) -> bool:
+def _is_exactly(layer: object, expected: type[nn.Module]) -> bool:
     layer_type = type(layer)
     if expected is nn.Linear and layer_type.__module__ == "mmcv.cnn.bricks.wrappers":
         return layer_type.__name__ == "Linear"  # differs for empty inputs of PyTorch 1.5 alone

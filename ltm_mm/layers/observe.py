@@ -19,7 +19,7 @@ from ..ops import ShiftedWindows, packed, sum_groups, take_groups
 Undo = Callable[[Tensor], Tensor]
 
 
-class Lead(Protocol):
+class Unmerger(Protocol):
     """How a module's merged tokens are unmerged to all tokens."""
 
     def __call__(self, path: str, x: Tensor) -> tuple[Tensor, Undo] | None:
@@ -37,57 +37,59 @@ def _counting() -> bool:
 
 
 @contextmanager
-def hooks_see_all_tokens(block: nn.Module, lead: Lead | None) -> Iterator[None]:
+def hooks_see_all_tokens(block: nn.Module, unmerger: Unmerger | None) -> Iterator[None]:
     """While it is open, hooks on the modules inside a block see all tokens.
 
     Args:
         block: its mask module is left out.
-        lead: None: tokens cannot be unmerged; a warning says so where there are hooks.
+        unmerger: None: tokens cannot be unmerged; a warning says so where there are hooks.
     """
     with ExitStack() as stack:
         for path, module in list(block.named_modules()):
             if path and not path.startswith("merge") and observed(module) and not _counting():
-                if lead is None or module._backward_hooks or module._backward_pre_hooks:
+                if unmerger is None or module._backward_hooks or module._backward_pre_hooks:
                     _warn(block, path)
-                if lead is not None:
-                    stack.enter_context(_led_back(module, path, block, lead))
+                if unmerger is not None:
+                    stack.enter_context(_unmerged_for_hooks(module, path, block, unmerger))
         yield
 
 
 @contextmanager
-def _led_back(module: nn.Module, path: str, block: nn.Module, lead: Lead) -> Iterator[None]:
+def _unmerged_for_hooks(
+    module: nn.Module, path: str, block: nn.Module, unmerger: Unmerger
+) -> Iterator[None]:
     inner_forward, patched = module.forward, vars(module).get("forward")
     undo_args: list[Undo] = []
     undo_outs: list[Undo] = []
 
-    def up(value: object, undos: list[Undo]) -> object:
+    def unmerge_values(value: object, undos: list[Undo]) -> object:
         if isinstance(value, tuple):
-            return tuple(up(v, undos) for v in value)
-        if not isinstance(value, Tensor) or (led_back := lead(path, value)) is None:
+            return tuple(unmerge_values(v, undos) for v in value)
+        if not isinstance(value, Tensor) or (unmerged := unmerger(path, value)) is None:
             if isinstance(value, Tensor) and _pairs_of_groups(block, value):
                 _warn(block, path)
             undos.append(_same)
             return value
-        undos.append(_unless_untouched(value, *led_back))
-        return led_back[0]
+        undos.append(_exact_undo(value, *unmerged))
+        return unmerged[0]
 
-    def down(value: object, undos: Iterator[Undo]) -> object:
+    def merge_again(value: object, undos: Iterator[Undo]) -> object:
         if isinstance(value, tuple):
-            return tuple(down(v, undos) for v in value)
+            return tuple(merge_again(v, undos) for v in value)
         undo = next(undos)
         return undo(value) if isinstance(value, Tensor) else value
 
     def before(_: nn.Module, args: tuple) -> object:
         undo_args.clear()
-        return up(args, undo_args)
+        return unmerge_values(args, undo_args)
 
     def forward(*args: object, **kwargs: object) -> object:
-        out = inner_forward(*down(args, iter(undo_args)), **kwargs)  # type: ignore[misc]
+        out = inner_forward(*merge_again(args, iter(undo_args)), **kwargs)  # type: ignore[misc]
         undo_outs.clear()
-        return up(out, undo_outs)
+        return unmerge_values(out, undo_outs)
 
     def after(_: nn.Module, args: tuple, out: object) -> object:
-        return down(out, iter(undo_outs))
+        return merge_again(out, iter(undo_outs))
 
     handles = [
         module.register_forward_pre_hook(before, prepend=True),
@@ -108,15 +110,15 @@ def _same(x: Tensor) -> Tensor:
     return x
 
 
-def _unless_untouched(merged: Tensor, full: Tensor, undo: Undo) -> Undo:
-    """``undo``, but ``merged`` itself where hooks have only looked: free of rounding."""
+def _exact_undo(merged: Tensor, full: Tensor, undo: Undo) -> Undo:
+    """``undo``, but ``merged`` itself where no hook changed it: free of rounding."""
     version = None if full.is_inference() else full._version
-    looked_at = not full.requires_grad and version is not None
+    comparable = not full.requires_grad and version is not None
 
-    def back(x: Tensor) -> Tensor:
-        return merged if looked_at and x is full and x._version == version else undo(x)
+    def undo_or_keep(x: Tensor) -> Tensor:
+        return merged if comparable and x is full and x._version == version else undo(x)
 
-    return back
+    return undo_or_keep
 
 
 def _pairs_of_groups(block: nn.Module, x: Tensor) -> bool:
@@ -134,8 +136,8 @@ def _warn(block: nn.Module, path: str) -> None:
     )
 
 
-class WindowLead:
-    """Leads tokens merged in windows back, see :class:`Lead`.
+class WindowUnmerger:
+    """Unmerges tokens that were merged in windows, see :class:`Unmerger`.
 
     Args:
         mask: of the windows ``(B, n, ...)``.
@@ -156,7 +158,7 @@ class WindowLead:
         self.mask, self.windows, self.size, self.layouts = mask, windows, size, layouts
 
     def __call__(self, path: str, x: Tensor) -> tuple[Tensor, Undo] | None:
-        """As :class:`Lead`."""
+        """As :class:`Unmerger`."""
         sets, count = self.mask.group_index.shape[:2], self.mask.count
         if x.shape[:-1] == (*sets, count):
             layout = self.layouts.get(path, self.layouts[""])
@@ -192,8 +194,8 @@ def mean_of_groups(tokens: Tensor, mask: Groups, mass: Tensor | None) -> Tensor:
     return sum_groups(tokens * ones, mask.group_index, mask.count) / total
 
 
-def window_lead(
+def window_unmerger(
     mask: Mask, windows: ShiftedWindows, size: tuple[int, int], layouts: Mapping[str, str]
-) -> WindowLead | None:
-    """A :class:`WindowLead`; None for soft masks, which have no way back and forth."""
-    return WindowLead(mask, windows, size, layouts) if isinstance(mask, Groups) else None
+) -> WindowUnmerger | None:
+    """A :class:`WindowUnmerger`; None for soft masks, which have no way back and forth."""
+    return WindowUnmerger(mask, windows, size, layouts) if isinstance(mask, Groups) else None

@@ -17,7 +17,7 @@ from ..kernels import WindowChunks, add_by_rows, can_run_in_chunks
 from ..kernels.windows import Chunk
 from ..merging import Mask, WindowMask, WindowMerge, has_listeners, notify_merge, unmerge_update
 from ..ops import ShiftedWindows
-from .observe import hooks_see_all_tokens, window_lead
+from .observe import hooks_see_all_tokens, window_unmerger
 from .window_attention import WindowContext
 
 MERGED_CHUNK = 2**20  # values of merged tokens that a block works on at a time
@@ -39,7 +39,7 @@ class SwinView:
         hidden: channels of its hidden layer.
         merge: the mask module; None: nothing is merged.
         post_norm: whether updates are normalised, as in Swin V2, not what they are made from.
-        layouts: how the plain block's modules get tokens, see :class:`.observe.WindowLead`.
+        layouts: how the plain block's modules get tokens, see :class:`.observe.WindowUnmerger`.
     """
 
     block: nn.Module
@@ -58,7 +58,7 @@ class SwinView:
     def run(self, x: Tensor) -> Tensor:
         """The block on a grid ``(B, H, W, C)`` -> ``(B, H, W, C)``."""
         merge, windows = self.merge, self.windows
-        group = None if merge is None else merge.at(windows.size, windows.shift)
+        group = None if merge is None else merge.for_windows(windows.size, windows.shift)
         return self._plain(x) if merge is None or group is None else self._merged(x, merge, group)
 
     def _merged(self, x: Tensor, merge: WindowMask, group: WindowMask) -> Tensor:
@@ -72,8 +72,8 @@ class SwinView:
             merged = mask.merge_own(chunk.tokens)  # (B, n, P, C)
             if has_listeners():
                 notify_merge(merge, WindowMerge(x, merged.flatten(1, 2), mask, self.windows))
-            lead = window_lead(mask, self.windows, (x.shape[1], x.shape[2]), self.layouts)
-            with nullcontext() if in_parts else hooks_see_all_tokens(self.block, lead):
+            unmerger = window_unmerger(mask, self.windows, (x.shape[1], x.shape[2]), self.layouts)
+            with nullcontext() if in_parts else hooks_see_all_tokens(self.block, unmerger):
                 updated = self._on_merged(merged, chunk, mask)
             chunks.put(chunk, unmerge_update(chunk.tokens, mask, merged, updated, merge.detail))
         return chunks.grid

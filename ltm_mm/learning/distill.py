@@ -107,12 +107,12 @@ def distill(
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0)
     rates = [group["lr"] for group in groups]
     rng = random.Random(settings.seed)
-    judge = _Judge(teacher, students, held_out, settings)
+    held_out_loss = _HeldOutLoss(teacher, students, held_out, settings)
     start = [p.detach().clone() for p in parameters]
     if progress.parameters is not None:
         _restore(progress, parameters, optimizer, rng)
     else:
-        progress.held_out[0] = judge()
+        progress.held_out[0] = held_out_loss()
     every = max(settings.steps // settings.checks, 1)
     try:
         while progress.step < settings.steps:
@@ -125,11 +125,11 @@ def distill(
             progress.parameters = parameters
             progress.optimizer, progress.random_state = optimizer.state_dict(), rng.getstate()
             if progress.step % every == 0 or progress.step == settings.steps:
-                _check(progress, judge(), parameters)
+                _check(progress, held_out_loss(), parameters)
             on_step(progress)
     except KeyboardInterrupt:
         if progress.step and progress.step not in progress.held_out:
-            _check(progress, judge(), parameters)
+            _check(progress, held_out_loss(), parameters)
     progress.parameters = [p.detach().clone() for p in parameters]
     _copy(progress.best or start, parameters)
     return progress
@@ -161,7 +161,7 @@ def at_least(photo: Tensor, side: int) -> Tensor:
     return F.interpolate(photo, size, mode="bilinear", align_corners=False)
 
 
-class _Judge:
+class _HeldOutLoss:
     """The loss on photos that are held out, whole, the mean over plans and photos."""
 
     def __init__(

@@ -65,7 +65,7 @@ class WindowMask(MaskModule):
         self.plan_entry = (keep, window)  # tokens that the plan keeps of a window, and its side
         self._others: dict[tuple[int, int], WindowMask] = {}
 
-    def at(self, window: int, shift: int) -> "WindowMask | None":
+    def for_windows(self, window: int, shift: int) -> "WindowMask | None":
         """The mask for other windows, with all that is learned.
 
         It keeps the plan's share of their tokens, whatever windows came before.
@@ -163,9 +163,9 @@ class WeightedMatch(Match):
         groups.weights = logits.clamp(-4, 4).exp()
         return groups
 
-    def at(self, window: int, shift: int) -> "WindowMask | None":
-        """As :meth:`WindowMask.at`; the weights are this module's."""
-        mask = super().at(window, shift)
+    def for_windows(self, window: int, shift: int) -> "WindowMask | None":
+        """As :meth:`WindowMask.for_windows`; the weights are this module's."""
+        mask = super().for_windows(window, shift)
         if mask is not None and mask.weight is not self.weight:
             mask.weight = self.weight
         return mask
@@ -207,8 +207,8 @@ class Soft(WindowMask):
         self.start_scale = scale
         self.log_scale = nn.Parameter(torch.zeros(()))
 
-    def at(self, window: int, shift: int) -> "Soft | None":
-        """As :meth:`WindowMask.at`; it is learned for one size of windows.
+    def for_windows(self, window: int, shift: int) -> "Soft | None":
+        """As :meth:`WindowMask.for_windows`; it is learned for one size of windows.
 
         Raises:
             ValueError: for windows of another size, or shifted where they were not.

@@ -109,13 +109,13 @@ def _picture(visualizer: MergeVisualizer, file: Path, score_thr: float) -> Repor
         (drawn[0].shape[1], drawn[0].shape[0]),
         *(data_uri(pixels) for pixels in drawn),
         data_uri(pixels_of(merge_map_figure(comparison.scene))),
-        _says(plain),
-        _says(merged),
+        _describe(plain),
+        _describe(merged),
         differs[0],
     )
 
 
-def _says(prediction: Prediction) -> str:
+def _describe(prediction: Prediction) -> str:
     return f"{len(prediction)} objects" if isinstance(prediction, Instances) else "a label map"
 
 

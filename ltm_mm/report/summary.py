@@ -19,7 +19,7 @@ def summary(run: Run) -> dict[str, str]:
     lines = {
         "model": _model(model),
         "backbone": _backbone(model.get("backbone") or {}),
-        "merging": _merging(model.get("backbone") or {}),
+        "merging": _describe_merging(model.get("backbone") or {}),
         "starts from": _start(run.start or cfg),
         "data": _data(cfg),
         "image size": _size(cfg),
@@ -76,7 +76,7 @@ def _backbone(backbone: Mapping[str, Any]) -> str:
     return ", ".join([_type(backbone), *(f"{k} {backbone[k]}" for k in keys if k in backbone)])
 
 
-def _merging(backbone: Mapping[str, Any]) -> str:
+def _describe_merging(backbone: Mapping[str, Any]) -> str:
     if "ltm_mm" not in str(backbone.get("type")):
         return "none"
     backbone_type = (

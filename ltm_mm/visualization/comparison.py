@@ -115,7 +115,7 @@ def draw_label_map(
     for label in colours:
         region = labels == label
         if region.mean() >= MIN_NAMED:
-            x, y = _inmost(region)
+            x, y = _innermost_point(region)
             # Names at the edges are written inwards.
             across, down = x / region.shape[1], y / region.shape[0]
             ha = "left" if across < 0.15 else "right" if across > 0.85 else "center"
@@ -237,7 +237,7 @@ def _write(
     )
 
 
-def _inmost(region: NDArray) -> tuple[float, float]:
+def _innermost_point(region: NDArray) -> tuple[float, float]:
     """The point (x, y) of a region that is farthest from its edge."""
     padded = np.pad(region.astype(np.uint8), 1)
     distance = cv2.distanceTransform(padded, cv2.DIST_L2, 3)

@@ -106,7 +106,9 @@ def _shared(
     x, y = point
     numbers = scene.view.enlarge(block.groups, block.stride)
     group = numbers[y, x]
-    y0, x0, y1, x1 = box = _around(numbers == group, round(8 * group_side(block, scene.view)))
+    y0, x0, y1, x1 = box = _square_around(
+        numbers == group, round(8 * group_side(block, scene.view))
+    )
     scale = max(1, round(panel / (x1 - x0)))
     grey = scene.image[y0:y1, x0:x1].mean(-1, keepdims=True).repeat(3, -1)
     drawn = enlarged(grey.astype(np.uint8), scale)
@@ -155,7 +157,7 @@ def detailed_points(image: Pixels, count: int = 4) -> list[tuple[int, int]]:
     return points
 
 
-def _around(inside: NDArray, least: int) -> Box:
+def _square_around(inside: NDArray, least: int) -> Box:
     """A square around some pixels ``(H, W)``, ``least`` pixels wide if the image is."""
     spans = []
     for axis in (1, 0):

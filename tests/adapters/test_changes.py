@@ -162,7 +162,7 @@ def test_another_input_size_and_with_it_another_window():
     assert outputs(model, (256, 256))[0].shape == (2, 5)
     merge = model.layers[2].blocks[1].merge
     assert model.layers[2].blocks[1].window_size == (8, 8)
-    assert merge.at(8, 4).keep == round(64 * 25 / 49)
+    assert merge.for_windows(8, 4).keep == round(64 * 25 / 49)
     ltm_mm.apply(ltm_mm.remove(model), keep=(None, None, 33, None))
     expected = outputs(model, (256, 256))
     ltm_mm.apply(twin, keep=(None, None, 33, None))

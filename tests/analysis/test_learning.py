@@ -181,7 +181,8 @@ def test_resume_goes_on_with_the_same_options_alone(trained, tmp_path, monkeypat
     monkeypatch.setattr(learning, "SAVE_EVERY", 2)
     folder, out = photos(tmp_path / "p", 3), str(tmp_path / "o.pth")
     with monkeypatch.context() as patch:
-        patch.setattr(learning, "_judge", lambda *_: 1 / 0)  # ends after learning, before the file
+        # Ends after learning, before the file.
+        patch.setattr(learning, "_measure_learned", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run_learning(*trained, folder, out, **OPTIONS)
     assert Path(f"{out}.resume").is_file()

@@ -18,7 +18,7 @@ from ltm_mm.checks.heads import check_channels
 from ltm_mm.checks.training import check_lengths
 from ltm_mm.datasets import SHAPES
 from ltm_mm.engine import evaluate, load_config, train
-from ltm_mm.engine.pictures import LabelMaps, Pictures, own_names
+from ltm_mm.engine.pictures import LabelMaps, Pictures, unique_names
 from ltm_mm.engine.resume import check_resumable
 from ltm_mm.errors import UserError, clean_errors, explain
 from ltm_mm.models.backbones.swin import LTMSwin
@@ -325,7 +325,7 @@ def test_interrupted_while_saving(capsys: pytest.CaptureFixture) -> None:
     ],
 )
 def test_names(files: list[str], suffix: str | None, expected: list[str]) -> None:
-    assert own_names(files, suffix) == dict(zip(files, expected, strict=True))
+    assert unique_names(files, suffix) == dict(zip(files, expected, strict=True))
 
 
 def test_a_picture_that_cannot_be_drawn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -341,7 +341,7 @@ def test_a_picture_that_cannot_be_drawn(tmp_path: Path, caplog: pytest.LogCaptur
     samples = [BaseDataElement(metainfo={"img_path": str(tmp_path / n)})
                for n in ("bad.tif", "good.png")]  # fmt: skip
     hook = Pictures(str(tmp_path / "out"))
-    hook.names = own_names([sample.img_path for sample in samples])
+    hook.names = unique_names([sample.img_path for sample in samples])
     hook.after_test_iter(Runner(), 0, None, samples)
     with caplog.at_level(logging.ERROR, logger="mmengine"):
         hook.after_test(Runner())

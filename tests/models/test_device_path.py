@@ -107,7 +107,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let tensors of the CPU go the way of other devices."""
     for place in ("ltm_mm.ops.groups.by_index", "ltm_mm.merging.matching.by_index"):
         monkeypatch.setattr(place, lambda _: False)
-    monkeypatch.setattr("ltm_mm.kernels.attention._twice", lambda _: False)
+    monkeypatch.setattr("ltm_mm.kernels.attention._may_differentiate_twice", lambda _: False)
 
 
 def test_what_reads_values_is_found() -> None:

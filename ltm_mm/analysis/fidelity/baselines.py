@@ -35,7 +35,7 @@ def pooled(model: nn.Module) -> nn.Module:
     for module in list(model.modules()):
         if isinstance(module, SwinBlock | MergedSwin) and module.merge is not None:
             is_ours = isinstance(module, SwinBlock)
-            windows = module.attn.windows if is_ours else module.cut(module)
+            windows = module.attn.windows if is_ours else module.block_windows(module)
             module.merge = Pool(windows.size, module.merge.keep, windows.shift).to(_device(module))
         elif isinstance(module, GridMerger):
             module.mask = GridPool(module.window, module.side**2).to(_device(module))
@@ -138,14 +138,14 @@ def _pool_globally(blocks: GlobalBlocks) -> None:
             continue
         plan = (*plan, block.merge.keep)
         block.merge = GlobalPool(plan, block.merge.tokens)
-        block.register_forward_pre_hook(_tell_size)
+        block.register_forward_pre_hook(_set_chain_size)
 
 
-def _tell_size(block: nn.Module, args: tuple) -> None:
+def _set_chain_size(block: nn.Module, args: tuple) -> None:
     block.merge.size = args[1].size  # of the chain
 
 
-_tell_size.in_parts = True  # type: ignore[attr-defined]
+_set_chain_size.in_parts = True  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=256)

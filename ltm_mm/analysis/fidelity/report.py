@@ -148,7 +148,7 @@ class Fidelity:
             if not shown:
                 continue
             axis.plot(*zip(*shown, strict=True), mark, color=colour, label=name)
-            axis.plot(*zip(*_unbeaten(shown), strict=True), color=colour, alpha=0.6)
+            axis.plot(*zip(*_pareto_front(shown), strict=True), color=colour, alpha=0.6)
             if kind == "plan":  # a long plan by its place in the table
                 for number, (row, point) in enumerate(zip(rows, points, strict=True)):
                     label = row.name if len(row.name) <= 12 else f"plan {number + 1}"
@@ -165,7 +165,7 @@ def _known(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _unbeaten(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def _pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Of points in order of time those with less error than all faster ones."""
     front: list[tuple[float, float]] = []
     for point in points:

@@ -157,11 +157,11 @@ def measure_errors(
             of_units = zip(variants.units, variants.modules, all_errors, strict=True)
             for unit, modules, errors in of_units:
                 for counts in (c for c in modules if c != unit.plain):
-                    _put(plain, unit.path, modules[counts])
+                    _set_submodule(plain, unit.path, modules[counts])
                     after = model.outputs(plain, image)
                     errors[counts] += squared_error(before, after) / len(images)
                     bar.update()
-                _put(plain, unit.path, modules[unit.plain])
+                _set_submodule(plain, unit.path, modules[unit.plain])
     return all_errors
 
 
@@ -210,7 +210,7 @@ def _seconds(
     return {counts: min(taken[str(counts)]) for counts in variants}
 
 
-def _put(model: nn.Module, path: str, module: nn.Module) -> None:
+def _set_submodule(model: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)
 

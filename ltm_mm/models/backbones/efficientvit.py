@@ -264,11 +264,11 @@ def _fast_layout(x: Tensor) -> Tensor:
 
 def _contexts(module: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
     """Contexts of the first run and of the one in the backward pass."""
-    return nullcontext(), _untracked(module)
+    return nullcontext(), _frozen_statistics(module)
 
 
 @contextmanager
-def _untracked(module: nn.Module) -> Iterator[None]:
+def _frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Batch normalisation without an update of its running statistics.
 
     A block recomputed in the backward pass would count its batch a second time.

@@ -85,7 +85,7 @@ class LTMMobileViT(LTMBackbone):
         self.plan = resolve_stage_plans(keep, reference.stages)
         self.stem = reference.stem
         self.stages = nn.ModuleList(
-            nn.Sequential(*(_merging(block, plan, with_cp) for block in stage))
+            nn.Sequential(*(_with_merging(block, plan, with_cp) for block in stage))
             for stage, plan in zip(
                 reference.stages[: max(self.out_indices) + 1], self.plan, strict=False
             )
@@ -200,7 +200,7 @@ def resolve_stage_plans(keep: Keep, stages: Sequence[nn.Module]) -> Plan:
     return resolve_plan(keep, depths, TOKENS, ("mobilevit", width), chained=True)
 
 
-def _merging(block: nn.Module, plan: Sequence[int], with_cp: bool) -> nn.Module:
+def _with_merging(block: nn.Module, plan: Sequence[int], with_cp: bool) -> nn.Module:
     return merge_block(block, plan, with_cp) if hasattr(block, "transformer") else block
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels import CHUNK, linear, run_linear, run_mlp, untouched, uses_onednn
+from ...kernels import CHUNK, is_unmodified, linear, run_linear, run_mlp, uses_onednn
 
 
 def build_norm(cfg: dict, channels: int) -> nn.Module:
@@ -95,7 +95,7 @@ class PatchEmbed(nn.Module):
     def _project(self, x: Tensor) -> Tensor:
         """``(B, C_in, H, W)`` -> ``(B, H/patch, W/patch, C)``."""
         conv, p = self.projection, self.patch
-        if not untouched(conv, nn.Conv2d) or not uses_onednn(x, conv.weight):
+        if not is_unmodified(conv, nn.Conv2d) or not uses_onednn(x, conv.weight):
             return conv(x).permute(0, 2, 3, 1)
         # Patches do not overlap: on the CPU a matrix product is three times as fast.
         patches = x.unflatten(3, (-1, p)).unflatten(2, (-1, p)).permute(0, 2, 4, 1, 3, 5)
@@ -148,7 +148,7 @@ class PatchMerging(nn.Module):
         patches = [corner[:, :height, :width] for corner in corners]
         # The parameters are ordered (channel, row, column), as nn.Unfold's output is. Whole
         # tokens are copied faster, so rather the parameters change their order.
-        plain = untouched(self.norm, nn.LayerNorm) and untouched(self.reduction)
+        plain = is_unmodified(self.norm, nn.LayerNorm) and is_unmodified(self.reduction)
         if not plain or self.norm.bias is None:
             return run_linear(self.reduction, self.norm(torch.stack(patches, -1).flatten(3)))
         norm, x = self.norm, torch.cat(patches, -1)

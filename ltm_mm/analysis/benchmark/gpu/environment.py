@@ -108,7 +108,7 @@ def ceilings(device: str, rounds: int, small: bool) -> dict:
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         runs[str(dtype).removeprefix("torch.")] = lambda a=a, b=b: a @ b  # type: ignore[misc]
 
-    def ended(run: Callable[[], object]) -> Callable[[], None]:
+    def synchronized(run: Callable[[], object]) -> Callable[[], None]:
         def timed() -> None:
             run()
             if device == "cuda":
@@ -116,7 +116,7 @@ def ceilings(device: str, rounds: int, small: bool) -> dict:
 
         return timed
 
-    seconds = interleave({name: ended(run) for name, run in runs.items()}, rounds)
+    seconds = interleave({name: synchronized(run) for name, run in runs.items()}, rounds)
     medians = {name: Spread.of(values).median for name, values in seconds.items()}
     return dict(
         copy_gb_s=round(2 * source.nbytes / medians.pop("copy") / 1e9, 1),
