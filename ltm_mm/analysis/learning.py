@@ -21,7 +21,7 @@ from ..engine.convert import parse_keep
 from ..engine.photos import find_images, read_photos, train_images
 from ..errors import UserError, naming
 from ..learning import Progress, Settings
-from ..learning.learn import Lesson, default_train, has_swin, hold_out, show
+from ..learning.learn import Lesson, default_train, has_swin, hold_out, show_progress
 from ..presets import Keep
 from .benchmark.latency import threads as use_threads
 from .fidelity.compare import LearnedPlan, compare
@@ -189,7 +189,7 @@ def _learn(
     bar = tqdm(total=settings.steps, initial=progress.step if progress else 0, unit="step")
 
     def on_step(now: Progress) -> None:
-        show(bar, now)
+        show_progress(bar, now)
         if now.step % SAVE_EVERY == 0 and now.step < settings.steps:
             save_whole(dict(setup=dict(setup), progress=vars(now)), resume_file)
 

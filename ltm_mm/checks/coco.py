@@ -79,13 +79,13 @@ def _lacks_key(key: str) -> Callable[[Mapping, Mapping], bool]:
     return lambda a, image: key not in a
 
 
-def _number(value: object) -> bool:
+def _is_number(value: object) -> bool:
     return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def _no_box(a: Mapping, image: Mapping) -> bool:
     box = a["bbox"]
-    return not isinstance(box, list) or len(box) != 4 or not all(map(_number, box))
+    return not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box))
 
 
 def _small(a: Mapping, image: Mapping) -> bool:
@@ -122,7 +122,7 @@ KEYS = {"id", "image_id", "category_id", "bbox", "area"}
 VALUES = {
     NO_ID: lambda a, image: not all(isinstance(a[k], (int, str, float)) for k in IDS),
     NO_BOX: _no_box,
-    NO_AREA: lambda a, image: not _number(a["area"]),
+    NO_AREA: lambda a, image: not _is_number(a["area"]),
     BAD_CROWD: lambda a, image: a.get("iscrowd", 0) not in (0, 1),
 }
 ALWAYS = {f"lack {key!r}": _lacks_key(key) for key in sorted(KEYS)} | VALUES
@@ -146,7 +146,7 @@ def summarize(content: object, file: str) -> CocoSummary:
     summary = CocoSummary(file)
     images = {}
     for entry in _entries(content, "images", ("id", "file_name", "width", "height"), file):
-        if not all(_number(entry[key]) and entry[key] > 0 for key in ("width", "height")):
+        if not all(_is_number(entry[key]) and entry[key] > 0 for key in ("width", "height")):
             raise UserError(
                 f"{file}: image {entry['id']!r} ({entry['file_name']}) has the width "
                 f"{entry['width']!r} and height {entry['height']!r}: give pixels"

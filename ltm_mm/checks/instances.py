@@ -21,7 +21,7 @@ from .coco import BEYOND, NO_CATEGORY, NO_CROWD_FLAG, NO_IMAGE, SMALL, UNTRAINED
 from .masks import BAD_MASK, MASK_FAULTS, NO_MASK, RUN_LENGTH
 from .notes import log_warning
 from .options import flatten
-from .sizes import HEADERS, image_step, loaded_size, rotation_advice, spread
+from .sizes import HEADERS, evenly_spaced, image_step, loaded_size, rotation_advice
 
 HALF = "more than half of its annotations cannot be meant so"
 
@@ -307,7 +307,7 @@ def check_sizes(dataset: Dataset, path: str, summary: CocoSummary) -> None:
         UserError: names the first image of another size.
     """
     folder, (_, step) = dataset.data_prefix.get("img") or "", image_step(dataset)
-    for key in spread(list(summary.images), HEADERS):
+    for key in evenly_spaced(list(summary.images), HEADERS):
         image, size = os.path.join(folder, summary.images[key]), summary.sizes[key]
         loaded = loaded_size(image, step)
         if loaded and loaded != tuple(size):

@@ -12,7 +12,7 @@ from ..errors import UserError, preview
 from .notes import log_warning
 from .randomness import preserve_rng_state
 from .reading import ReadGuard
-from .sizes import SAMPLED, image_step, loaded_size, rotation_advice, spread, stored_size
+from .sizes import SAMPLED, evenly_spaced, image_step, loaded_size, rotation_advice, stored_size
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _check_sample(
     seen = np.zeros(0, np.int64)
     names = dataset.metainfo["classes"]
     file = ""
-    for info in spread(infos):
+    for info in evenly_spaced(infos):
         file = str(info.get("seg_map_path"))
         _check_format(file)
         with preserve_rng_state():

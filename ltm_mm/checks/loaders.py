@@ -100,7 +100,7 @@ def build_loader(runner: Runner, cfg: Mapping, name: str) -> DataLoader:
         file = annotation_file(cfg, error)
         for link in chain(error):
             if isinstance(link, FileNotFoundError):
-                raise UserError(missing(runner.cfg, link)) from error
+                raise UserError(describe_missing(runner.cfg, link)) from error
             if isinstance(link, (IsADirectoryError, PermissionError)) and link.filename == file:
                 raise UserError(
                     f"the annotation file of {name} cannot be read: {file}: {link.strerror}"
@@ -111,7 +111,7 @@ def build_loader(runner: Runner, cfg: Mapping, name: str) -> DataLoader:
                 ) from error
         if match := re.search(r"Failed to load `ann_file` (.+)", message(error)):  # mmseg's words
             lost = FileNotFoundError(errno.ENOENT, "does not exist", match[1])
-            raise UserError(missing(runner.cfg, lost)) from error
+            raise UserError(describe_missing(runner.cfg, lost)) from error
         if "need at least one array to concatenate" in message(error):  # mmengine packing nothing
             raise UserError(f"{name} has no image left: {_why_empty(error, file)}") from error
         if isinstance(error, IndexError) and (line := _index_out_of_range(error)):
@@ -224,10 +224,10 @@ def naming_options(cfg: Config) -> Iterator[None]:
         with naming_weights(cfg):
             yield
     except FileNotFoundError as error:
-        raise UserError(missing(cfg, error)) from error
+        raise UserError(describe_missing(cfg, error)) from error
 
 
-def missing(cfg: Config, error: FileNotFoundError) -> str:
+def describe_missing(cfg: Config, error: FileNotFoundError) -> str:
     """One line for a missing file of a data set or a metric: its path and who names it."""
     match = re.search(r"'([^']+)'", message(error))
     path = str(error.filename or (match[1] if match else message(error)))

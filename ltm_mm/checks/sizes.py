@@ -91,7 +91,7 @@ def rotation_advice(file: str, dataset: Dataset, path: str) -> str:
     )
 
 
-def spread(entries: Sequence[Entry], most: int = SAMPLED) -> Iterator[Entry]:
+def evenly_spaced(entries: Sequence[Entry], most: int = SAMPLED) -> Iterator[Entry]:
     """Some entries, evenly spread."""
     count = min(most, len(entries))
     yield from (entries[k * len(entries) // count] for k in range(count))

@@ -59,7 +59,7 @@ def change_config(cfg: "Config", cfg_options: Mapping[str, object]) -> "Config":
     return cfg
 
 
-class Settings(dict):
+class BackboneConfig(dict):
     """A config of nothing but a backbone, where there is no mmengine; keys are attributes, too."""
 
     filename = None
@@ -83,7 +83,7 @@ def backbone_config(**backbone: object) -> "Config":
     try:
         from mmengine.config import Config
     except ModuleNotFoundError:
-        return Settings(model=Settings(backbone=Settings(backbone)))  # type: ignore[return-value]
+        return BackboneConfig(model=BackboneConfig(backbone=BackboneConfig(backbone)))  # type: ignore[return-value]
     return Config(dict(model=dict(backbone=backbone)))
 
 

@@ -210,10 +210,10 @@ def _report(runner: Runner, results: Mapping[str, object]) -> None:
         "checkpoint": note.read_text().strip() if note.is_file() else None,
         "best checkpoint": best,
         **results,
-        "metrics": ", ".join(f"{k} {v:.4g}" for k, v in metrics.items() if _number(v)),
+        "metrics": ", ".join(f"{k} {v:.4g}" for k, v in metrics.items() if _is_number(v)),
     }
     print("\n".join(["Done.", *(f"  {k:<16}{v}" for k, v in lines.items() if v)]), flush=True)
 
 
-def _number(value: object) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, numbers.Real)  # NumPy's too, which mmseg gives

@@ -94,10 +94,10 @@ def _step_by_index(model: object) -> None:
         )
         if others or step < 2 or node.get_output_partial_shape(0)[axis].is_static:
             continue
-        length = ops.gather(ops.shape_of(node.input_value(0)), _number(axis), _number(0))
-        stop = ops.squeeze(node.input_value(2), _number(0))
-        indices = ops.range(_number(start), ops.minimum(stop, length), _number(step), "i64")
-        taken = ops.gather(node.input_value(0), indices, _number(axis))
+        length = ops.gather(ops.shape_of(node.input_value(0)), _constant(axis), _constant(0))
+        stop = ops.squeeze(node.input_value(2), _constant(0))
+        indices = ops.range(_constant(start), ops.minimum(stop, length), _constant(step), "i64")
+        taken = ops.gather(node.input_value(0), indices, _constant(axis))
         node.output(0).replace(taken.output(0))
     model.validate_nodes_and_infer_types()
 
@@ -107,7 +107,7 @@ def _is_constant(node: object, *inputs: int) -> bool:
     return all(source.get_type_name() == "Constant" for source in sources)
 
 
-def _number(value: int) -> object:
+def _constant(value: int) -> object:
     from openvino import opset15 as ops
 
     return ops.constant(value, dtype=np.int64)

@@ -17,7 +17,7 @@ from .files import import_openvino, onnx_options, openvino_settings
 PASSES = 3  # after two that are not counted
 
 
-def part_times(
+def file_part_times(
     path: Path, images: Tensor, parts: Mapping[str, str], threads: int, bf16: bool = False
 ) -> dict[str, float]:
     """Seconds of one pass by part.

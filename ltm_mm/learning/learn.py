@@ -68,7 +68,7 @@ def learn(
     lesson = Lesson(build, plans, train, settings.seed)
     bar = tqdm(total=settings.steps, unit="step", disable=not progress_bar)
     with bar:
-        progress = lesson.learn(photos, held_out, settings, on_step=lambda p: show(bar, p))
+        progress = lesson.learn(photos, held_out, settings, on_step=lambda p: show_progress(bar, p))
     if progress.best is None:
         raise ValueError(
             "learning did not help on the images held out: give more images, or a smaller lr"
@@ -120,7 +120,7 @@ def hold_out(photos: Sequence) -> tuple[list, list]:
     )
 
 
-def show(bar: tqdm, progress: Progress) -> None:
+def show_progress(bar: tqdm, progress: Progress) -> None:
     """A step on a progress bar, with the mean loss of the last ones."""
     recent = progress.losses[-20:]
     judged = list(progress.held_out.values())

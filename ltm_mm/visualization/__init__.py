@@ -11,7 +11,7 @@ from .hook import MergePicturesHook
 from .merge_map import BlockGroups, View, choose_blocks, draw_merge_map, merge_groups_of
 from .merge_visualizer import ImageComparison, MergeVisualizer
 from .panels import Scene, merge_map_figure, shared_figure
-from .predictions import compare
+from .predictions import match_instances
 from .run import build_pair, visualize
 
 __all__ = [
@@ -24,9 +24,9 @@ __all__ = [
     "View",
     "build_pair",
     "choose_blocks",
-    "compare",
     "comparison_figure",
     "draw_merge_map",
+    "match_instances",
     "merge_groups_of",
     "merge_map_figure",
     "pixels_of",

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..engine.predictions import Instances, Prediction
 from .figures import CLASSES, TEXT, caption, heading, panels, rgb, show
 from .merge_map import Pixels, outlines
-from .predictions import class_name, compare
+from .predictions import class_name, match_instances
 
 # Told apart by line style and sign, too.
 LOST, NEW, SAME = "#D55E00", "#0072B2", "#767676"
@@ -149,7 +149,7 @@ def _instance_differences(
 ) -> str:
     """Objects that one of the models has alone, and where the masks of the others differ."""
     drawn = _faded(image)
-    difference = compare(plain, merged)
+    difference = match_instances(plain, merged)
     for mine, other in difference.both:
         if plain.masks is not None and merged.masks is not None:
             drawn[plain.masks[mine] & ~merged.masks[other]] = rgb(LOST)

@@ -121,7 +121,7 @@ def merge_groups_of(model: nn.Module, inputs: Tensor) -> list[BlockGroups]:
     finally:
         model.train(training)
     size = (inputs.shape[2], inputs.shape[3])
-    return [_read(block_of(name), merge, size) for name, merge in merges]
+    return [_block_groups(block_of(name), merge, size) for name, merge in merges]
 
 
 def choose_blocks(
@@ -144,7 +144,7 @@ def choose_blocks(
     return [blocks[k] for k in positions]
 
 
-def _read(name: str, merge: Merge, size: tuple[int, int]) -> BlockGroups:
+def _block_groups(name: str, merge: Merge, size: tuple[int, int]) -> BlockGroups:
     """A merge's groups; of several grids of one image (MobileViT's) those of the first."""
     return BlockGroups(name, merge.groups()[0].cpu().numpy(), token_stride(size, merge.grid))
 

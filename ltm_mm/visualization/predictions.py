@@ -12,7 +12,7 @@ SAME_IOU = 0.5  # boxes of one class that overlap this much are one object
 
 
 @dataclass
-class Difference:
+class InstanceMatching:
     """Which instances two models have in common.
 
     Attributes:
@@ -26,11 +26,11 @@ class Difference:
     new: list[int] = field(default_factory=list)
 
 
-def compare(plain: Instances, merged: Instances) -> Difference:
+def match_instances(plain: Instances, merged: Instances) -> InstanceMatching:
     """Pair off the instances of two models: one class, IoU >= 0.5, best score first."""
     overlap = _iou(plain.boxes, merged.boxes)
     overlap[plain.labels[:, None] != merged.labels[None, :]] = 0
-    result, free = Difference(), set(range(len(merged)))
+    result, free = InstanceMatching(), set(range(len(merged)))
     for index in range(len(plain)):
         best = max(free, key=lambda j: overlap[index, j], default=None)
         if best is None or overlap[index, best] < SAME_IOU:

@@ -159,14 +159,14 @@ def test_a_full_disk_is_a_line(trained, tmp_path, monkeypatch):
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Press Ctrl-C after so many steps."""
-    show = learning.show
+    show_progress = learning.show_progress
 
     def stop(bar: object, progress: object) -> None:
-        show(bar, progress)
+        show_progress(bar, progress)
         if progress.step == step:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(learning, "show", stop)
+    monkeypatch.setattr(learning, "show_progress", stop)
 
 
 def test_an_interrupt_keeps_the_best_so_far(trained, tmp_path, monkeypatch, capsys):

@@ -8,7 +8,7 @@ from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from ltm_mm.engine.predictions import Instances, read_prediction
 from ltm_mm.visualization.comparison import class_colours, comparison_figure
 from ltm_mm.visualization.figures import CLASSES, pixels_of
-from ltm_mm.visualization.predictions import compare
+from ltm_mm.visualization.predictions import match_instances
 
 
 def instances(*rows: tuple[float, float, float, float, int, float]) -> Instances:
@@ -42,7 +42,7 @@ def instances(*rows: tuple[float, float, float, float, int, float]) -> Instances
     ],
 )
 def test_instances_are_paired(plain: list, merged: list, both: list, lost: list, new: list) -> None:
-    difference = compare(instances(*plain), instances(*merged))
+    difference = match_instances(instances(*plain), instances(*merged))
     assert (difference.both, difference.lost, difference.new) == (both, lost, new)
 
 

@@ -15,7 +15,7 @@ from ...export.files import import_onnxruntime, import_openvino, open_file
 from ...export.heads import WholeModel, whole_model
 from ...export.onnx import save_onnx
 from ...export.openvino import convert_onnx, import_nncf
-from ...export.profile import part_times
+from ...export.profile import file_part_times
 from ...export.program import export_program
 from .bench import Bench
 from .latency import Spread, ratios
@@ -60,7 +60,7 @@ def measure_files(
                 bf16 = runtime.endswith("bf16")
                 key = f"{name}, {runtime}"
                 runs[key] = partial(open_file(path, threads, bf16).run, images)
-                profiles[key] = partial(part_times, path, images, parts, threads, bf16)
+                profiles[key] = partial(file_part_times, path, images, parts, threads, bf16)
                 rows[key] = name
         seconds = bench.time_with(batch, rounds, runs)
         measured = []

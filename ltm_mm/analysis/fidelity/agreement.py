@@ -67,7 +67,7 @@ class Tally(Protocol):
         """Measure -> 0..1 over all photos; NaN where there was nothing to compare."""
 
 
-class LabelMaps:
+class LabelMapTally:
     """Share of pixels whose class stays, of all and near the plain model's boundaries."""
 
     def __init__(self) -> None:
@@ -121,7 +121,7 @@ class Detections:
 def tally_of(prediction: object) -> Tally:
     """What compares predictions of one kind: a label map, classes ``(B,)``, or instances."""
     if isinstance(prediction, np.ndarray):
-        return LabelMaps() if prediction.ndim == 2 else TopClasses()
+        return LabelMapTally() if prediction.ndim == 2 else TopClasses()
     return Detections()
 
 

@@ -18,7 +18,7 @@ class DenseDetector(WholeModel):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        check_head(model.bbox_head)
+        check_exportable(model.bbox_head)
         check_nms(model.bbox_head.test_cfg, model.bbox_head)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -32,7 +32,7 @@ class DenseDetector(WholeModel):
         return results(take(boxes, index), scores, labels.gather(1, index))
 
 
-def check_head(head: nn.Module) -> None:
+def check_exportable(head: nn.Module) -> None:
     """Refuse a head that predicts in a way of its own.
 
     Raises:

@@ -13,7 +13,7 @@ from ltm_mm.analysis.benchmark.run import run_benchmark
 from ltm_mm.analysis.benchmark.runtimes import _fill, runtime_table
 from ltm_mm.errors import UserError
 from ltm_mm.export import export_program, save_onnx, whole_model
-from ltm_mm.export.profile import part_times
+from ltm_mm.export.profile import file_part_times
 from tests.export import tiny
 
 
@@ -84,7 +84,7 @@ def test_time_of_a_file_goes_to_its_parts(file, suffix):
         convert_onnx(file, file.with_suffix(".xml"), {})
     start = time.perf_counter()
     images = torch.randn(1, 3, 256, 320)
-    times = part_times(file.with_suffix(suffix), images, parts_of(Detector()), threads=1)
+    times = file_part_times(file.with_suffix(suffix), images, parts_of(Detector()), threads=1)
     whole = time.perf_counter() - start
     assert set(times) <= {"rest", "neck", "post-processing"}
     assert times["neck"] > 3 * times["rest"] > 0

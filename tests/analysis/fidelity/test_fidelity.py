@@ -18,7 +18,7 @@ from ltm_mm.adapters.copies import in_our_blocks, shared_copy, whole_plan
 from ltm_mm.analysis.benchmark.equal_time import smaller_sizes
 from ltm_mm.analysis.fidelity import compare as fidelity_run
 from ltm_mm.analysis.fidelity.agreement import (
-    LabelMaps,
+    LabelMapTally,
     TopClasses,
     average_precision,
     decide,
@@ -79,12 +79,12 @@ def test_label_maps_count_pixels_over_photos():
     plain[:, :2] = 1  # near its boundary: the first five columns
     other = plain.copy()
     other[0, 0], other[0, 7] = 5, 5
-    tally = LabelMaps()
+    tally = LabelMapTally()
     tally.add(plain, other)
     assert tally.measures() == {"pixels": 14 / 16, "within 3 px": 9 / 10}
     tally.add(np.zeros((4, 4), int), np.zeros((4, 4), int))
     assert tally.measures() == {"pixels": 30 / 32, "within 3 px": 9 / 10}
-    flat = LabelMaps()
+    flat = LabelMapTally()
     flat.add(np.zeros((2, 2)), np.zeros((2, 2)))
     assert flat.measures() == pytest.approx({"pixels": 1.0, "within 3 px": NAN}, nan_ok=True)
 
