@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..kernels import hooked, linear, run_linear, untouched
+from ..kernels import hooked, is_unmodified, linear, run_linear
 from ..layers import SwinView, WindowContext, attend, scaled_cosine
 from ..layers.swap_class import SwappedClass, refuse_tracing, swap_class
 from ..merging import MergeScope, MergingBlock, WindowMask, build_mask
@@ -164,7 +164,7 @@ class CosineAttention(QkvAttention):
 
 def run_biased(layer: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
     """A linear layer with a bias that is not its own."""
-    if untouched(layer):
+    if is_unmodified(layer):
         return linear(x, layer.weight, bias)
     return layer(x) if bias is None else layer(x) + bias
 

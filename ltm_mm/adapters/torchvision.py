@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels import linear, run_linear, untouched
+from ..kernels import is_unmodified, linear, run_linear
 from ..layers import SwinView, WindowContext, attend, scaled_cosine
 from ..layers.cpu_attention_mlp import FastMlp
 from ..layers.swap_class import SwappedClass
@@ -129,7 +129,7 @@ class AttentionV2(Attention):
         if bias is None:
             return run_linear(self.qkv, x)
         query, key, value = bias.chunk(3)
-        if untouched(self.qkv):
+        if is_unmodified(self.qkv):
             return linear(x, self.qkv.weight, torch.cat((query, torch.zeros_like(key), value)))
         return self.qkv(x) - F.pad(key, (len(query), len(value)))
 

@@ -517,7 +517,7 @@ def test_more_objects_than_a_model_finds(
     expected: str | None,
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr("ltm_mm.checks.instances.say", said.append)
+    monkeypatch.setattr("ltm_mm.checks.instances.log_warning", said.append)
     edit(shapes_copy, "train", many)
     file = shapes_copy / "annotations" / "instances_train.json"
     content = json.loads(file.read_text())
