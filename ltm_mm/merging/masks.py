@@ -50,7 +50,7 @@ def check_mask(mask_type: str) -> None:
 
 
 class WindowMask(MaskModule):
-    """A mask module for windows of one size and shift; :meth:`at` gives it for others.
+    """A mask module for windows of one size and shift; :meth:`for_windows` gives it for others.
 
     Args:
         window, keep, shift: as :func:`build_mask`.
