@@ -261,14 +261,20 @@ def summarize(table: Iterable[list[str]]) -> str:
     return "\n".join(lines)
 
 
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--ltm", default="balanced", metavar="KEEP", help="preset, number or plan")
+    add("--package", nargs="+", default=["mmdet", "mmseg"], help="whose configs")
+    add("--only", default="", help="only configs whose name contains this")
+    add("--out", metavar="FILE", help="also write a CSV file, one row per model")
+    return parser.parse_args()
+
+
 def main() -> int:
     """Exit code 1 if a config that could be run failed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--ltm", default="balanced", metavar="KEEP", help="preset, number or plan")
-    parser.add_argument("--package", nargs="+", default=["mmdet", "mmseg"], help="whose configs")
-    parser.add_argument("--only", default="", help="only configs whose name contains this")
-    parser.add_argument("--out", metavar="FILE", help="also write a CSV file, one row per model")
-    args = parser.parse_args()
+    args = parse_args()
     with clean_errors():
         if args.out:
             check_file("--out", args.out)
