@@ -1,6 +1,6 @@
 """Draw the README's figure: speed-up over agreement, of a Swin's merging, learned or not.
 
-python tools/real_weights.py swin --learn 300 --train all --time-of ltm-swin-t  # the figures, first
+python tools/real_weights.py swin --ltm balanced fast fastest --learn 300 --time-of ltm-swin-t
 python docs/figures/claim.py
 """
 
@@ -28,34 +28,45 @@ def main() -> None:
 def draw(rows: list[dict], out: Path) -> Path:
     """Speed-up (x) over the pixels that change their class (y, on a log scale)."""
     plain = [row for row in rows if row["kind"] == "plain"][-1]["seconds"]
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    figure = Figure(figsize=(7, 3.8), layout="constrained")
     axis = figure.subplots()
-    for kind, (name, colour, mark) in KINDS.items():
-        own = [row for row in rows if row["kind"] == kind]
+    for kind in ("plan", "learned", "image", "pooling"):
+        label, colour, mark = KINDS[kind]
         points = sorted(
-            (ratios(plain, row["seconds"]).median, 100 * row["agreement"]["pixels"], row["name"])
-            for row in own
+            (ratios(plain, row["seconds"]).median, changed(row), row["name"])
+            for row in rows
+            if row["kind"] == kind and not row["name"].startswith("nothing merged")
         )
         if not points:
             continue
         x, y, names = zip(*points, strict=True)
-        axis.plot(x, [100 - agree for agree in y], mark, ls="-", color=colour, label=name)
+        axis.plot(x, y, mark, ls="-", color=colour, label=label)
         if kind == "plan":
-            for place, agree, text in zip(x, y, names, strict=True):
-                label = text if len(text) < 12 else ""
-                axis.annotate(label, (place, 100 - agree), xytext=(5, 4),
+            for place, change, name in zip(x, y, names, strict=True):
+                axis.annotate(name, (place, change), xytext=(6, -12),
                               textcoords="offset points", fontsize=8)  # fmt: skip
+    for row in rows:
+        if row["kind"] == "jpeg":
+            axis.axhline(changed(row), color="0.75", lw=1, ls=":", zorder=0)
+            axis.annotate(f"plain, {row['name'].removeprefix('photo ')}", (1.0, changed(row)),
+                          xytext=(2, 2), textcoords="offset points", fontsize=7,
+                          color="0.45")  # fmt: skip
     axis.set_yscale("log")
     axis.invert_yaxis()
-    ticks = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
+    ticks = (0.2, 0.5, 1, 2, 5, 10, 20)
     axis.set_yticks(ticks, [f"{100 - tick:g} %" for tick in ticks])
     axis.minorticks_off()
     axis.set_xlabel("speed-up of a Swin-T backbone, against itself without merging")
     axis.set_ylabel("pixels that keep their class")
     axis.grid(alpha=0.3)
-    axis.legend(loc="upper right", fontsize=8)
+    axis.legend(loc="lower left", fontsize=8)
     figure.savefig(out, dpi=150)
     return out
+
+
+def changed(row: dict) -> float:
+    """Percent of the pixels that change their class."""
+    return 100 - 100 * row["agreement"]["pixels"]
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def apply(
             of which gets the plan; see ``docs/any-swin.md`` for the libraries.
         keep: the merging plan, as ``LTMSwin``, ``LTMEfficientViT``, ``LTMMobileViT`` and
             ``LTMViT`` take it.
-        mask: 'match'; for a Swin also 'weighted' or 'soft', as ``LTMSwin`` takes it.
+        mask: 'match'; for a Swin also 'soft', as ``LTMSwin`` takes it.
         window_size: tokens per merging window side of an EfficientViT (8 by default); a
             Swin's windows are its own, a ViT has none.
         detail: what :func:`ltm_mm.learn` or ``tools/learn.py`` learned, or its file. Weights that

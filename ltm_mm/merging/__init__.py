@@ -4,7 +4,7 @@ from .blocks import MaskModule, MergeScope, MergingBlock, grow_details, merges, 
 from .detail import Detail
 from .formula import unmerge_update
 from .groups import Groups, Mask, SoftGroups
-from .masks import MASKS, Match, Soft, WeightedMatch, WindowMask, build_mask
+from .masks import MASKS, Match, Soft, WindowMask, build_mask
 from .matching import match, rounds
 from .record import ChainMerge, Merge, WindowMerge, has_listeners, notify_merge, record_merges
 
@@ -21,7 +21,6 @@ __all__ = [
     "MergingBlock",
     "Soft",
     "SoftGroups",
-    "WeightedMatch",
     "WindowMask",
     "WindowMerge",
     "build_mask",

@@ -28,7 +28,6 @@ class Groups:
             patches each token stands for.
         merged: X~ ``(..., P, C)`` of the tokens that the groups were made from, where it is
             known already and no gradient is wanted.
-        weights: what each token weighs within its group, > 0 ``(..., N)``; None: its mass.
         lengths: Euclidean length of each token ``(..., N)``, where it is known already and no
             gradient is wanted.
     """
@@ -38,7 +37,6 @@ class Groups:
     sizes: Tensor
     mass: Tensor | None = None
     merged: Tensor | None = None
-    weights: Tensor | None = None
     lengths: Tensor | None = None
 
     @property
@@ -48,13 +46,12 @@ class Groups:
 
     def merge(self, tokens: Tensor) -> Tensor:
         """X~ = G^T Z: each group's mean ``(..., P, C)`` of tokens ``(..., N, C)``."""
-        weights = self._weights()
-        if weights is None:
+        if self.mass is None:
             total = self.sizes.unsqueeze(-1).to(tokens.dtype)
             return sum_groups(tokens, self.group_index, self.count) / total
-        weights = packed(weights.expand(self.group_index.shape)).unsqueeze(-1).to(tokens.dtype)
-        total = sum_groups(weights, self.group_index, self.count).clamp(min=1e-6)
-        return sum_groups(tokens * weights, self.group_index, self.count) / total
+        mass = packed(self.mass.expand(self.group_index.shape)).unsqueeze(-1).to(tokens.dtype)
+        total = sum_groups(mass, self.group_index, self.count).clamp(min=1e-6)
+        return sum_groups(tokens * mass, self.group_index, self.count) / total
 
     def merge_own(self, tokens: Tensor) -> Tensor:
         """X~ of the tokens that the groups were made from, computed once."""
@@ -79,15 +76,8 @@ class Groups:
         """G and U ``(..., N, P)``, for pictures and tests."""
         groups = torch.arange(self.count, device=self.group_index.device)
         u = (self.group_index.unsqueeze(-1) == groups).float()
-        weights = self._weights()
-        g = u if weights is None else u * weights.float().unsqueeze(-1)
+        g = u if self.mass is None else u * self.mass.float().unsqueeze(-1)
         return g / g.sum(-2, keepdim=True).clamp(min=1e-6), u
-
-    def _weights(self) -> Tensor | None:
-        """What each token weighs in the mean ``(..., N)``; None: 1 each."""
-        if self.weights is None or self.mass is None:
-            return self.mass if self.weights is None else self.weights
-        return self.weights * self.mass
 
     @classmethod
     def of(cls, matched: Matched, mass: Tensor | None, dtype: torch.dtype) -> "Groups":

@@ -13,20 +13,19 @@ from torch import Tensor, nn
 from ..ops import cached_by_size, window_regions
 from .blocks import MaskModule
 from .groups import Groups, SoftGroups
-from .matching import Matched, match, rounds
+from .matching import match, rounds
 
-MASKS = ("match", "weighted", "soft")
+MASKS = ("match", "soft")
 REGIONS = 4  # a shifted window's parts that may not see each other
 # Penalties of matching, whose squares outweigh any cost: region before padding.
 REGION_PENALTY, PADDING_PENALTY = 100.0, 10.0
 
 
-def build_mask(mask_type: str, dim: int, window: int, keep: int, shift: int = 0) -> "WindowMask":
+def build_mask(mask_type: str, window: int, keep: int, shift: int = 0) -> "WindowMask":
     """A mask module for windows of ``window x window`` tokens, ``keep`` of which are left.
 
     Args:
-        mask_type: 'match', 'weighted' or 'soft'.
-        dim: channels of the tokens (C).
+        mask_type: 'match' or 'soft'.
         window: tokens per window side (w).
         keep: merged tokens per window (P), 1 .. N - 1.
         shift: cyclic shift that the windows are cut after; at least ``REGIONS`` are kept then.
@@ -41,8 +40,6 @@ def build_mask(mask_type: str, dim: int, window: int, keep: int, shift: int = 0)
             f"keep must lie in {least}..{window * window - 1} for a window of {window} x {window} "
             f"tokens{' that is shifted' * (shift > 0)}, got {keep!r}"
         )
-    if mask_type == "weighted":
-        return WeightedMatch(dim, window, keep, shift)
     return {"match": Match, "soft": Soft}[mask_type](window, keep, shift)
 
 
@@ -53,7 +50,7 @@ def check_mask(mask_type: str) -> None:
 
 
 class WindowMask(MaskModule):
-    """A mask module for windows of one size and shift; :meth:`at` gives it for others.
+    """A mask module for windows of one size and shift; :meth:`for_windows` gives it for others.
 
     Args:
         window, keep, shift: as :func:`build_mask`.
@@ -120,12 +117,6 @@ class Match(WindowMask):
             shift_index: which shift mask each window takes ``(n,)``; None: not shifted.
         """
         learns = torch.is_grad_enabled() and tokens.requires_grad
-        matched = self._match(tokens, mass, shift_index, sums=not learns)
-        return Groups.of(matched, mass, tokens.dtype)
-
-    def _match(
-        self, tokens: Tensor, mass: Tensor | None, shift_index: Tensor | None, sums: bool
-    ) -> Matched:
         order, penalty = None, None
         if self.shift:
             order, region_penalty = shift_tables(self.window, self.shift, tokens.device)
@@ -134,44 +125,11 @@ class Match(WindowMask):
         if mass is not None:
             padded = PADDING_PENALTY * (1 - mass.float())
             penalty = padded if penalty is None else penalty + padded
-        return match(tokens, self.schedule, None, penalty, order, sums)
+        matched = match(tokens, self.schedule, None, penalty, order, sums=not learns)
+        return Groups.of(matched, mass, tokens.dtype)
 
     def _like(self, window: int, keep: int, shift: int) -> "Match":
         return Match(window, keep, shift)
-
-
-class WeightedMatch(Match):
-    """Matched groups whose tokens have learned weights: ``exp(v . normalised z)`` within a group.
-
-    So columns of G are learned, as the paper's are. v starts at zero: as :class:`Match` is.
-
-    Args:
-        dim: channels (C).
-        window, keep, shift: as :func:`build_mask`.
-    """
-
-    def __init__(self, dim: int, window: int, keep: int, shift: int = 0) -> None:
-        super().__init__(window, keep, shift)
-        self.weight = nn.Parameter(torch.zeros(dim))
-
-    def forward(self, tokens: Tensor, mass: Tensor | None, shift_index: Tensor | None) -> Groups:
-        """As :meth:`Match.forward`."""
-        matched = self._match(tokens, mass, shift_index, sums=False)
-        groups = Groups.of(matched, mass, tokens.dtype)
-        # At most e^4 each way: one token may outweigh its group, but not overflow.
-        logits = F.layer_norm(tokens, (len(self.weight),)).float() @ self.weight.float()
-        groups.weights = logits.clamp(-4, 4).exp()
-        return groups
-
-    def for_windows(self, window: int, shift: int) -> "WindowMask | None":
-        """As :meth:`WindowMask.for_windows`; the weights are this module's."""
-        mask = super().for_windows(window, shift)
-        if mask is not None and mask.weight is not self.weight:
-            mask.weight = self.weight
-        return mask
-
-    def _like(self, window: int, keep: int, shift: int) -> "WeightedMatch":
-        return WeightedMatch(len(self.weight), window, keep, shift)
 
 
 class Soft(WindowMask):

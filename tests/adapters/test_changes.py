@@ -172,20 +172,11 @@ def test_another_input_size_and_with_it_another_window():
         outputs(model, (256, 512))
 
 
-@pytest.mark.parametrize("mask", ["weighted", "soft"])
-def test_learned_masks_where_the_window_changes(mask):
-    model = ltm_mm.apply(timm_swin(always_partition=False, strict_img_size=True), 25, mask)
-    learned = model.layers[0].blocks[0].merge
+def test_soft_masks_where_the_window_changes():
+    model = ltm_mm.apply(timm_swin(always_partition=False, strict_img_size=True), 25, "soft")
     model.eval().set_input_size((256, 256))
-    if mask == "soft":
-        with pytest.raises(ValueError, match="a soft mask of 7 x 7 tokens does not fit"):
-            outputs(model, (256, 256))
-    else:
-        learned.weight.requires_grad_(False).normal_()
-        seen = outputs(model, (256, 256))
-        assert model.layers[0].blocks[0].merge is learned
-        learned.weight.zero_()  # for all windows at once
-        assert (outputs(model, (256, 256))[0] - seen[0]).abs().max() > 1e-6
+    with pytest.raises(ValueError, match="a soft mask of 7 x 7 tokens does not fit"):
+        outputs(model, (256, 256))
 
 
 def test_windows_that_begin_to_shift():
@@ -286,7 +277,7 @@ def test_compiled_in_one_graph(name):
     assert_close(outputs(compiled), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("mask", ["match", "weighted", "soft"])
+@pytest.mark.parametrize("mask", ["match", "soft"])
 def test_two_steps_of_distributed_training(mask, tmp_path):
     """Every parameter takes part: one that does not would stop the second step."""
     from torch import distributed

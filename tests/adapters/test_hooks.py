@@ -41,12 +41,11 @@ def shapes_of(model: nn.Module, size: tuple[int, int]) -> dict[str, list]:
 
 
 @sources
-@pytest.mark.parametrize("mask", ["match", "weighted"])
-def test_shapes_are_those_of_the_plain_model(name, mask):
+def test_shapes_are_those_of_the_plain_model(name):
     model = build(name)
     size = EVEN if name in ONE_SIZE else ODD
     plain = shapes_of(model, size)
-    ltm_mm.apply(model, keep=0.4, mask=mask)
+    ltm_mm.apply(model, keep=0.4)
     merged = shapes_of(model, size)
     merged = {path: seen for path, seen in merged.items() if ".merge" not in path}
     assert len(plain) > 30

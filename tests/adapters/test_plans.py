@@ -107,12 +107,11 @@ def sizes_kept(model: nn.Module, side: int) -> list[int]:
     return [merge.mask.count for _, merge in merges]
 
 
-@pytest.mark.parametrize("mask", ["match", "weighted"])
-def test_earlier_sizes_leave_no_trace(mask):
+def test_earlier_sizes_leave_no_trace():
     """timm's Swin takes smaller windows for smaller images, when it is told the size."""
     model = settled(timm_swin(always_partition=False, strict_img_size=True)).eval()
     twin, first = copy.deepcopy(model), None
-    ltm_mm.apply(model, keep=5, mask=mask)
+    ltm_mm.apply(model, keep=5)
     for side in (224, 112, 64, 224, 448, 224):
         for one in (model, twin):
             one.set_input_size((side, side), window_size=7)
@@ -124,7 +123,7 @@ def test_earlier_sizes_leave_no_trace(mask):
             # timm has resized its position biases meanwhile, of both models alike.
             x, own = torch.randn(1, 3, side, side), copy.deepcopy(twin)
             with torch.no_grad():
-                expected = ltm_mm.apply(own, keep=5, mask=mask)(x)
+                expected = ltm_mm.apply(own, keep=5)(x)
                 assert_close(model(x), expected, rtol=0, atol=0)
 
 

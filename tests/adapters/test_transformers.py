@@ -259,7 +259,7 @@ def test_attention_weights_are_had_or_refused(name, way):
 
 
 @pytest.mark.parametrize("name", ["classifier", "classifier v2", "upernet", "mask2former"])
-@pytest.mark.parametrize("mask", ["match", "weighted", "soft"])
+@pytest.mark.parametrize("mask", ["match", "soft"])
 def test_what_was_learned_goes_beside_the_librarys_file(name, mask, tmp_path):
     """``from_pretrained`` builds the plain model, which has no place for it."""
     model = ltm_mm.apply(build(name), keep=0.4, mask=mask)

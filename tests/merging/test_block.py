@@ -31,12 +31,12 @@ def swin_block(keep: int, shifted: bool = False, dim: int = 8, mask: str = "matc
     return randomise(block).eval()
 
 
-@pytest.mark.parametrize("mask", ["match", "weighted", "soft"])
+@pytest.mark.parametrize("mask", ["match", "soft"])
 @pytest.mark.parametrize("shift", [0, 3])
 def test_a_block_that_does_nothing_changes_nothing_to_the_bit(shift, mask):
     cut = ShiftedWindows(7, shift)
     x = torch.randn(2, 17, 23, 6)
-    module = build_mask(mask, 6, 7, 16, shift)
+    module = build_mask(mask, 7, 16, shift)
 
     tokens = cut.cut(x)
     for grad in (True, False):

@@ -41,7 +41,7 @@ def test_a_fresh_detail_changes_nothing_to_the_bit(shifted, grad, mask):
 @pytest.mark.parametrize("grad", [True, False])
 def test_a_detail_adds_its_formula(grad, mask):
     tokens = torch.randn(2, 6, 49, 8)
-    module, detail = build_mask(mask, 8, 7, 16), Detail(8, 4)
+    module, detail = build_mask(mask, 7, 16), Detail(8, 4)
     nn.init.normal_(detail.up.weight)
     with torch.set_grad_enabled(grad):
         window_mask = module(tokens, None, None)
@@ -84,7 +84,7 @@ def test_the_mean_of_a_group_moves_by_curvature_alone():
     tokens = tokens / tokens.norm(dim=-1, keepdim=True)  # the norm is no linear function
     nn.init.normal_(detail.up.weight)
     nn.init.constant_(detail.down.bias, 50.0)  # where a GELU is the identity
-    mask = build_mask("match", 8, 7, 16)(tokens, None, None)
+    mask = build_mask("match", 7, 16)(tokens, None, None)
     merged = mask.merge(tokens)
     hidden = detail.hidden(tokens) - 50
     assert_close(hidden, (tokens * 8**0.5) @ detail.down.weight.T, rtol=1e-4, atol=1e-4)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from ltm_mm.merging import MASKS, Match, Soft, WeightedMatch, build_mask
+from ltm_mm.merging import MASKS, Match, Soft, build_mask
 from ltm_mm.merging.masks import prior_centers, triangular_prior, window_order
 from ltm_mm.ops import ShiftedWindows, window_regions
 
@@ -26,9 +26,7 @@ def test_laws_of_a_mask(kind, window, shift, grid):
     tokens, mass, shift_index = windows_of(*grid, window, shift)
     count = window * window
     for keep in {4 if shift else 1, count // 4, count // 2, count - 1}:
-        module = build_mask(kind, 6, window, keep, shift)
-        if kind == "weighted":
-            nn.init.normal_(module.weight)
+        module = build_mask(kind, window, keep, shift)
         mask = module(tokens, mass, shift_index)
         g, u = mask.masks()
         n = tokens.shape[1]
@@ -137,7 +135,7 @@ def test_no_gradient_through_what_is_compared():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kind", MASKS)
 def test_half_precision_stays_finite_and_near(kind, dtype):
-    module, x = build_mask(kind, 16, 7, 25), 100 * torch.randn(1, 3, 49, 16)
+    module, x = build_mask(kind, 7, 25), 100 * torch.randn(1, 3, 49, 16)
     exact = module(x, None, None)
     with torch.autocast("cpu", dtype=dtype):
         mask = module(x, None, None)
@@ -157,28 +155,12 @@ def test_half_precision_stays_finite_and_near(kind, dtype):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("hard", 8, 7, 25), "mask must be one of match, weighted, soft, got 'hard'"),
-        (("match", 8, 7, 49), "keep must lie in 1..48 for a window of 7 x 7 tokens, got 49"),
-        (("soft", 8, 7, 0), "keep must lie in 1..48"),
-        (("match", 8, 7, 3, 3), "keep must lie in 4..48 for .* tokens that is shifted, got 3"),
+        (("hard", 7, 25), "mask must be one of match, soft, got 'hard'"),
+        (("match", 7, 49), "keep must lie in 1..48 for a window of 7 x 7 tokens, got 49"),
+        (("soft", 7, 0), "keep must lie in 1..48"),
+        (("match", 7, 3, 3), "keep must lie in 4..48 for .* tokens that is shifted, got 3"),
     ],
 )
 def test_impossible_masks_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         build_mask(*arguments)
-
-
-def test_weights_within_a_group_learn_from_the_mean():
-    tokens = torch.randn(1, 2, 49, 8)
-    mean, weighted = Match(7, 20), WeightedMatch(8, 7, 20)
-    assert_close(weighted(tokens, None, None).merge(tokens), mean(tokens, None, None).merged)
-    nn.init.normal_(weighted.weight)
-    mask = weighted(tokens.requires_grad_(), None, None)
-    group = mask.group_index[0, 1] == 3
-    logits = nn.functional.layer_norm(tokens[0, 1, group], (8,)) @ weighted.weight
-    expected = (logits.clamp(-4, 4).softmax(0)[:, None] * tokens[0, 1, group]).sum(0)
-    assert_close(mask.merge(tokens)[0, 1, 3], expected)
-    mask.merge(tokens).square().sum().backward()
-    assert weighted.weight.grad.abs().max() > 0
-    nn.init.constant_(weighted.weight, 1e4)
-    assert weighted(tokens, None, None).merge(tokens).isfinite().all()

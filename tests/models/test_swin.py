@@ -53,13 +53,6 @@ class TestSoftSwinContract(TestSwinContract):
                 nn.init.constant_(parameter, -torch.inf)
 
 
-class TestWeightedSwinContract(TestSwinContract):
-    masks_learn = True
-
-    def build(self, **kwargs):
-        return LTMSwin(**TINY, **{"mask": "weighted", **kwargs})
-
-
 def same_maps(model: nn.Module, reference: nn.Module, *size: int) -> None:
     x = torch.randn(*size)
     model.eval()

@@ -54,9 +54,8 @@ class LTMSwin(LTMBackbone):
             number, or one of them per block, e.g. ``(None, None, (None, 25, 25, 25, 25, 25),
             None)``. A shifted window keeps 4 at least, one for each part that the shift keeps
             apart; fewer count as 4 there.
-        mask: how tokens are merged: 'match' (the most similar share a group, nothing is
-            learned), 'weighted' (the same, with learned weights within a group: for training
-            on) or 'soft' (softmax masks with a learned prior, the paper's kind: from scratch).
+        mask: how tokens are merged: 'match' (the most similar share a group; no parameters)
+            or 'soft' (softmax masks with a learned prior, the paper's kind: from scratch).
         detail: what corrects the update of merged blocks, see :class:`ltm_mm.merging.Detail`:
             None (nothing), True (it starts at zero and learns with the rest), or a file of
             ``tools/learn.py --train detail``. A checkpoint that holds details brings them itself.
@@ -382,7 +381,7 @@ class SwinBlock(MergingBlock, MergeScope):
         )
         self.merge = None
         if keep < window * window:
-            self.merge = build_mask(mask, dim, window, keep, self.attn.windows.shift)
+            self.merge = build_mask(mask, window, keep, self.attn.windows.shift)
         self.norm2 = build_norm(norm_cfg, dim)
         self.ffn = FeedForward(dim, hidden, act_cfg, drop)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
