@@ -321,7 +321,7 @@ def test_unmerged_stages_are_left_alone():
         (
             lambda: timm.create_model("vit_tiny_patch16_224", patch_drop_rate=0.5, **TINY_VIT),
             {},
-            "patch_drop_rate has no grid to lead back to",
+            "patch_drop_rate has no grid to unmerge to",
         ),
         (
             lambda: timm.create_model("vit_base_patch16_rpn_224", depth=1),

@@ -184,8 +184,7 @@ def compare(
                 tested, images[0], candidates, rounds, clock
             )
         _measure_time(*(tested.timed or (tested, images[0])), candidates, rounds, clock, progress)
-    bar = tqdm(total=len(images) * len(candidates), unit="pass", disable=not progress)
-    with bar:
+    with tqdm(total=len(images) * len(candidates), unit="pass", disable=not progress) as bar:
         _measure_fidelity(tested, images, candidates, watch or (lambda *_: None), bar)
     metadata = machine() | dict(photos=len(images), size=tested.image_size(images[0]))
     return Fidelity([c.row for c in candidates], metadata, no_faster)
@@ -343,8 +342,7 @@ def _measure_time(
         size = candidate.size(tested.image_size(image))
         resized_image = image if size == tested.image_size(image) else tested.resize(image, size)
         runs[str(number)] = _run(tested, candidate.timed(size), resized_image)
-    bar = tqdm(total=(rounds + 2) * len(runs), desc="time", unit="run", disable=not progress)
-    with bar:
+    with tqdm(total=(rounds + 2) * len(runs), desc="time", unit="run", disable=not progress) as bar:
         seconds = interleave(runs, rounds, 2, clock, lambda _: bar.update())
     for candidate, taken in zip(timed, seconds.values(), strict=True):
         candidate.row.seconds = taken
@@ -418,5 +416,4 @@ def map_errors(plain: Sequence[Tensor], other: Sequence[Tensor]) -> list[float]:
     """
     if len(plain) != len(other):
         return [float("nan")] * len(plain)
-    pairs = zip(plain, other, strict=True)
-    return [relative_error(p, resized(o, p.shape[2:])) for p, o in pairs]
+    return [relative_error(p, resized(o, p.shape[2:])) for p, o in zip(plain, other, strict=True)]
