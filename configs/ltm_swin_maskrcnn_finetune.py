@@ -1,10 +1,10 @@
-# Your own COCO-format data with masks, at full width, from weights that know COCO.
+# Your own COCO-format data with masks, at full width, from COCO weights.
 #
 #     DATA_ROOT=path/to/fruits_nuts/ python tools/train.py configs/ltm_swin_maskrcnn_finetune.py
 #
 # For data of your own copy this file and change the first block. All of the model but the heads for
 # your classes starts from mmdet's Mask R-CNN with Swin-T, trained on COCO (box AP 46.0): it needs
-# the internet once, or a file of yours (--cfg-options load_from=FILE), and a GPU or patience.
+# the internet once, or a file of yours (--cfg-options load_from=FILE); on a CPU it takes hours.
 # Not trained here: no result is claimed for it.
 _base_ = "ltm_swin_maskrcnn.py"
 

@@ -4,7 +4,7 @@
 #
 # For data of your own copy this file and change the first block. All of the model but the last layer
 # of its heads starts from mmseg's UPerNet with Swin-T, trained on ADE20K (mIoU 44.4): it needs the
-# internet once, or a file of yours (--cfg-options load_from=FILE), and a GPU or patience.
+# internet once, or a file of yours (--cfg-options load_from=FILE); on a CPU it takes hours.
 # Not trained here: no result is claimed for it.
 _base_ = "ltm_swin_upernet.py"
 
