@@ -1,4 +1,4 @@
-# Your own label maps, at full width, from weights that know ADE20K.
+# Your own label maps, at full width, from ADE20K weights.
 #
 #     DATA_ROOT=data/fruits_nuts_labels/ python tools/train.py configs/ltm_swin_upernet_finetune.py
 #
