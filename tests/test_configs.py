@@ -160,6 +160,7 @@ def _expected(name: str) -> str:
     return f"{name} {kind} {(64, 96) if 'upernet' in name else sorted(boxes + masks)}"
 
 
+@pytest.mark.slow
 def test_inferencers_of_mmdet_and_mmseg() -> None:
     names = [name for name in SHAPES if name not in CLASSIFIERS and name not in WITH_IB]
     printed = _alone(INFER, *(CONFIGS / name for name in names)).splitlines()

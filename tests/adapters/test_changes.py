@@ -265,10 +265,13 @@ def test_a_swin_of_an_optimiser_learns_on():
     assert (weight - before).abs().max() > 0
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("mmdet", "torchvision v2")]
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("mmdet", "torchvision v2", "official detector")
+]
 
 
-@pytest.mark.parametrize("name", ["timm", "official detector", *SLOW])
+@pytest.mark.parametrize("name", ["timm", *SLOW])
 def test_compiled_in_one_graph(name):
     model = ltm_mm.apply(build(name), keep=0.4)
     expected = outputs(model)

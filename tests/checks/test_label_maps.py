@@ -78,12 +78,16 @@ def cut(file: Path) -> None:
         (high_label, "train", "has the label 9; with 7 classes there are 0 to 6, and 255"),
         (high_label, "val", "has the label 9; with 7 classes there are 0 to 6, and 255"),
         (colours, "train", "has 3 channels; a label map has one"),
-        (only_255, "train", "hold only 0 and 255 as loaded, of which 255 does not count (2 looked"),
+        (
+            only_255,
+            "train",
+            "hold only 0 and 255 as loaded, of which 255 does not count (2 checked",
+        ),
         (only_255, "val", "draw background as 0, circle as 1, square as 2, triangle as 3, star as"),
         (
             all_255,
             "train",
-            "hold only 255 as loaded, of which 255 does not count (2 looked at, the",
+            "hold only 255 as loaded, of which 255 does not count (2 checked, the",
         ),
         (smaller, "train", "is of 160 x 80 pixels (height x width), its image of 160 x 160: label"),
         (smaller, "val", "is of 160 x 80 pixels (height x width), its image of 160 x 160: label"),

@@ -101,7 +101,7 @@ def test_amp_without_gpu(capsys: pytest.CaptureFixture, tmp_path: Path, options:
 def test_ltm_on_a_resnet(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     source = "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"
     line = line_of(capsys, lambda: train(source, str(tmp_path), ltm="balanced"))
-    assert "model.backbone is ResNet (50). It serves SwinTransformer" in line
+    assert "model.backbone is ResNet (50). It supports SwinTransformer" in line
 
 
 def test_coco_that_is_not_there(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from ltm_mm.layers.window_attention import window_tables
 from ltm_mm.merging.masks import MASKS, shift_tables
 from ltm_mm.models import LTMEfficientViT, LTMMobileViT, LTMSwin, LTMViT
 
-SIZES = [(64, 96), (75, 118)]  # whole windows, or padding
+SIZES = [pytest.param((64, 96), marks=pytest.mark.slow), (75, 118)]  # whole windows, or padding
 SWIN = dict(embed_dims=8, depths=(2, 2), num_heads=(1, 2), strides=(4, 2), out_indices=(0, 1))
 MODELS: dict[str, Callable[[], nn.Module]] = {
     **{f"swin-{mask}": lambda mask=mask: LTMSwin(**SWIN, keep=0.4, mask=mask) for mask in MASKS},
@@ -118,7 +118,7 @@ def test_what_reads_values_is_found() -> None:
         fake(model, "cpu")(torch.empty(2, 3, 64, 96))
 
 
-@pytest.mark.parametrize("name", ["swin-match", "vit"])
+@pytest.mark.parametrize("name", [pytest.param("swin-match", marks=pytest.mark.slow), "vit"])
 def test_exported_graph_has_no_shape_that_depends_on_data(name: str) -> None:
     model = MODELS[name]().eval()
     program = torch.export.export(model, (torch.randn(2, 3, 75, 118),), strict=False)

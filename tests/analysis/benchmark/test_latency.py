@@ -192,6 +192,7 @@ def tool(monkeypatch):
     return tool_runner("benchmark", monkeypatch)
 
 
+@pytest.mark.slow
 def test_tool_measures_and_writes(tool, tmp_path, capsys):
     tool(
         *("ltm-efficientvit-b0", "--against", "timm", "--ltm", "none", "fast", "--out", tmp_path),
