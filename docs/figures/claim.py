@@ -48,9 +48,10 @@ def draw(rows: list[dict], out: Path) -> Path:
     for row in rows:
         if row["kind"] == "jpeg":
             axis.axhline(changed(row), color="0.75", lw=1, ls=":", zorder=0)
-            axis.annotate(f"plain, {row['name'].removeprefix('photo ')}", (1.0, changed(row)),
-                          xytext=(2, 2), textcoords="offset points", fontsize=7,
-                          color="0.45")  # fmt: skip
+            saved = row["name"].removeprefix("photo ")
+            axis.annotate(f"plain, photos {saved}", (0.99, changed(row)), xytext=(0, 2), ha="right",
+                          xycoords=axis.get_yaxis_transform(), textcoords="offset points",
+                          fontsize=7, color="0.4")  # fmt: skip
     axis.set_yscale("log")
     axis.invert_yaxis()
     ticks = (0.2, 0.5, 1, 2, 5, 10, 20)
