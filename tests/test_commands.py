@@ -41,6 +41,7 @@ QUICK = {
     "fidelity.py": ["--num-photos", "1", "--rounds", "1", "--size", "96", "96"],
     "plan.py": ["--size", "224", "224", "--rounds", "1"],
     "flops.py": ["--rounds", "1"],
+    "gpu_benchmark.py": ["--dry-run", "--parts", "environment"],
     "real_weights.py": ["--every", "40", "--rounds", "1", "--size-of", "64", "96", "--ltm", "fast"],
 }
 REPLAYED = ("train.py", "test.py", "dist_train.sh", "dist_test.sh")
@@ -128,6 +129,8 @@ def test_command_runs(command: str, sandbox: Path, monkeypatch: pytest.MonkeyPat
     if tool == "export.py" and "rcnn" in config:  # untrained detections are ties
         words = [word for word in words if word != "--check"]
     words = [*words, *QUICK.get(tool, [])]
+    if "--learn" in words:
+        words = [*words, "--learn", "4"]
     said = run(words, sandbox, variables)
     named = {"--show-dir", "--out-dir", "--out", "--work-dir"} & set(words)
     for option in named:
