@@ -6,6 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import ltm_mm
+from ltm_mm.adapters.copies import shared_copy
 from ltm_mm.adapters.families import swin_stages
 from ltm_mm.checkpoints.learned import Learned, save_whole, weights_digest
 from ltm_mm.learning import Progress, Settings
@@ -62,6 +63,35 @@ def test_what_is_learned_lowers_the_loss_on_what_is_held_out(train):
     assert learned.plans == ("balanced", "fast")
     assert bool(learned.details) == (train != "weights")
     assert (learned.weights is None) == (train == "detail")
+
+
+def rate_of(model: nn.Module, *plans: int) -> float:
+    """What weights of a model learn with for plans; the model stays as it was, to the bit."""
+
+    def with_plan(plan: int | None) -> nn.Module:
+        copy = shared_copy(model)
+        if plan is not None:
+            ltm_mm.apply(copy, plan)
+        copy.train(False)
+        return copy
+
+    lesson = Lesson(with_plan, {str(plan): plan for plan in plans}, "weights", 0)
+    weights = list(model.parameters())
+    before = [weight.clone() for weight in weights]
+    rate = lesson.rate_of_weights(weights, torch.stack(photos(2)))
+    assert all(torch.equal(a, b) for a, b in zip(weights, before, strict=True))
+    return rate
+
+
+def test_the_rate_of_weights_follows_from_plan_and_network():
+    model = build("timm")
+    light, far = rate_of(model, 37), rate_of(model, 5)
+    assert 1e-7 < light < far / 1.2 < 0.1
+    assert rate_of(model, 5, 37) == light  # the plan that loses least
+    steep = build("timm")
+    for weight in steep.parameters():
+        weight.data /= 4  # so that a step is four times as large beside it
+    assert rate_of(steep, 37) < light / 1.5
 
 
 def test_a_detail_learned_in_one_library_serves_another():
