@@ -30,11 +30,18 @@ def _detector_data(model: nn.Module, batch: int, size: tuple[int, int]) -> dict:
         batch,
         (channels_of(model), *size),
         num_items=[10] * batch,
-        num_classes=min(getattr(panoptic, "num_things_classes", 80), 80),
+        num_classes=_classes(model) if panoptic is None else min(panoptic.num_things_classes, 80),
         with_mask=True,
         with_semantic=panoptic is not None,
         device=str(next(model.parameters()).device),
     )
+
+
+def _classes(model: nn.Module) -> int:
+    """Classes that all heads of a detector know; an RPN's is objectness."""
+    heads = (module for name, module in model.named_modules() if "rpn" not in name)
+    counts = [count for head in heads if type(count := getattr(head, "num_classes", 0)) is int]
+    return min([80, *(count for count in counts if count > 0)])
 
 
 def _segmentor_data(model: nn.Module, batch: int, size: tuple[int, int]) -> dict:

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.testing import assert_close
 
+from ltm_mm.analysis.benchmark import random_data
 from ltm_mm.analysis.benchmark.baselines import build_models
 from ltm_mm.checkpoints import load_backbone
 
@@ -24,3 +26,12 @@ def test_against_timm_is_the_same_network(name):
         expected = [e.permute(0, 3, 1, 2) for e in expected]
     for a, b in zip(found, expected, strict=True):
         assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_random_labels_are_of_the_heads_classes():
+    heads = {"rpn_head": 1, "bbox_head": 3, "mask_head": 3, "backbone": 0}
+    model = nn.ModuleDict({name: nn.Identity() for name in heads})
+    for name, count in heads.items():
+        model[name].num_classes = count
+    assert random_data._classes(model) == 3
+    assert random_data._classes(nn.Identity()) == 80

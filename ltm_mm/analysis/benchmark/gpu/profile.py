@@ -36,7 +36,7 @@ def profile_regions(run: Callable[[], object], longest: int = 10) -> dict:
 
     Returns:
         ``regions`` (seconds by region, 'rest' last), ``kernels`` (name, calls, seconds of the
-        longest), ``launches`` (how many there were) and ``seconds`` (of all kernels).
+        longest), ``launches`` (how many there were) and ``kernel_seconds`` (of all of them).
     """
     with labelled():
         run()
@@ -71,7 +71,7 @@ def profile_regions(run: Callable[[], object], longest: int = 10) -> dict:
         regions=seconds | {"rest": max(total / 1e6 - sum(seconds.values()), 0.0)},
         kernels=[[name, calls[name], time / 1e6] for name, time in kernels.most_common(longest)],
         launches=calls.total(),
-        seconds=total / 1e6,
+        kernel_seconds=total / 1e6,
     )
 
 

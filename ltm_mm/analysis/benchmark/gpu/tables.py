@@ -37,7 +37,10 @@ def _body(cell: Mapping) -> list[str]:
 def _profile(cell: Mapping) -> list[str]:
     lines = [parts_table({"by module": cell["parts"]}), ""]
     lines += [_times_line("by function, ms", cell["regions"]), ""]
-    lines += [f"{cell['launches']} kernels, {cell['seconds'] * 1e3:.2f} ms; the longest:", ""]
+    lines += [
+        f"{cell['launches']} kernels, {cell['kernel_seconds'] * 1e3:.2f} ms; the longest:",
+        "",
+    ]
     lines += [markdown_line(["kernel", "calls", "ms"]), markdown_line(["---"] * 3)]
     for name, calls, seconds in cell["kernels"]:
         short = name.replace("|", "\\|")[:80]
