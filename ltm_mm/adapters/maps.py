@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..models.backbones.base import LTMBackbone
-from .families import Swin, adapter_of
+from .families import SwinAdapter, adapter_of
 
 
 @torch.no_grad()
@@ -66,7 +66,7 @@ def _catch_stages(model: nn.Module, caught: list[object]) -> list[RemovableHandl
         out = out[0] if isinstance(out, tuple) else out
         caught.append(adapter_of(block).as_map(block, (*args, *kwargs.values()), out))
 
-    last = [stage[-1] for stages in Swin.backbones(model) for stage in stages]
+    last = [stage[-1] for stages in SwinAdapter.backbones(model) for stage in stages]
     return [block.register_forward_hook(catch, with_kwargs=True) for block in last]
 
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from ..checkpoints.learned import Learned
 from ..errors import UserError, naming
-from ..families import EFFICIENTVIT, MOBILEVIT, SWIN, VIT, of_type
+from ..families import FAMILIES, of_type
 from ..presets import NAMES, Keep
 
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-# mmpretrain's Swin has other keywords and parameter names than mmdet's and mmseg's.
-OTHER_SWIN_SCOPES = ("mmpretrain", "mmcls")
+# mmpretrain's backbones have other keywords and parameter names than mmdet's and mmseg's.
+OTHER_SCOPES = ("mmpretrain", "mmcls")
 BACKBONE_KEYS = ("backbone", "img_backbone")
 
 
@@ -49,10 +49,9 @@ def use_ltm(cfg: "Config", keep: Keep) -> list[str]:
     """Convert every backbone of a config's model that can be converted, in place.
 
     Args:
-        cfg: of mmdet, mmseg, or of what builds on them. A Swin Transformer (mmdet's or
-            mmseg's) becomes LTMSwin, timm's EfficientViT, MobileViT or ViT (through
-            ``TIMMBackbone``) LTMEfficientViT, LTMMobileViT or LTMViT, with all else kept;
-            an LTM backbone gets the new ``keep``.
+        cfg: of mmdet, mmseg, or of what builds on them. A backbone of a family that
+            :mod:`ltm_mm.families` knows, of mmdet, mmseg or timm (``TIMMBackbone``), becomes the
+            family's own, with all else kept; an LTM backbone gets the new ``keep``.
         keep: the merging plan, see :func:`ltm_mm.presets.resolve_plan`.
 
     Returns:
@@ -75,8 +74,7 @@ def use_ltm(cfg: "Config", keep: Keep) -> list[str]:
     if not lines:
         raise UserError(
             f"--ltm has nothing to convert: {'; '.join(others) or 'the model has no backbone'}. "
-            "It supports SwinTransformer of mmdet and mmseg, and TIMMBackbone with MIT Han Lab's "
-            "efficientvit_b0 ... b3, l1 ... l3, with mobilevit_xxs, xs, s, and with vit_*"
+            f"It supports {', '.join(_supported())}"
         )
     return lines
 
@@ -103,9 +101,11 @@ def set_detail(cfg: "Config", detail: str | None, converts: bool = True) -> None
         )
     takes_detail = False
     for _, backbone in _backbones(cfg.get("model") or {}, "model"):
-        ours = of_type(_name(backbone["type"]).rpartition(".")[2]) is SWIN
         short = _name(backbone["type"]).rpartition(".")[2]
-        if ours or (converts and short == "SwinTransformer"):
+        if any(
+            f.takes_detail and (short == f.backbone or (converts and short in f.replaces))
+            for f in FAMILIES.values()
+        ):
             backbone["detail"] = os.path.abspath(os.path.expanduser(detail))
             takes_detail = True
     if not takes_detail:
@@ -134,13 +134,20 @@ def _convert(backbone: dict, scope: str) -> str | None:
     package = package.partition(".")[0] or scope
     if family := of_type(short):
         return family.type
-    if short == "SwinTransformer" and package not in OTHER_SWIN_SCOPES:
-        return SWIN.type
-    if short == "TIMMBackbone" and (counterpart := _timm_counterpart(backbone)):
-        type_name, arch = counterpart
-        _fit_timm(backbone, arch)
-        return type_name
-    return None
+    if short == "TIMMBackbone":
+        return _from_timm(backbone)
+    replaced = (f.type for f in FAMILIES.values() if short in f.replaces)
+    return None if package in OTHER_SCOPES else next(replaced, None)
+
+
+def _supported() -> Iterator[str]:
+    """What can be converted, for a message."""
+    for family in FAMILIES.values():
+        yield from (f"{name} of mmdet and mmseg" for name in family.replaces)
+        if family.timm and family.timm_backbone:
+            archs = "{" + ",".join(family.archs) + "}"
+            prefix = family.timm_prefix
+            yield f"TIMMBackbone with {f'{prefix}*' if prefix else family.timm.format(archs)}"
 
 
 def _name(given: object) -> str:
@@ -154,34 +161,33 @@ def _variant(backbone: Mapping) -> str:
     return f" ({known})" if known else ""
 
 
-def _timm_counterpart(backbone: Mapping) -> tuple[str, str] | None:
-    """Type and arch for timm's ``efficientvit_b1.r224_in1k``, ...; None for other networks."""
-    name = backbone.get("model_name", "").partition(".")[0]
-    for family in (EFFICIENTVIT, MOBILEVIT):
-        for arch in family.archs:
-            if name == family.in_timm(arch):
-                return family.type, arch
-    return (VIT.type, name) if name.startswith("vit_") else None
-
-
-# timm's keywords -> ours.
-TIMM_KEYWORDS = {"embed_dim": "embed_dims", "depth": "num_layers"}
 # Follow from our backbones' taking images of any size.
 TIMM_UNUSED = ("features_only", "dynamic_img_size", "dynamic_img_pad", "strict_img_size")
 TIMM_UNUSED += ("drop_rate",)  # of the classifier, which a backbone lacks
 
 
-def _fit_timm(backbone: dict, arch: str) -> None:
-    """Turn ``TIMMBackbone``'s arguments into our backbone's, weights included."""
-    backbone["arch"] = arch
-    name = backbone.pop("model_name")
-    if name.startswith("mobilevit"):
-        backbone.setdefault("out_indices", (0, 1, 2, 3, 4))  # timm's default
-    elif name.startswith("vit"):
-        backbone.setdefault("out_indices", 3)
+def _from_timm(backbone: dict) -> str | None:
+    """Turn ``TIMMBackbone``'s arguments into our backbone's, weights included.
+
+    Returns:
+        The type; None for networks without a counterpart, whose arguments stay.
+    """
+    name = backbone.get("model_name", "")
+    counterparts = (
+        (family, arch)
+        for family in FAMILIES.values()
+        if family.timm_backbone and (arch := family.arch_of(name.partition(".")[0]))
+    )
+    family, backbone_arch = next(counterparts, (None, None))
+    if family is None:
+        return None
+    del backbone["model_name"]
+    backbone["arch"] = backbone_arch
+    if family.timm_maps is not None:
+        backbone.setdefault("out_indices", family.timm_maps)
     for key in TIMM_UNUSED:
         backbone.pop(key, None)
-    for theirs, ours in TIMM_KEYWORDS.items():
+    for ours, theirs in family.timm_keywords.items():
         if theirs in backbone:
             backbone[ours] = backbone.pop(theirs)
     path, pretrained = backbone.pop("checkpoint_path", ""), backbone.pop("pretrained", True)
@@ -189,6 +195,7 @@ def _fit_timm(backbone: dict, arch: str) -> None:
         path = _timm_weights(name)
     if path:
         backbone["init_cfg"] = dict(type="Pretrained", checkpoint=path)
+    return family.type
 
 
 def _timm_weights(name: str) -> str:

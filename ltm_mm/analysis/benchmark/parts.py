@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from ...families import FAMILIES
 from ...merging import MergeScope, MergingBlock, merges
 
 ATTENTION, MLP, MERGE, REST = "attention", "mlp", "merge", "rest"
@@ -21,11 +22,10 @@ POST = "post-processing"
 # Attributes by which our blocks and those of mmdet, mmseg and timm hold their parts.
 _ATTRIBUTES = {
     "attn": ATTENTION,
-    "context_module": ATTENTION,
     "ffn": MLP,
     "mlp": MLP,
-    "local_module": MLP,
     "merge": MERGE,
+    **{name: part for family in FAMILIES.values() for name, part in family.parts.items()},
 }
 
 

@@ -11,13 +11,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...adapters.swin import MergedSwin
 from ...kernels import run_linear
 from ...merging import ChainMerge, Groups, MaskModule, SoftGroups
 from ...merging.grid import GridMerger
 from ...merging.masks import PADDING_PENALTY, REGION_PENALTY, WindowMask, prior_centers
 from ...models.backbones.global_blocks import Chain, GlobalBlock, GlobalBlocks
-from ...models.backbones.swin import SwinBlock
 from ...ops import sum_groups, window_regions
 
 GridSize = tuple[int, int]
@@ -33,14 +31,15 @@ def pooled(model: nn.Module) -> nn.Module:
         The model itself: as many merged tokens as before, grouped by position.
     """
     for module in list(model.modules()):
-        if isinstance(module, SwinBlock | MergedSwin) and module.merge is not None:
-            is_ours = isinstance(module, SwinBlock)
-            windows = module.attn.windows if is_ours else module.block_windows(module)
-            module.merge = Pool(windows.size, module.merge.keep, windows.shift).to(_device(module))
-        elif isinstance(module, GridMerger):
+        if isinstance(module, GridMerger):
             module.mask = GridPool(module.window, module.side**2).to(_device(module))
         elif isinstance(module, GlobalBlocks):
             _pool_globally(module)
+        else:
+            for name, mask in module.named_children():
+                if isinstance(mask, WindowMask) and not isinstance(mask, Pool):
+                    pool = Pool(mask.window, mask.keep, mask.shift)
+                    setattr(module, name, pool.to(_device(module)))
     return model
 
 

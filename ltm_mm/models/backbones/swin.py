@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...checkpoints.learned import Learned, Stages
+from ...families import SWIN
 from ...kernels import norm_to_map
 from ...layers import ShiftedWindowAttention, SwinView, WindowAttention
 from ...merging import Detail, MergeScope, MergingBlock, build_mask
@@ -29,13 +30,7 @@ from . import options
 from .base import LTMBackbone
 from .swin_layers import FeedForward, PatchEmbed, PatchMerging, build_norm
 
-ARCHS: dict[str, dict] = {
-    "tiny": dict(embed_dims=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24)),
-    "small": dict(embed_dims=96, depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24)),
-    "base": dict(embed_dims=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
-    "large": dict(embed_dims=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48)),
-}
-ARCHS |= {name[0]: arch for name, arch in ARCHS.items()}
+ARCHS = SWIN.sizes
 
 
 class LTMSwin(LTMBackbone):
