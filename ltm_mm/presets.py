@@ -58,7 +58,8 @@ def resolve_plan(
             f"them, or have one entry for each of the {len(depths)} stages, got {keep!r}"
         )
     plan = []
-    for stage, (entry, depth) in enumerate(zip(keep, depths, strict=True)):
+    entries: Sequence[Any] = keep
+    for stage, (entry, depth) in enumerate(zip(entries, depths, strict=True)):
         where = f"keep of stage {stage}"
         counts = tuple(_count(x, tokens, square, where) for x in _entries(entry, depth, where))
         if chained and any(later > earlier for earlier, later in pairwise(counts)):

@@ -67,15 +67,17 @@ def measure(point: Point, rounds: int = 0, batch: int = 1) -> PointFigures:
     plain = timm.create_model(PLAIN[point.model]).eval()
     merged = timm.create_model(point.model, keep="paper").eval()
     one = torch.zeros(1, 3, point.size, point.size)
-    macs = [count_macs(model, one).total / 1e9 for model in (plain, merged)]
-    sizes = [sum(p.numel() for p in model.parameters()) / 1e6 for model in (plain, merged)]
+    plain_macs, macs = (count_macs(model, one).total / 1e9 for model in (plain, merged))
+    plain_size, size = (
+        sum(p.numel() for p in model.parameters()) / 1e6 for model in (plain, merged)
+    )
     speedup = None
     if rounds:
         images = torch.randn(batch, *one.shape[1:])
         runs = {name: _forward_run(m, images) for name, m in (("plain", plain), ("merged", merged))}
         seconds = interleave(runs, rounds)
         speedup = ratios(seconds["plain"], seconds["merged"]).median
-    return PointFigures(*macs, *sizes, speedup)
+    return PointFigures(plain_macs, macs, plain_size, size, speedup)
 
 
 def _forward_run(model: nn.Module, images: torch.Tensor) -> Callable[[], None]:

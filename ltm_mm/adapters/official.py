@@ -6,6 +6,7 @@ Mask2Former's ``modeling/backbone/swin.py``. The blocks are known by how they ar
 
 import inspect
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -34,12 +35,12 @@ class OfficialSwinBlock(MergedSwin):
         )
 
     @staticmethod
-    def block_windows(block: nn.Module) -> ShiftedWindows:
+    def block_windows(block: Any) -> ShiftedWindows:
         """The windows of a block."""
         return ShiftedWindows(square(block.window_size), square(block.shift_size))
 
     @staticmethod
-    def parts(block: nn.Module) -> dict[nn.Module, type[SwappedClass]]:
+    def parts(block: Any) -> dict[nn.Module, type[SwappedClass]]:
         """Attention and MLP."""
         return {block.attn: QkvAttention, block.mlp: FastMlp}
 
@@ -52,7 +53,7 @@ class OfficialSwinBlock(MergedSwin):
         return self.run(grid, type(self).block_windows(self)).flatten(1, 2)
 
     @staticmethod
-    def as_map(block: nn.Module, args: tuple, out: Tensor) -> Tensor:
+    def as_map(block: Any, args: tuple, out: Tensor) -> Tensor:
         """A block's output as ``(B, C, H, W)``."""
         return out.unflatten(1, grid_size_of(block)).permute(0, 3, 1, 2)
 
@@ -84,7 +85,7 @@ class OfficialSwinV2Block(OfficialSwinBlock):
         )
 
     @staticmethod
-    def parts(block: nn.Module) -> dict[nn.Module, type[SwappedClass]]:
+    def parts(block: Any) -> dict[nn.Module, type[SwappedClass]]:
         """Attention and MLP."""
         return {block.attn: CosineAttention, block.mlp: FastMlp}
 
@@ -93,7 +94,7 @@ class OfficialSwinV2Block(OfficialSwinBlock):
         return replace(super().view(windows), post_norm=True)
 
 
-def grid_size_of(block: nn.Module) -> tuple[int, int]:
+def grid_size_of(block: Any) -> tuple[int, int]:
     """H and W of a block's grid: a detector's stage tells its blocks before it calls them."""
     told = getattr(block, "H", None) is not None
     return (block.H, block.W) if told else tuple(block.input_resolution)

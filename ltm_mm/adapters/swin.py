@@ -1,6 +1,7 @@
 """What the Swin blocks of all libraries have in common on merged tokens."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,22 +26,22 @@ class MergedSwin(SwappedClass, MergingBlock, MergeScope):
         raise NotImplementedError
 
     @staticmethod
-    def block_windows(block: nn.Module) -> ShiftedWindows:
+    def block_windows(block: Any) -> ShiftedWindows:
         """The windows of a block that is not swapped."""
         raise NotImplementedError
 
     @staticmethod
-    def norms(block: nn.Module) -> tuple[nn.Module, nn.Module]:
+    def norms(block: Any) -> tuple[nn.Module, nn.Module]:
         """The norms of a block's attention and MLP."""
         return block.norm1, block.norm2
 
     @staticmethod
-    def parts(block: nn.Module) -> dict[nn.Module, type[SwappedClass]]:
+    def parts(block: Any) -> dict[nn.Module, type[SwappedClass]]:
         """Modules in a block whose classes are swapped, too, and what for."""
         raise NotImplementedError
 
     @staticmethod
-    def as_map(block: nn.Module, args: tuple, out: Tensor) -> Tensor:
+    def as_map(block: Any, args: tuple, out: Tensor) -> Tensor:
         """A block's output, of a call with these arguments, as ``(B, C, H, W)``."""
         grid = out if out.ndim == 4 else out.unflatten(1, tuple(args[1]))
         return grid.permute(0, 3, 1, 2)
@@ -55,7 +56,7 @@ class MergedSwin(SwappedClass, MergingBlock, MergeScope):
         return self.view(windows).run(x)
 
 
-def wrap_block(block: nn.Module, adapter: type[MergedSwin], mask: str, keep: int) -> None:
+def wrap_block(block: Any, adapter: type[MergedSwin], mask: str, keep: int) -> None:
     """Swap a block's class, so that it keeps ``keep`` tokens of each window."""
     windows = adapter.block_windows(block)
     parts = adapter.parts(block)
@@ -94,7 +95,7 @@ def as_grid(x: Tensor, size: tuple[int, int]) -> Tensor:
     return x.view(x.shape[0], size[0], size[1], x.shape[2])
 
 
-def square(window: object) -> int:
+def square(window: Any) -> int:
     """Tokens per window side.
 
     Raises:

@@ -1,6 +1,7 @@
 """timm's Swin blocks as ours."""
 
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -22,14 +23,14 @@ class TimmSwinBlock(MergedSwin):
         )
 
     @staticmethod
-    def block_windows(block: nn.Module) -> ShiftedWindows:
+    def block_windows(block: Any) -> ShiftedWindows:
         """The windows of a block: rolled first, padded then; no shift along one window."""
         down, right = block.shift_size
         size = square(block.window_size)
         return ShiftedWindows(size, max(down, right), (down > 0, right > 0), pad_first=False)
 
     @staticmethod
-    def parts(block: nn.Module) -> dict[nn.Module, type[SwappedClass]]:
+    def parts(block: Any) -> dict[nn.Module, type[SwappedClass]]:
         """Attention and MLP."""
         return {block.attn: QkvAttention, block.mlp: FastTimmMlp}
 
@@ -65,7 +66,7 @@ class TimmSwinV2Block(TimmSwinBlock):
         )
 
     @staticmethod
-    def parts(block: nn.Module) -> dict[nn.Module, type[SwappedClass]]:
+    def parts(block: Any) -> dict[nn.Module, type[SwappedClass]]:
         """Attention and MLP."""
         return {block.attn: CosineAttention, block.mlp: FastTimmMlp}
 

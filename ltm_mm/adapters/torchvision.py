@@ -1,6 +1,7 @@
 """torchvision's Swin and Swin V2 blocks as ours."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ class TorchvisionSwinBlock(MergedSwin):
         return is_instance_of(module, "torchvision", "SwinTransformerBlock")
 
     @staticmethod
-    def block_windows(block: nn.Module) -> ShiftedWindows:
+    def block_windows(block: Any) -> ShiftedWindows:
         """The windows of a block."""
         down, right = block.attn.shift_size
         return ShiftedWindows(
@@ -31,7 +32,7 @@ class TorchvisionSwinBlock(MergedSwin):
         )
 
     @staticmethod
-    def parts(block: nn.Module) -> dict[nn.Module, type[SwappedClass]]:
+    def parts(block: Any) -> dict[nn.Module, type[SwappedClass]]:
         """Attention and MLP."""
         return {block.attn: Attention, block.mlp: Mlp}
 
@@ -68,7 +69,7 @@ class TorchvisionSwinV2Block(TorchvisionSwinBlock):
         return is_instance_of(module, "torchvision", "SwinTransformerBlockV2")
 
     @staticmethod
-    def parts(block: nn.Module) -> dict[nn.Module, type[SwappedClass]]:
+    def parts(block: Any) -> dict[nn.Module, type[SwappedClass]]:
         """Attention and MLP."""
         return {block.attn: AttentionV2, block.mlp: Mlp}
 

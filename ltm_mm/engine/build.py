@@ -104,7 +104,7 @@ def model_builder(
             check_weights(changed)
         torch.manual_seed(seed)
         with scope_of(changed), quiet():
-            model = construct(changed.model if whole else changed.model.backbone)
+            model: Any = construct(changed.model if whole else changed.model.backbone)
             if start_as_training:
                 with naming_weights(changed):
                     model.init_weights()

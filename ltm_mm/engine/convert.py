@@ -3,7 +3,7 @@
 import ast
 import os
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.learned import Learned
 from ..errors import UserError, naming
@@ -114,7 +114,7 @@ def set_detail(cfg: "Config", detail: str | None, converts: bool = True) -> None
         )
 
 
-def _backbones(node: object, path: str) -> Iterator[tuple[str, dict]]:
+def _backbones(node: object, path: str) -> Iterator[tuple[str, Any]]:
     """Every backbone's dict in a model's config, with its dotted key."""
     if isinstance(node, (list, tuple)):
         for index, child in enumerate(node):
@@ -150,7 +150,7 @@ def _supported() -> Iterator[str]:
             yield f"TIMMBackbone with {f'{prefix}*' if prefix else family.timm.format(archs)}"
 
 
-def _name(given: object) -> str:
+def _name(given: Any) -> str:
     """A type's name, which a lazily imported config holds as a class."""
     return given if isinstance(given, str) else f"{given.__module__.split('.')[0]}.{given.__name__}"
 
@@ -162,8 +162,14 @@ def _variant(backbone: Mapping) -> str:
 
 
 # Follow from our backbones' taking images of any size.
-TIMM_UNUSED = ("features_only", "dynamic_img_size", "dynamic_img_pad", "strict_img_size")
-TIMM_UNUSED += ("drop_rate",)  # of the classifier, which a backbone lacks
+# (drop_rate: of the classifier, which a backbone lacks)
+TIMM_UNUSED = (
+    "features_only",
+    "dynamic_img_size",
+    "dynamic_img_pad",
+    "strict_img_size",
+    "drop_rate",
+)
 
 
 def _from_timm(backbone: dict) -> str | None:

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from .build import scope_of
 if TYPE_CHECKING:
     from mmengine.config import Config
     from mmengine.dataset import Compose
-    from torch.utils.data import Dataset
 
 Size = tuple[int, int]
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, RGB
@@ -54,7 +53,7 @@ def check_whole(file: Path) -> None:
         return  # a format that only the pipeline's loader knows
 
 
-def some_images(dataset: "Dataset", count: int) -> list[Path]:
+def some_images(dataset: Any, count: int) -> list[Path]:
     """Files of images of a data set, evenly spread over it; always the same ones."""
     count = min(count, len(dataset))
     indices = [k * len(dataset) // count for k in range(count)]
@@ -223,10 +222,10 @@ def read_photos(
     whole = "type" in cfg.model
     if files and ((whole and not (backbone and size)) or channels != 3):
         pipeline = pipeline_of(cfg)
-    images = []
+    images: list = []
     for file in tqdm(files, desc="photos", unit="photo", leave=False):
         try:
-            photo_input = _read_photo(cfg, file, size, pipeline, channels)
+            photo_input: Any = _read_photo(cfg, file, size, pipeline, channels)
         except UserError as error:
             if file is files[-1] and not images:  # there is no other one
                 raise
@@ -302,6 +301,6 @@ def _preprocessor(cfg: "Config") -> Mapping:
 def normalised(cfg: "Config", photo: Image.Image, size: Sequence[int]) -> Tensor:
     """A photo ``(1, 3, H, W)`` of a size, normalised as the config says, else as for ImageNet."""
     mean, std = (np.float32(_preprocessor(cfg)[key]) for key in ("mean", "std"))
-    scaled = photo.convert("RGB").resize((size[1], size[0]), Image.BICUBIC)
+    scaled = photo.convert("RGB").resize((size[1], size[0]), Image.Resampling.BICUBIC)
     pixels = (np.asarray(scaled, np.float32) - mean) / std
     return torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()

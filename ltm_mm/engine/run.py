@@ -7,6 +7,7 @@ import numbers
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -180,10 +181,9 @@ def _announce(runner: Runner) -> None:
         ("validation", runner._val_dataloader),
     ):
         if isinstance(loader, DataLoader):
-            classes = (getattr(loader.dataset, "metainfo", None) or {}).get("classes") or ()
-            lines[name] = (
-                f"{len(loader.dataset)} images, {len(classes)} classes: {preview(classes)}"
-            )
+            dataset: Any = loader.dataset
+            classes = (getattr(dataset, "metainfo", None) or {}).get("classes") or ()
+            lines[name] = f"{len(dataset)} images, {len(classes)} classes: {preview(classes)}"
     lines["log, checkpoints"] = runner.work_dir
     print_log(
         "\n".join(["training starts:", *(f"  {k:<17}{v}" for k, v in lines.items())]), "current"
@@ -197,7 +197,7 @@ def _last_metrics(runner: Runner) -> dict[str, float]:
     return {k: v for k, v in named.items() if not k.endswith("time")}
 
 
-def _report(runner: Runner, results: Mapping[str, object]) -> None:
+def _report(runner: Runner, results: Mapping[str, Any]) -> None:
     """Say where everything is."""
     if runner.rank:
         return

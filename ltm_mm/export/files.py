@@ -4,10 +4,11 @@ import json
 import logging
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ class ExportedFile(NamedTuple):
     """
 
     run: Callable[[Tensor], tuple[Tensor, ...]]
-    metadata: dict[str, object]
+    metadata: dict[str, Any]
     runtime: str
 
 
@@ -87,7 +88,7 @@ def open_file(path: str | Path, threads: int | None = None, bf16: bool = False) 
 
 
 @contextmanager
-def _readable(path: Path):
+def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
@@ -170,7 +171,7 @@ def _open_program(path: Path, threads: int) -> tuple[Callable, dict[str, str]]:
 
 
 @contextmanager
-def _no_tracebacks():
+def _no_tracebacks() -> Iterator[None]:
     """PyTorch logs why a file is not of its newest form, and then tries older ones."""
     log = logging.getLogger("torch.export")
     before = log.disabled
@@ -183,7 +184,7 @@ def _no_tracebacks():
         log.disabled = before
 
 
-def import_onnxruntime(what: str):
+def import_onnxruntime(what: str) -> ModuleType:
     """The package.
 
     Raises:
@@ -196,7 +197,7 @@ def import_onnxruntime(what: str):
     return onnxruntime
 
 
-def import_openvino(what: str):
+def import_openvino(what: str) -> ModuleType:
     """The package.
 
     Raises:

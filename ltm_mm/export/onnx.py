@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.export import ExportedProgram
@@ -37,7 +37,7 @@ def save_onnx(
     require_onnx()
     forget_pending(program)
     with no_assumptions(), _silence():
-        written = torch.onnx.export(
+        written: Any = torch.onnx.export(
             program,
             dynamo=True,
             input_names=["image"],

@@ -6,6 +6,8 @@ import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -58,7 +60,7 @@ def convert_onnx(
     nncf = None if calibration is None else import_nncf()
     model = openvino.convert_model(file)
     _step_by_index(model)
-    if nncf is not None:
+    if nncf is not None and calibration is not None:
         print(f"quantising with {len(calibration)} images ...", flush=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # masked attention has infinities, which it averages
@@ -78,7 +80,7 @@ def convert_onnx(
         model.set_rt_info(str(zlib.crc32(path.with_suffix(".bin").read_bytes())), CHECKSUM)
 
 
-def _step_by_index(model: object) -> None:
+def _step_by_index(model: Any) -> None:
     """Take every second token by its place.
 
     OpenVINO (2026.4) believes that a slice in steps, of a dimension of any length, is as long as
@@ -102,7 +104,7 @@ def _step_by_index(model: object) -> None:
     model.validate_nodes_and_infer_types()
 
 
-def _is_constant(node: object, *inputs: int) -> bool:
+def _is_constant(node: Any, *inputs: int) -> bool:
     sources = (node.input_value(index).get_node() for index in inputs)
     return all(source.get_type_name() == "Constant" for source in sources)
 
@@ -113,7 +115,7 @@ def _constant(value: int) -> object:
     return ops.constant(value, dtype=np.int64)
 
 
-def import_nncf():
+def import_nncf() -> ModuleType:
     """The package.
 
     Raises:

@@ -85,7 +85,7 @@ def _openvino_spans(
     openvino = import_openvino("its profile")
     settings = {**openvino_settings(threads, bf16), "PERF_COUNT": True}
     compiled = openvino.Core().compile_model(path, "CPU", settings)
-    names = {}
+    names: dict = {}
     for node in compiled.get_runtime_model().get_ordered_ops():
         info = node.get_rt_info()
         merged = info["originalLayersNames"].astype(str) if "originalLayersNames" in info else ""

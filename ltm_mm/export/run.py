@@ -4,7 +4,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -124,7 +124,7 @@ def _require(format: str, check: bool, quantised: bool) -> None:
         import_nncf()
 
 
-def _prepared(built: nn.Module, whole: bool) -> tuple[nn.Module, list[str]]:
+def _prepared(built: Any, whole: bool) -> tuple[nn.Module, list[str]]:
     """The network of one tensor, and its outputs' names."""
     built.eval()
     if not whole:

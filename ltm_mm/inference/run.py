@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
@@ -175,7 +175,7 @@ def _write(
     cfg: Config,
     folder: Path,
     files: Sequence[Path],
-    metainfo: Mapping[str, object],
+    metainfo: Mapping[str, Any],
     score_thr: float,
     draw: bool,
 ) -> Counts:
@@ -218,9 +218,7 @@ def _visualizer(cfg: Config) -> dict[str, str]:
     return dict(type=f"{scope}LocalVisualizer", name="visualizer")
 
 
-def _predict(
-    model: nn.Module, batch: list[Picture]
-) -> Iterator[tuple[Picture, BaseDataElement | None]]:
+def _predict(model: Any, batch: list[Picture]) -> Iterator[tuple[Picture, BaseDataElement | None]]:
     """A sample for every picture of a batch; None for one with a fault.
 
     Raises:

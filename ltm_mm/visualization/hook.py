@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
-from torch.utils.data import Dataset
 
 from ..checks.loaders import datasets
 from ..checks.randomness import preserve_rng_state
@@ -104,7 +104,7 @@ class MergePicturesHook(Hook):
                     pixels = pixels_of(figure)
                     runner.visualizer.add_image(f"{name}_{file.stem}", pixels, step=runner.iter)
 
-    def _files(self, dataset: Dataset) -> list[Path]:
+    def _files(self, dataset: Any) -> list[Path]:
         """The same images each time."""
         if not isinstance(self.images, int):
             return [Path(name) for name in self.images]

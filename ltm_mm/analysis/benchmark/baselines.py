@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +102,7 @@ class TimmMaps(nn.Module):
         super().__init__()
         import timm
 
-        ours = construct(backbone)
+        ours: Any = construct(backbone)
         self.norm = getattr(ours, "norm", nn.Identity())
         self.pyramid, self.strides = getattr(ours, "pyramid", None), ours.strides
         name, options = _timm_arguments(backbone, size)
@@ -126,7 +126,7 @@ class TimmMaps(nn.Module):
         return tuple(level[:, :, :height, :width] for level, (height, width) in levels)
 
 
-def _timm_arguments(backbone: Mapping, size: tuple[int, int]) -> tuple[str, dict[str, object]]:
+def _timm_arguments(backbone: Mapping, size: tuple[int, int]) -> tuple[str, dict[str, Any]]:
     """timm's name and keywords for the network of one of our backbones."""
     family = of_type(backbone["type"])
     if family is None or family.timm is None:
@@ -134,7 +134,7 @@ def _timm_arguments(backbone: Mapping, size: tuple[int, int]) -> tuple[str, dict
     arch = backbone.get("arch")
     named = family.default if arch is None or family.sizes else arch
     given = {**backbone, **(family.sizes[arch] if arch and family.sizes else {})}
-    options = {"img_size": size} if family.timm_sized else {}
+    options: dict[str, Any] = {"img_size": size} if family.timm_sized else {}
     options |= family.timm_options
     options |= {
         theirs: given[ours]

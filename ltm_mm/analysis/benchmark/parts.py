@@ -109,7 +109,7 @@ class PartMeter:
 
     def totals(self) -> dict[str, float]:
         """What was charged to each part that was charged something, see :func:`ordered`."""
-        totals = dict.fromkeys(ordered(part for part, _, _ in self._spans), 0)
+        totals = dict.fromkeys(ordered(part for part, _, _ in self._spans), 0.0)
         for part, before, after in self._spans:
             totals[part] += self._between(before, after)
         return {part: total for part, total in totals.items() if total}

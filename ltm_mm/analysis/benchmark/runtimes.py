@@ -54,13 +54,13 @@ def measure_files(
         profiles: dict[str, Callable[[], dict[str, float]]] = {}
         for index, name in enumerate(tqdm(exported, desc="exporting", unit="model", leave=False)):
             model = bench.models[name]
-            parts = parts_of(model)
+            part_names = parts_of(model)
             files = _files(model, runtimes, images[:1], Path(folder, str(index)))
             for runtime, path in files.items():
                 bf16 = runtime.endswith("bf16")
                 key = f"{name}, {runtime}"
                 runs[key] = partial(open_file(path, threads, bf16).run, images)
-                profiles[key] = partial(file_part_times, path, images, parts, threads, bf16)
+                profiles[key] = partial(file_part_times, path, images, part_names, threads, bf16)
                 rows[key] = name
         seconds = bench.time_with(batch, rounds, runs)
         measured = []
@@ -87,7 +87,7 @@ def _files(
     if any(runtime in ("openvino", "openvino-bf16") for runtime in runtimes):
         convert_onnx(onnx, plain, {})
     if "openvino-int8" in runtimes:
-        convert_onnx(onnx, quantised, {}, torch.randn(CALIBRATION, 1, channels, *size))
+        convert_onnx(onnx, quantised, {}, list(torch.randn(CALIBRATION, 1, channels, *size)))
     files = {"onnxruntime": onnx, "openvino-int8": quantised}
     return {runtime: files.get(runtime, plain) for runtime in runtimes}
 

@@ -5,6 +5,7 @@ CC-BY-NC), and the residual unmerging after it is ours.
 """
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,14 +33,15 @@ def pooled(model: nn.Module) -> nn.Module:
     """
     for module in list(model.modules()):
         if isinstance(module, GridMerger):
-            module.mask = GridPool(module.window, module.side**2).to(_device(module))
+            pool: Pool = GridPool(module.window, module.side**2)
+            module.add_module("mask", pool.to(_device(module)))
         elif isinstance(module, GlobalBlocks):
             _pool_globally(module)
         else:
             for name, mask in module.named_children():
                 if isinstance(mask, WindowMask) and not isinstance(mask, Pool):
                     pool = Pool(mask.window, mask.keep, mask.shift)
-                    setattr(module, name, pool.to(_device(module)))
+                    module.add_module(name, pool.to(_device(module)))
     return model
 
 
@@ -93,9 +95,7 @@ class Pool(WindowMask):
 class GridPool(Pool):
     """The same in the place of :class:`ltm_mm.merging.grid.GridMerger`'s mask."""
 
-    def forward(
-        self, tokens: Tensor, mass: Tensor | None, shift_index: Tensor | None
-    ) -> SoftGroups:
+    def forward(self, tokens: Tensor, mass: Tensor | None, shift_index: Tensor | None) -> Any:
         """Masks of fixed groups, as :meth:`ltm_mm.merging.Soft.forward`."""
         groups = super().forward(tokens, mass, shift_index)
         return SoftGroups(*groups.masks(), groups.merge(tokens), groups.roots, mass)
@@ -130,7 +130,7 @@ class GlobalPool(MaskModule):
         return Groups(group_index, roots, total, sizes)
 
 
-def _pool_globally(blocks: GlobalBlocks) -> None:
+def _pool_globally(blocks: Any) -> None:
     plan: tuple[int, ...] = ()
     for block in blocks:
         if block.merge is None:
@@ -140,7 +140,7 @@ def _pool_globally(blocks: GlobalBlocks) -> None:
         block.register_forward_pre_hook(_set_chain_size)
 
 
-def _set_chain_size(block: nn.Module, args: tuple) -> None:
+def _set_chain_size(block: Any, args: tuple) -> None:
     block.merge.size = args[1].size  # of the chain
 
 
@@ -210,6 +210,15 @@ class TomeBlock(nn.Module):
         block: whose layers it shares.
         pairs: tokens that are lost, half of those that come in at most.
     """
+
+    attn: Any
+    norm1: nn.Module
+    ls1: nn.Module
+    drop_path1: nn.Module
+    norm2: nn.Module
+    mlp: nn.Module
+    ls2: nn.Module
+    drop_path2: nn.Module
 
     def __init__(self, block: GlobalBlock, pairs: int) -> None:
         super().__init__()

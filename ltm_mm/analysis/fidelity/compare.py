@@ -4,7 +4,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +36,8 @@ NOISE = 1e-4  # standard deviations of the pixels
 STEADY = ("plain", "plan", "learned")  # rows that are run with noise, too
 NOISY_PHOTOS = 8  # how many are run again with noise
 PRESETS = ("light", "balanced", "fast")
-Predict = Callable[[nn.Module, object], object]
-PredictionCallback = Callable[[FidelityRow, int, object], None]
+Predict = Callable[[nn.Module, Any], object]
+PredictionCallback = Callable[[FidelityRow, int, Any], None]
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,14 @@ class ModelUnderTest:
     """
 
     plain: nn.Module
-    build: Callable[[Keep], nn.Module]
+    build: Callable[[Any], nn.Module]
     predict: Predict
-    resize: Callable[[object, Size], object]
-    image_size: Callable[[object], Size]
-    maps: Callable[[nn.Module, object], Sequence[Tensor]] | None = None
-    timed: "tuple[ModelUnderTest, object] | None" = None
-    saved: Callable[[object, int], object] | None = None
-    noisy: Callable[[object, float], object] = lambda image, scale: add_noise(image, scale)
+    resize: Callable[[Any, Size], Any]
+    image_size: Callable[[Any], Size]
+    maps: Callable[[nn.Module, Any], Sequence[Tensor]] | None = None
+    timed: "tuple[ModelUnderTest, Any] | None" = None
+    saved: Callable[[Any, int], Any] | None = None
+    noisy: Callable[[Any, float], Any] = lambda image, scale: add_noise(image, scale)
 
 
 @dataclass
@@ -164,8 +165,8 @@ def fidelity(
 @torch.no_grad()
 def compare(
     tested: ModelUnderTest,
-    images: Sequence[object],
-    plans: Mapping[str, Keep],
+    images: Sequence[Any],
+    plans: Mapping[str, Keep | LearnedPlan],
     baselines: Sequence[str] = BASELINES,
     rounds: int = 5,
     watch: PredictionCallback | None = None,
@@ -217,20 +218,23 @@ def _stand_in(build: Callable[[Keep], nn.Module]) -> ModelUnderTest:
 
 
 def _candidates(
-    tested: ModelUnderTest, image: object, plans: Mapping[str, Keep], baselines: Sequence[str]
+    tested: ModelUnderTest,
+    image: Any,
+    plans: Mapping[str, Keep | LearnedPlan],
+    baselines: Sequence[str],
 ) -> list[Candidate]:
     """The plain model, and every plan with the baselines that need no timing."""
     timed = (tested.timed or (tested,))[0]
     candidates = [Candidate(FidelityRow("plain"), by_size(tested.plain), by_size(timed.plain))]
     if not any(isinstance(m, LTMBackbone) for m in tested.plain.modules()):
-        models = (by_size(one.build(None)) for one in (tested, timed))
-        candidates.append(Candidate(FidelityRow("plain, our blocks"), *models))
+        model, other = (by_size(one.build(None)) for one in (tested, timed))
+        candidates.append(Candidate(FidelityRow("plain, our blocks"), model, other))
     for name, keep in plans.items():
         if not isinstance(keep, LearnedPlan) and not merges(tested.build(keep)):
             raise ValueError(f"keep={keep!r} merges nothing in this model")
 
         def add(
-            row: FidelityRow, change: Callable[[nn.Module], nn.Module], keep: Keep = keep
+            row: FidelityRow, change: Callable[[nn.Module], nn.Module], keep: Any = keep
         ) -> None:
             model = change(tested.build(keep))
             other = model if timed is tested else change(timed.build(keep))
@@ -244,9 +248,9 @@ def _candidates(
             add(FidelityRow("pooling", "pooling", name), pooled)
         if "tome" in baselines and _global_blocks(tested.build(keep)) == 1:
             macs = _macs(tested, tested.build(keep), image)
-            pairs = equal_work_pairs(lambda r, keep=keep: _tome_macs(tested, keep, r, image), macs)
+            pairs = equal_work_pairs(partial(_tome_macs, tested, keep, image), macs)
             row = FidelityRow(f"ToMe, {pairs} a block", "tome", name)
-            add(row, lambda model, pairs=pairs: with_tome(model, pairs))
+            add(row, partial(with_tome, pairs=pairs))
     if "jpeg" in baselines and tested.saved is not None:
         reference = _reference(candidates)
         for quality in QUALITIES:
@@ -262,12 +266,12 @@ def _global_blocks(model: nn.Module) -> int:
     return sum(isinstance(m, GlobalBlocks) for m in model.modules())
 
 
-def _macs(tested: ModelUnderTest, model: nn.Module, image: object) -> int:
+def _macs(tested: ModelUnderTest, model: nn.Module, image: Any) -> int:
     forward = lambda: tested.predict(model, image)  # noqa: E731
     return count_macs(model, torch.empty(0), forward).total
 
 
-def _tome_macs(tested: ModelUnderTest, keep: Keep, pairs: int, image: object) -> int:
+def _tome_macs(tested: ModelUnderTest, keep: Keep, image: Any, pairs: int) -> int:
     return _macs(tested, with_tome(tested.build(keep), pairs), image)
 
 
@@ -284,7 +288,7 @@ def equal_work_pairs(macs: Callable[[int], int], wanted: int, most: int = 4096) 
 
 def _with_smaller_images(
     tested: ModelUnderTest,
-    image: object,
+    image: Any,
     candidates: Sequence[Candidate],
     rounds: int,
     clock: Clock,
@@ -305,7 +309,7 @@ def _with_smaller_images(
         size = equal_time_size(
             whole,
             lambda size: timed.predict(plain.timed(size), resize(size)),
-            lambda candidate=candidate: timed.predict(candidate.timed(whole), shown),
+            partial(timed.predict, candidate.timed(whole), shown),
             clock,
             rounds,
         )
@@ -329,7 +333,7 @@ def _reference(candidates: Sequence[Candidate]) -> Candidate:
 
 def _measure_time(
     tested: ModelUnderTest,
-    image: object,
+    image: Any,
     candidates: Sequence[Candidate],
     rounds: int,
     clock: Clock,
@@ -350,7 +354,7 @@ def _measure_time(
         candidate.row.seconds = candidate.row.seconds or _reference(candidates).row.seconds
 
 
-def _run(tested: ModelUnderTest, model: nn.Module, image: object) -> Callable[[], None]:
+def _run(tested: ModelUnderTest, model: nn.Module, image: Any) -> Callable[[], None]:
     cuda = next(model.parameters()).is_cuda
 
     def run() -> None:
@@ -363,7 +367,7 @@ def _run(tested: ModelUnderTest, model: nn.Module, image: object) -> Callable[[]
 
 def _measure_fidelity(
     tested: ModelUnderTest,
-    images: Sequence[object],
+    images: Sequence[Any],
     candidates: Sequence[Candidate],
     watch: PredictionCallback,
     bar: tqdm,
@@ -386,20 +390,19 @@ def _measure_fidelity(
             errors[number].append(map_errors(plain_maps, maps))
             if plain is not None:
                 true, other = decide(plain, plain), decide(out, plain)
-                tallies[number] = tallies[number] or tally_of(true)
-                tallies[number].add(true, other)
+                tally = tallies[number] = tallies[number] or tally_of(true)
+                tally.add(true, other)
                 watch(candidate.row, place, other)
                 if candidate.row.kind in STEADY and place < NOISY_PHOTOS:
                     again = tested.predict(model, tested.noisy(shown, NOISE))
-                    steady[number] = steady[number] or tally_of(true)
-                    steady[number].add(other, decide(plain_output(again), plain))
+                    tally = steady[number] = steady[number] or tally_of(true)
+                    tally.add(other, decide(plain_output(again), plain))
             bar.update()
-    for candidate, of_photos, tally in zip(candidates, errors, tallies, strict=True):
+    for candidate, of_photos, agreed, held in zip(candidates, errors, tallies, steady, strict=True):
         candidate.row.errors = [sum(one) / len(one) for one in zip(*of_photos, strict=True)]
-        candidate.row.agreement = {} if tally is None else tally.measures()
-    for candidate, tally in zip(candidates, steady, strict=True):
-        if tally is not None:
-            candidate.row.steadiness = next(iter(tally.measures().values()))
+        candidate.row.agreement = {} if agreed is None else agreed.measures()
+        if held is not None:
+            candidate.row.steadiness = next(iter(held.measures().values()))
 
 
 def add_noise(image: Tensor, scale: float) -> Tensor:

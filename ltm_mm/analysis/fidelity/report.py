@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..benchmark.latency import Spread, ratios
 from ..benchmark.report import markdown_line
@@ -58,7 +59,7 @@ class Fidelity:
     """
 
     rows: list[FidelityRow]
-    metadata: dict[str, object]
+    metadata: dict[str, Any]
     no_faster: list[str] = field(default_factory=list)
 
     def reference(self) -> FidelityRow:

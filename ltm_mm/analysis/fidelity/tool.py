@@ -4,7 +4,7 @@ import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -147,7 +147,7 @@ def sample_size(sample: Mapping) -> Size:
     return sample["inputs"].shape[1], sample["inputs"].shape[2]
 
 
-def predict_sample(model: nn.Module, sample: Mapping) -> object:
+def predict_sample(model: Any, sample: Mapping) -> object:
     """What mmdet's, mmseg's or mmpretrain's model predicts, at the photo's own size."""
     sample_out = model.test_step({key: [value] for key, value in sample.items()})[0].cpu()
     if "pred_label" in sample_out:

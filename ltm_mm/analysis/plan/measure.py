@@ -124,7 +124,7 @@ def measure_times(
     for unit, modules in zip(units, variants.modules, strict=True):
         if unit.timed_as not in known:
             known[unit.timed_as] = _seconds(modules, inputs[unit.path], rounds, clock)
-    run = {(): lambda: variants.model.outputs(variants.plain, image)}
+    run: dict[Entry, Callable] = {(): lambda: variants.model.outputs(variants.plain, image)}
     whole = _seconds(run, (), rounds, clock)[()]
     taken = [known[unit.timed_as] for unit in variants.units]
     inside = sum(seconds[unit.plain] for unit, seconds in zip(variants.units, taken, strict=True))

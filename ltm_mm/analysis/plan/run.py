@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -220,7 +221,7 @@ def make_plan(
     family, whole = whole_plan(plain)
     model = MeasuredModel(build, family, whole, lambda model, image: model(image))
     channels = channels_of(plain)
-    images = read_photos(cfg, files, size, device, backbone=True, channels=channels)
+    images: list[Any] = read_photos(cfg, files, size, device, backbone=True, channels=channels)
     if images:
         timed_on = images[0]
     else:

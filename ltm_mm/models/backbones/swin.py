@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from itertools import accumulate
 from operator import mul
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from ...checkpoints.learned import Learned, Stages
 from ...families import SWIN
 from ...kernels import norm_to_map
 from ...layers import ShiftedWindowAttention, SwinView, WindowAttention
-from ...merging import Detail, MergeScope, MergingBlock, build_mask
+from ...merging import Detail, MaskModule, MergeScope, MergingBlock, WindowMask, build_mask
 from ...merging.masks import REGIONS, check_mask
 from ...presets import Keep, Plan, resolve_plan
 from . import options
@@ -203,6 +204,7 @@ class LTMSwin(LTMBackbone):
             x = x + self._position_embedding(x.shape[1], x.shape[2])
         x = self.drop_after_pos(x)
         outs = []
+        stage: Any
         for i, stage in enumerate(self.stages):
             x = stage(x)  # (B, H, W, C)
             if i in self.out_indices:
@@ -213,18 +215,19 @@ class LTMSwin(LTMBackbone):
 
     def swin_stages(self) -> Stages:
         """Blocks with their norms, stage by stage."""
-        return [[(b, (b.norm1, b.norm2)) for b in stage.blocks] for stage in self.stages]
+        stages: Any = self.stages
+        return [[(b, (b.norm1, b.norm2)) for b in stage.blocks] for stage in stages]
 
     def _attach(self, detail: bool | str | os.PathLike) -> Learned | None:
         """Give merging blocks fresh details, or a file's."""
-        if not isinstance(detail, bool | str | os.PathLike):
-            raise ValueError(f"detail must be None, True or a file, got {detail!r}")
         if detail is True:
-            for stage, width in zip(self.stages, self.num_features, strict=False):
-                for block in stage.blocks:
-                    if block.merge is not None:
-                        block.merge.detail = Detail(width)
+            for blocks, width in zip(self.swin_stages(), self.num_features, strict=False):
+                for merge in (block.merge for block, _ in blocks):
+                    if isinstance(merge, MaskModule):
+                        merge.detail = Detail(width)
             return None
+        if not isinstance(detail, str | os.PathLike):
+            raise ValueError(f"detail must be None, True or a file, got {detail!r}")
         learned = Learned.load(detail)
         if learned.weights is not None:
             raise ValueError(
@@ -350,6 +353,8 @@ class SwinBlock(MergingBlock, MergeScope):
         act_cfg, norm_cfg, with_cp: as in :class:`LTMSwin`.
         **attention: passed on to the attention.
     """
+
+    merge: WindowMask | None
 
     def __init__(
         self,
