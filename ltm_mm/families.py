@@ -172,6 +172,17 @@ _SWIN = {
     "base": dict(embed_dims=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
     "large": dict(embed_dims=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48)),
 }
+_SWIN_CHECKPOINTS = (
+    ("Hugging Face Swin", r"^encoder\.layers\.\d+\.blocks\.\d+\.attention\.",
+     "ltm_mm.checkpoints.transformers:convert_swin"),
+    ("torchvision Swin", r"^features\.1\.0\.attn\.qkv\.",
+     "ltm_mm.checkpoints.torchvision:convert_swin"),
+    ("OpenMMLab Swin", r"^stages\.\d+\.blocks\.\d+\.attn\.w_msa\.qkv\.",
+     "ltm_mm.checkpoints.mm:convert_swin"),
+    ("official Swin", r"^layers\.0\.downsample\.", "ltm_mm.checkpoints.official:convert_swin"),
+    ("timm Swin", r"^layers[._]\d+\.blocks\.\d+\.attn\.qkv\.",
+     "ltm_mm.checkpoints.timm:convert_swin"),
+)  # fmt: skip
 # Presets are what tools/plan.py found on weights trained on photos, see docs/fidelity.md. Of the
 # paper's plans (arXiv 2407.15219) only the work is published, not the plans: these are ours and
 # meet that work at the paper's image size; tools/flops.py prints it.
@@ -210,29 +221,7 @@ SWIN = Family(
     },
     timm_options=dict(window_size=7, always_partition=True),  # at every size, as ours
     timm_sized=True,
-    checkpoints=(
-        (
-            "Hugging Face Swin",
-            r"^encoder\.layers\.\d+\.blocks\.\d+\.attention\.",
-            "ltm_mm.checkpoints.transformers:convert_swin",
-        ),
-        (
-            "torchvision Swin",
-            r"^features\.1\.0\.attn\.qkv\.",
-            "ltm_mm.checkpoints.torchvision:convert_swin",
-        ),
-        (
-            "OpenMMLab Swin",
-            r"^stages\.\d+\.blocks\.\d+\.attn\.w_msa\.qkv\.",
-            "ltm_mm.checkpoints.mm:convert_swin",
-        ),
-        ("official Swin", r"^layers\.0\.downsample\.", "ltm_mm.checkpoints.official:convert_swin"),
-        (
-            "timm Swin",
-            r"^layers[._]\d+\.blocks\.\d+\.attn\.qkv\.",
-            "ltm_mm.checkpoints.timm:convert_swin",
-        ),
-    ),
+    checkpoints=_SWIN_CHECKPOINTS,
 )
 EFFICIENTVIT = Family(
     "efficientvit",

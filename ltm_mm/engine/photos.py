@@ -181,11 +181,17 @@ def jpeg(pixels: NDArray, quality: int) -> NDArray:
     return np.array(Image.open(buffer))
 
 
-def add_noise_to_sample(sample: Mapping, scale: float) -> dict:
-    """A packed sample with noise of so many standard deviations, always the same for a size."""
-    image = sample["inputs"].float()
-    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0)).to(image.device)
-    return dict(sample, inputs=image + scale * STD[0] * noise)
+def add_noise(image: Any, scale: float) -> Any:
+    """An image with noise of so many standard deviations, always the same for a size.
+
+    Args:
+        image: a normalised tensor, or a packed sample of pixels.
+        scale: 1: as much as photos vary.
+    """
+    if isinstance(image, Mapping):
+        return dict(image, inputs=add_noise(image["inputs"].float(), scale * STD[0]))
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    return image + scale * noise.to(image.device)
 
 
 def resized(x: Tensor, size: Sequence[int]) -> Tensor:

@@ -16,7 +16,7 @@ from ...adapters.copies import Size, by_size, in_our_blocks
 from ...adapters.families import swin_stages
 from ...adapters.maps import plain_output, run_with_maps
 from ...checkpoints.learned import Learned
-from ...engine.photos import resized
+from ...engine.photos import add_noise, resized
 from ...merging import Detail, MaskModule, merges
 from ...models.backbones.base import LTMBackbone
 from ...models.backbones.global_blocks import GlobalBlocks
@@ -61,7 +61,6 @@ class ModelUnderTest:
         maps: see :func:`.models.run_with_maps`.
         timed: the model and the image that times are taken with; None: itself, the first photo.
         saved: an image as it is after it was saved as JPEG of a quality; None: not known.
-        noisy: an image with noise of so many standard deviations.
     """
 
     plain: nn.Module
@@ -72,7 +71,6 @@ class ModelUnderTest:
     maps: Callable[[nn.Module, Any], Sequence[Tensor]] | None = None
     timed: "tuple[ModelUnderTest, Any] | None" = None
     saved: Callable[[Any, int], Any] | None = None
-    noisy: Callable[[Any, float], Any] = lambda image, scale: add_noise(image, scale)
 
 
 @dataclass
@@ -394,7 +392,7 @@ def _measure_fidelity(
                 tally.add(true, other)
                 watch(candidate.row, place, other)
                 if candidate.row.kind in STEADY and place < NOISY_PHOTOS:
-                    again = tested.predict(model, tested.noisy(shown, NOISE))
+                    again = tested.predict(model, add_noise(shown, NOISE))
                     tally = steady[number] = steady[number] or tally_of(true)
                     tally.add(other, decide(plain_output(again), plain))
             bar.update()
@@ -403,13 +401,6 @@ def _measure_fidelity(
         candidate.row.agreement = {} if agreed is None else agreed.measures()
         if held is not None:
             candidate.row.steadiness = next(iter(held.measures().values()))
-
-
-def add_noise(image: Tensor, scale: float) -> Tensor:
-    """A normalised image with noise, always the same for a size."""
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(image.shape, generator=generator).to(image.device)
-    return image + scale * noise
 
 
 def map_errors(plain: Sequence[Tensor], other: Sequence[Tensor]) -> list[float]:

@@ -14,7 +14,6 @@ from ...engine.build import model_builder, named_config, scope_of
 from ...engine.config import change_config
 from ...engine.convert import parse_keep, set_detail
 from ...engine.photos import (
-    add_noise_to_sample,
     read_photos,
     resize_sample,
     resized,
@@ -132,7 +131,6 @@ def model_under_test(cfg: "Config", build: Callable[[Keep], nn.Module]) -> Model
             resize_sample,
             sample_size,
             saved=save_sample,
-            noisy=add_noise_to_sample,
         )
     return ModelUnderTest(plain, build, lambda model, image: model(image), resized, tensor_size)
 
