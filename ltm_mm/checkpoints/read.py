@@ -106,11 +106,9 @@ def _unpickle(file: Path, trust: bool) -> Any:
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise ImportError("reading .safetensors needs: pip install safetensors") from error
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         return load_file(file)
     except SafetensorError as error:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.export import ExportedProgram
 
-from .files import INSTALL
+from .files import import_package
 from .nms import onnx_kept_boxes
 from .program import dynamic_shapes, forget_pending, no_assumptions
 
@@ -57,16 +57,9 @@ def save_onnx(
 
 
 def require_onnx() -> None:
-    """Look whether files can be written.
-
-    Raises:
-        ImportError: if onnx or onnxscript is missing; says how to get them.
-    """
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"writing ONNX needs onnx and onnxscript: {INSTALL}") from error
+    """Raise an ImportError if onnx or onnxscript is missing; it says how to get them."""
+    for name in ("onnx", "onnxscript"):
+        import_package(name, "writing ONNX", "export")
 
 
 def _name_by_module(graph: "ir.Graph") -> None:

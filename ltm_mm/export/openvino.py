@@ -6,14 +6,13 @@ import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from .files import CHECKSUM, import_openvino
+from .files import CHECKSUM, import_package
 from .onnx import save_onnx
 
 
@@ -56,8 +55,8 @@ def convert_onnx(
     Raises:
         ImportError: if openvino or nncf is missing; says how to get it.
     """
-    openvino = import_openvino("--format openvino")
-    nncf = None if calibration is None else import_nncf()
+    openvino = import_package("openvino", "--format openvino")
+    nncf = None if calibration is None else import_package("nncf", "--int8")
     model = openvino.convert_model(file)
     _step_by_index(model)
     if nncf is not None and calibration is not None:
@@ -113,16 +112,3 @@ def _constant(value: int) -> object:
     from openvino import opset15 as ops
 
     return ops.constant(value, dtype=np.int64)
-
-
-def import_nncf() -> ModuleType:
-    """The package.
-
-    Raises:
-        ImportError: if it is missing; says how to get it.
-    """
-    try:
-        import nncf
-    except ImportError as error:
-        raise ImportError("--int8 needs nncf: pip install 'ltm_mm[openvino]'") from error
-    return nncf

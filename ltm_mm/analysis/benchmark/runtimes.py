@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from ...engine.build import channels_of
 from ...errors import UserError
-from ...export.files import import_onnxruntime, import_openvino, open_file
+from ...export.files import import_onnxruntime, import_package, open_file
 from ...export.heads import WholeModel, whole_model
 from ...export.onnx import save_onnx
-from ...export.openvino import convert_onnx, import_nncf
+from ...export.openvino import convert_onnx
 from ...export.profile import file_part_times
 from ...export.program import export_program
 from .bench import Bench
@@ -122,9 +122,9 @@ def _require(runtimes: Sequence[str]) -> None:
     """Say what is missing before minutes of tracing."""
     for runtime in runtimes:
         if runtime.startswith("openvino"):
-            import_openvino(f"--runtime {runtime}")
+            import_package("openvino", f"--runtime {runtime}")
         if runtime.endswith("int8"):
-            import_nncf()
+            import_package("nncf", "--int8")
         if runtime == "onnxruntime":
             import_onnxruntime(f"--runtime {runtime}")
 

@@ -118,11 +118,7 @@ class Fidelity:
             raise ValueError(f"{path} holds no table of tools/fidelity.py ({error!r})") from error
 
     def save(self, stem: Path) -> list[Path]:
-        """Write ``stem.json``, and a picture ``stem.png`` where time was measured.
-
-        Raises:
-            ImportError: if matplotlib is missing.
-        """
+        """Write ``stem.json``, and a picture ``stem.png`` where time was measured."""
         stem.parent.mkdir(parents=True, exist_ok=True)
         files = [stem.with_name(f"{stem.name}.json")]
         rows = [asdict(row) for row in self.rows]
@@ -136,10 +132,8 @@ class Fidelity:
 
     def _draw(self, path: Path) -> None:
         """Error of the maps over time; a line joins what none of its kind beats."""
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError("pictures need matplotlib: pip install matplotlib") from error
+        from matplotlib.figure import Figure
+
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         axis = figure.subplots()
         for kind, (name, colour, mark) in KINDS.items():

@@ -306,10 +306,8 @@ def _save(chosen: Chosen, metadata: dict, stem: Path) -> list[Path]:
 
 
 def _draw(chosen: Chosen, path: Path, basis: str) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install matplotlib") from error
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis = figure.subplots()
     front = chosen.front

@@ -63,7 +63,6 @@ class LTMEfficientViT(LTMBackbone):
 
     Raises:
         ValueError: if an argument does not fit; says what is allowed.
-        ImportError: if timm is missing.
     """
 
     def __init__(
@@ -246,10 +245,8 @@ def resolve_stage_plans(keep: Keep, stages: Sequence[Any], window: int) -> Plan:
 
 def _timm_model(arch: str, options: dict) -> nn.Module:
     """timm's model, which lends its stem and stages."""
-    try:
-        from timm.models import efficientvit_mit
-    except ImportError as error:
-        raise ImportError("LTMEfficientViT needs timm: pip install 'timm>=1.0'") from error
+    from timm.models import efficientvit_mit
+
     build = getattr(efficientvit_mit, f"efficientvit_{arch}")
     return build(**options, head_widths=(1, 1), num_classes=0)  # no head to draw
 

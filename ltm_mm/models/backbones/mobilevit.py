@@ -56,7 +56,6 @@ class LTMMobileViT(LTMBackbone):
 
     Raises:
         ValueError: if an argument does not fit; says what is allowed.
-        ImportError: if timm is missing.
     """
 
     def __init__(
@@ -207,8 +206,6 @@ def _with_merging(block: nn.Module, plan: Sequence[int], with_cp: bool) -> nn.Mo
 
 def _timm_model(arch: str, options: dict) -> nn.Module:
     """timm's model without a classifier."""
-    try:
-        import timm
-    except ImportError as error:
-        raise ImportError("LTMMobileViT needs timm: pip install 'timm>=1.0'") from error
-    return timm.create_model(f"mobilevit_{arch}", num_classes=0, **options)
+    import timm
+
+    return timm.create_model(MOBILEVIT.in_timm(arch), num_classes=0, **options)

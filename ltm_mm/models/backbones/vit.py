@@ -62,7 +62,6 @@ class LTMViT(LTMBackbone):
 
     Raises:
         ValueError: if an argument does not fit; says what is allowed.
-        ImportError: if timm is missing.
     """
 
     def __init__(
@@ -236,10 +235,8 @@ def _last_norm(reference: Any) -> nn.Module:
 
 def _timm_model(arch: str, options: dict) -> nn.Module:
     """timm's model for images of any size, without a classifier."""
-    try:
-        import timm
-    except ImportError as error:
-        raise ImportError("LTMViT needs timm: pip install 'timm>=1.0'") from error
+    import timm
+
     name = VIT.in_timm(str(arch))
     if not timm.models.is_model_in_modules(name.partition(".")[0], ["vision_transformer"]):
         raise ValueError(
