@@ -17,6 +17,7 @@ from torch import nn
 from ltm_mm.analysis.benchmark.flops import count_macs
 from ltm_mm.analysis.benchmark.latency import interleave, ratios
 from ltm_mm.analysis.benchmark.latency import threads as use_threads
+from ltm_mm.analysis.benchmark.report import markdown_table
 from ltm_mm.errors import UserError, clean_errors
 from ltm_mm.timm_models import PLAIN
 
@@ -93,14 +94,14 @@ def to_markdown(points: Sequence[Point], figures: Sequence[PointFigures]) -> str
     timed = any(f.speedup for f in figures)
     head = ["model, pixels", "GMACs plain*", "LTM*", "GMACs plain", "`'paper'`"]
     head += ["parameters plain", "`'paper'`", *["speed-up"] * timed]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for point, f in zip(points, figures, strict=True):
         name = point.model.removeprefix("ltm_").replace("_", "-")
         cells = [f"{name}, {point.size}", f"{point.plain:.4g}*", f"{point.merged:.4g}*"]
         cells += [f"{f.plain_macs:.2f}", f"{f.macs:.2f} ({f.macs / f.plain_macs:.2f}x)"]
         cells += [f"{f.plain_parameters:.2f} M", f"{f.parameters:.2f} M"]
         lines.append(cells + ([f"{f.speedup:.2f}x"] if f.speedup else []))
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return markdown_table(head, lines)
 
 
 def parse_args() -> argparse.Namespace:

@@ -20,7 +20,7 @@ from ...export.program import export_program
 from .bench import Bench
 from .latency import Spread, ratios
 from .parts import parts_of
-from .report import BenchmarkRow, markdown_line, parts_table
+from .report import BenchmarkRow, markdown_table, parts_table
 
 CALIBRATION = 2  # random images: they decide about accuracy, not about time
 
@@ -132,10 +132,10 @@ def _require(runtimes: Sequence[str]) -> None:
 def runtime_table(rows: Sequence[BenchmarkRow]) -> str:
     """Milliseconds and speed-up over the first, one line each."""
     head = ["model, runtime", "forward ms (IQR)", "speed-up"]
-    lines = [markdown_line(head), markdown_line(["---"] * len(head))]
+    lines = []
     for row in rows:
         spread = Spread.of(row.forward)
         times = f"{spread.median * 1e3:.1f} ({(spread.high - spread.low) * 1e3:.1f})"
         ratio = ratios(rows[0].forward, row.forward).median
-        lines.append(markdown_line([row.name, times, f"{ratio:.2f}x"]))
-    return "\n".join(lines)
+        lines.append([row.name, times, f"{ratio:.2f}x"])
+    return markdown_table(head, lines)

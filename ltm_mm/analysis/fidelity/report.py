@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..benchmark.latency import Spread, ratios
-from ..benchmark.report import markdown_line
+from ..benchmark.report import markdown_table
 
 KINDS = {  # kind of a row -> name, colour and mark in the picture
     "plan": ("merging", "#4477aa", "o"),
@@ -73,11 +73,10 @@ class Fidelity:
     def table(self) -> str:
         """All rows as a markdown table, and a sentence about plans that save no time."""
         head, *rows = self.cells()
-        lines = [markdown_line(head), markdown_line(["---"] * len(head))]
-        lines += [markdown_line(row) for row in rows]
+        table = markdown_table(head, rows)
         if self.no_faster:
-            lines += ["", f"Merging saves no time at this image size: {', '.join(self.no_faster)}."]
-        return "\n".join(lines)
+            table += f"\n\nMerging saves no time at this image size: {', '.join(self.no_faster)}."
+        return table
 
     def cells(self) -> list[list[str]]:
         """The table's head and rows."""
