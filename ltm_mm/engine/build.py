@@ -188,6 +188,18 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode, and every module back into its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 def drop_pretrained(cfg: "Config") -> None:
     """Keep a model from loading weights that a whole checkpoint replaces anyway."""
     _drop(cfg.model)

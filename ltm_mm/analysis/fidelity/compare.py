@@ -16,6 +16,7 @@ from ...adapters.copies import Size, by_size, in_our_blocks
 from ...adapters.families import swin_stages
 from ...adapters.maps import plain_output, run_with_maps
 from ...checkpoints.learned import Learned
+from ...engine.build import evaluating
 from ...engine.photos import add_noise, resized
 from ...merging import Detail, MaskModule, merges
 from ...models.backbones.base import LTMBackbone
@@ -151,13 +152,8 @@ def fidelity(
     plans = keep if isinstance(keep, Mapping) else {str(plan): plan for plan in keep}
     if not len(images):
         raise ValueError("images must hold at least one tensor (1, 3, H, W)")
-    training = model.training
-    model.eval()
-    try:
-        with use_threads(threads):
-            return compare(tested, images, plans, baselines, rounds, watch, progress, clock)
-    finally:
-        model.train(training)
+    with evaluating(model), use_threads(threads):
+        return compare(tested, images, plans, baselines, rounds, watch, progress, clock)
 
 
 @torch.no_grad()
