@@ -149,6 +149,19 @@ def some_photos(source: str, count: int) -> list[Path]:
     return [files[k * len(files) // count] for k in range(count)]
 
 
+def size_of(image: Any) -> Size:
+    """Height and width of an image ``(1, C, H, W)``, or of a packed sample's."""
+    height, width = (image["inputs"] if isinstance(image, Mapping) else image).shape[-2:]
+    return height, width
+
+
+def at_size(image: Any, size: Size) -> Any:
+    """An image or a packed sample at another size; itself where it has that size."""
+    if size_of(image) == size:
+        return image
+    return (resize_sample if isinstance(image, Mapping) else resized)(image, size)
+
+
 def resize_sample(sample: Mapping, size: Size) -> dict:
     """A packed sample whose image has another size; predictions keep the photo's own size.
 

@@ -17,7 +17,7 @@ from ...adapters.families import swin_stages
 from ...adapters.maps import plain_output, run_with_maps
 from ...checkpoints.learned import Learned
 from ...engine.build import evaluating
-from ...engine.photos import add_noise, resized
+from ...engine.photos import add_noise, at_size, resized, size_of
 from ...merging import Detail, MaskModule, merges
 from ...models.backbones.base import LTMBackbone
 from ...models.backbones.global_blocks import GlobalBlocks
@@ -57,8 +57,6 @@ class ModelUnderTest:
         plain: the model as it is given, in eval mode.
         build: the same with a merging plan; None: with nothing merged, in the same blocks.
         predict: gets model and image; see :func:`fidelity`.
-        resize: an image at another size ``(H, W)``.
-        image_size: height and width of an image.
         maps: see :func:`.models.run_with_maps`.
         timed: the model and the image that times are taken with; None: itself, the first photo.
         saved: an image as it is after it was saved as JPEG of a quality; None: not known.
@@ -67,8 +65,6 @@ class ModelUnderTest:
     plain: nn.Module
     build: Callable[[Any], nn.Module]
     predict: Predict
-    resize: Callable[[Any, Size], Any]
-    image_size: Callable[[Any], Size]
     maps: Callable[[nn.Module, Any], Sequence[Tensor]] | None = None
     timed: "tuple[ModelUnderTest, Any] | None" = None
     saved: Callable[[Any, int], Any] | None = None
@@ -143,8 +139,6 @@ def fidelity(
         model,
         lambda plan: with_plan(model, plan),
         predict or (lambda model, image: model(image)),
-        resized,
-        lambda image: (image.shape[2], image.shape[3]),
         maps,
         None if timed is None else (_stand_in(timed[0]), timed[1]),
         saved,
@@ -181,7 +175,7 @@ def compare(
         _measure_time(*(tested.timed or (tested, images[0])), candidates, rounds, clock, progress)
     with tqdm(total=len(images) * len(candidates), unit="pass", disable=not progress) as bar:
         _measure_fidelity(tested, images, candidates, watch or (lambda *_: None), bar)
-    metadata = machine() | dict(photos=len(images), size=tested.image_size(images[0]))
+    metadata = machine() | dict(photos=len(images), size=size_of(images[0]))
     return Fidelity([c.row for c in candidates], metadata, no_faster)
 
 
@@ -206,9 +200,7 @@ def _stand_in(build: Callable[[Keep], nn.Module]) -> ModelUnderTest:
                 block.merge.detail = Detail(norms[0].weight.numel()).eval()
         return model
 
-    return ModelUnderTest(
-        build(None), build_detailed, lambda m, x: m(x), resized, lambda x: tuple(x.shape[2:])
-    )
+    return ModelUnderTest(build(None), build_detailed, lambda m, x: m(x))
 
 
 def _candidates(
@@ -250,7 +242,7 @@ def _candidates(
         for quality in QUALITIES:
             row = FidelityRow(f"photo saved as JPEG, quality {quality}", "jpeg")
             candidates.append(Candidate(row, reference.model, reference.timed, quality=quality))
-    size = tested.image_size(image)
+    size = size_of(image)
     for candidate in candidates:
         candidate.row.macs = _macs(tested, candidate.model(size), image)
     return candidates
@@ -293,8 +285,8 @@ def _with_smaller_images(
         The candidates; names of the plans that take no less time than plain on the whole image.
     """
     timed, shown = tested.timed or (tested, image)
-    whole, plain = timed.image_size(shown), _reference(candidates)
-    resize = lru_cache(lambda size: timed.resize(shown, size))
+    whole, plain = size_of(shown), _reference(candidates)
+    resize = lru_cache(partial(at_size, shown))
     with_images, no_faster = [], []
     for candidate in candidates:
         with_images.append(candidate)
@@ -310,12 +302,12 @@ def _with_smaller_images(
         share = (size[0] / whole[0], size[1] / whole[1])
         row = FidelityRow("", "image", candidate.row.name)
         smaller = Candidate(row, plain.model, plain.timed, share)
-        new_size = smaller.size(tested.image_size(image))
-        if new_size == tested.image_size(image):
+        new_size = smaller.size(size_of(image))
+        if new_size == size_of(image):
             no_faster.append(candidate.row.name)
             continue
         row.name = f"image of {new_size[0]} x {new_size[1]}"
-        row.macs = _macs(tested, plain.model(new_size), tested.resize(image, new_size))
+        row.macs = _macs(tested, plain.model(new_size), at_size(image, new_size))
         with_images.append(smaller)
     return with_images, no_faster
 
@@ -337,9 +329,8 @@ def _measure_time(
     runs = {}
     timed = [candidate for candidate in candidates if candidate.quality is None]
     for number, candidate in enumerate(timed):
-        size = candidate.size(tested.image_size(image))
-        resized_image = image if size == tested.image_size(image) else tested.resize(image, size)
-        runs[str(number)] = _run(tested, candidate.timed(size), resized_image)
+        size = candidate.size(size_of(image))
+        runs[str(number)] = _run(tested, candidate.timed(size), at_size(image, size))
     with tqdm(total=(rounds + 2) * len(runs), desc="time", unit="run", disable=not progress) as bar:
         seconds = interleave(runs, rounds, 2, clock, lambda _: bar.update())
     for candidate, taken in zip(timed, seconds.values(), strict=True):
@@ -371,10 +362,10 @@ def _measure_fidelity(
     tallies: list[Tally | None] = [None for _ in candidates]
     steady: list[Tally | None] = [None for _ in candidates]
     for place, image in enumerate(images):
-        whole = tested.image_size(image)
+        whole = size_of(image)
         for number, candidate in enumerate(candidates):
             size = candidate.size(whole)
-            shown = image if size == whole else tested.resize(image, size)
+            shown = at_size(image, size)
             if candidate.quality is not None and tested.saved is not None:
                 shown = tested.saved(shown, candidate.quality)
             model = candidate.model(size)
