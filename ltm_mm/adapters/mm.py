@@ -30,8 +30,8 @@ class MMSwinBlock(MergedSwin):
         """The windows of a block."""
         return ShiftedWindows(block.attn.window_size, block.attn.shift_size)
 
-    @staticmethod
-    def parts(block: Any) -> dict[nn.Module, type[SwappedClass]]:
+    @classmethod
+    def parts(cls, block: Any) -> dict[nn.Module, type[SwappedClass]]:
         """Attention and MLP."""
         swapped = {block.attn: Shifted, block.attn.w_msa: QkvAttention}
         plain = children(block.ffn) == {"layers", "dropout_layer", "gamma2"}

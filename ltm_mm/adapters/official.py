@@ -5,14 +5,12 @@ Mask2Former's ``modeling/backbone/swin.py``. The blocks are known by how they ar
 """
 
 import inspect
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..layers import SwinView
 from ..layers.cpu_attention_mlp import FastMlp, children
-from ..layers.swap_class import SwappedClass
 from ..ops import ShiftedWindows
 from .swin import CosineAttention, MergedSwin, QkvAttention, as_grid, hidden, square
 
@@ -26,6 +24,8 @@ FORWARD = (["self", "x"], ["self", "x", "mask_matrix"])
 class OfficialSwinBlock(MergedSwin):
     """``SwinTransformerBlock`` with ``WindowAttention`` and ``Mlp``."""
 
+    SWAPPED = {"attn": QkvAttention, "mlp": FastMlp}
+
     @staticmethod
     def matches(module: nn.Module) -> bool:
         """Whether a module is built like one."""
@@ -38,11 +38,6 @@ class OfficialSwinBlock(MergedSwin):
     def block_windows(block: Any) -> ShiftedWindows:
         """The windows of a block."""
         return ShiftedWindows(square(block.window_size), square(block.shift_size))
-
-    @staticmethod
-    def parts(block: Any) -> dict[nn.Module, type[SwappedClass]]:
-        """Attention and MLP."""
-        return {block.attn: QkvAttention, block.mlp: FastMlp}
 
     def forward(self, x: Tensor, mask_matrix: Tensor | None = None) -> Tensor:
         """``(B, H * W, C)`` -> ``(B, H * W, C)``; the shift's mask is not needed."""
@@ -70,11 +65,15 @@ class OfficialSwinBlock(MergedSwin):
             self.drop_path,
             hidden(self.mlp.fc1),
             self.merge,
+            self.POST_NORM,
         )
 
 
 class OfficialSwinV2Block(OfficialSwinBlock):
     """The same of Swin V2."""
+
+    SWAPPED = {"attn": CosineAttention, "mlp": FastMlp}
+    POST_NORM = True
 
     @staticmethod
     def matches(module: nn.Module) -> bool:
@@ -83,15 +82,6 @@ class OfficialSwinV2Block(OfficialSwinBlock):
             hasattr(module.attn, name)
             for name in ("relative_coords_table", "num_heads", "logit_scale", "q_bias", "v_bias")
         )
-
-    @staticmethod
-    def parts(block: Any) -> dict[nn.Module, type[SwappedClass]]:
-        """Attention and MLP."""
-        return {block.attn: CosineAttention, block.mlp: FastMlp}
-
-    def view(self, windows: ShiftedWindows) -> SwinView:
-        """What the block is made of now."""
-        return replace(super().view(windows), post_norm=True)
 
 
 def grid_size_of(block: Any) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """What the Swin blocks of all libraries have in common on merged tokens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,9 +15,16 @@ from ..ops import ShiftedWindows
 
 
 class MergedSwin(SwappedClass, MergingBlock, MergeScope):
-    """A Swin block on merged tokens; a subclass for each library says how to read its blocks."""
+    """A Swin block on merged tokens; a subclass for each library says how to read its blocks.
+
+    Attributes:
+        SWAPPED: path of a module in a block whose class is swapped, too -> for what.
+        POST_NORM: see :class:`ltm_mm.layers.SwinView`.
+    """
 
     EXTRAS = ("merge",)
+    SWAPPED: Mapping[str, type[SwappedClass]] = {}
+    POST_NORM = False
     merge: WindowMask | None
 
     @staticmethod
@@ -35,10 +42,10 @@ class MergedSwin(SwappedClass, MergingBlock, MergeScope):
         """The norms of a block's attention and MLP."""
         return block.norm1, block.norm2
 
-    @staticmethod
-    def parts(block: Any) -> dict[nn.Module, type[SwappedClass]]:
+    @classmethod
+    def parts(cls, block: Any) -> dict[nn.Module, type[SwappedClass]]:
         """Modules in a block whose classes are swapped, too, and what for."""
-        raise NotImplementedError
+        return {block.get_submodule(path): mixin for path, mixin in cls.SWAPPED.items()}
 
     @staticmethod
     def as_map(block: Any, args: tuple, out: Tensor) -> Tensor:

@@ -60,8 +60,8 @@ class HFSwinLayer(MergedSwin):
         """The norms of a block's attention and MLP."""
         return block.layernorm_before, block.layernorm_after
 
-    @staticmethod
-    def parts(block: Any) -> dict[nn.Module, type[SwappedClass]]:
+    @classmethod
+    def parts(cls, block: Any) -> dict[nn.Module, type[SwappedClass]]:
         """Attention and MLP."""
         return {block.attention: Attention, block.mlp: Mlp}
 
@@ -112,8 +112,8 @@ class HFOldSwinLayer(HFSwinLayer):
             module.attention.self, "relative_position_bias_table"
         )
 
-    @staticmethod
-    def parts(block: Any) -> dict[nn.Module, type[SwappedClass]]:
+    @classmethod
+    def parts(cls, block: Any) -> dict[nn.Module, type[SwappedClass]]:
         """What attends."""
         return {block.attention.self: SelfAttention}
 
@@ -167,8 +167,8 @@ class HFSwinV2Layer(HFOldSwinLayer):
         """Whether it is one."""
         return of_transformers(module, OLD) and hasattr(module.attention.self, "logit_scale")
 
-    @staticmethod
-    def parts(block: Any) -> dict[nn.Module, type[SwappedClass]]:
+    @classmethod
+    def parts(cls, block: Any) -> dict[nn.Module, type[SwappedClass]]:
         """What attends."""
         return {block.attention.self: SelfAttentionV2}
 
