@@ -161,15 +161,9 @@ def _variant(backbone: Mapping) -> str:
     return f" ({known})" if known else ""
 
 
-# Follow from our backbones' taking images of any size.
-# (drop_rate: of the classifier, which a backbone lacks)
-TIMM_UNUSED = (
-    "features_only",
-    "dynamic_img_size",
-    "dynamic_img_pad",
-    "strict_img_size",
-    "drop_rate",
-)
+# Follow from our backbones' taking images of any size; the last is of the classifier.
+TIMM_UNUSED: tuple[str, ...] = ("features_only", "dynamic_img_size", "dynamic_img_pad")
+TIMM_UNUSED += ("strict_img_size", "drop_rate")
 
 
 def _from_timm(backbone: dict) -> str | None:
