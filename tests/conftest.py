@@ -39,6 +39,24 @@ def tool_runner(name: str, patch: pytest.MonkeyPatch) -> Callable[..., None]:
     return run
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _quick_start() -> Iterator[None]:
+    """Leave out what only makes a log nicer or a path longer to find; seconds per runner."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmengine.runner.runner.collect_env", lambda: {"PyTorch": "2.x"})
+        patch.setattr("yapf.yapflib.yapf_api.FormatCode", lambda text, **_: (text, True))
+        patch.setattr("mmengine.config.utils._get_cfg_metainfo", _metainfo)
+        yield
+
+
+def _metainfo(package_path: str, cfg_path: str) -> dict:
+    """Stands for mmengine's look-up of a config in all metafiles of a package; it finds none.
+
+    mmengine then takes the path as it is, which is what the look-up ends in, too.
+    """
+    raise ValueError(cfg_path)
+
+
 @pytest.fixture(autouse=True)
 def _fresh_start() -> Iterator[None]:
     """A fixed seed, and none of the global state that mmengine's runners leave behind."""

@@ -135,6 +135,7 @@ def run_without(calls: list[list[str]], folder: Path) -> str:
     return run(sys.executable, "-c", WITHOUT.format(calls=calls, tools=str(ROOT / "tools")))
 
 
+@pytest.mark.slow  # test_timm_models_need_no_openmmlab imports the package without it, too
 def test_backbones_of_a_name_need_no_openmmlab(tmp_path: Path) -> None:
     Image.new("RGB", (80, 64), "red").save(tmp_path / "a.png")
     torch.save(LTMMobileViT("xxs").state_dict(), tmp_path / "a.pth")
