@@ -171,6 +171,7 @@ def test_mistakes_get_one_clear_line(model, example, name, options, message, tmp
         ltm_mm.export(model, example, tmp_path / "folder.pt2")
 
 
+@pytest.mark.slow  # that it can be imported without, test_install.py tests
 def test_openmmlab_is_not_needed(tmp_path):
     code = f"""
 import sys
