@@ -1,5 +1,6 @@
 """Shared set-up: `ltm_mm` before mmdet (for the fallback of mmcv's ops), fixed seeds, real data."""
 
+import gc
 import importlib.util
 import os
 import sys
@@ -37,6 +38,12 @@ def tool_runner(name: str, patch: pytest.MonkeyPatch) -> Callable[..., None]:
         module.main()
 
     return run
+
+
+def pytest_collection_finish() -> None:
+    """Keep what is imported out of garbage collections: mmengine starts one per data set built."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -93,11 +93,11 @@ def test_one_line_and_no_traceback(
         run(*words, "--debug", *options(shapes))
 
 
-def test_a_program_ends_in_one_line_and_with_its_status(tool: Tool, shapes: Path) -> None:
-    done = tool("train.py", SHAPES_CONFIG, "--ltm", "quick", *options(shapes), ok=False)
+def test_a_program_ends_in_one_line_and_with_its_status(tool: Tool) -> None:
+    done = tool("train.py", "gone.py", ok=False)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: --ltm quick: give none, light")
+    assert done.stderr.splitlines()[-1].startswith("error: config gone.py does not exist")
 
 
 @pytest.mark.parametrize(
