@@ -93,6 +93,7 @@ def test_one_line_and_no_traceback(
         run(*words, "--debug", *options(shapes))
 
 
+@pytest.mark.slow  # as test_install.py's test_command_says_what_is_missing
 def test_a_program_ends_in_one_line_and_with_its_status(tool: Tool) -> None:
     done = tool("train.py", "gone.py", ok=False)
     assert done.returncode == 1
