@@ -70,7 +70,9 @@ def detections(results: Path, images: Path) -> dict[str, list[tuple]]:
     return {key: sorted(entries, key=str) for key, entries in by_image.items()}
 
 
-@pytest.mark.parametrize(("kind", "batch"), [("bbox", 1), ("segm", 3)])
+@pytest.mark.parametrize(
+    ("kind", "batch"), [pytest.param("bbox", 1, marks=pytest.mark.slow), ("segm", 3)]
+)
 def test_detections_are_those_of_a_test(
     kind: str, batch: int, shapes: Path, weights: Weights, tmp_path: Path
 ) -> None:
