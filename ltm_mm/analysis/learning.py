@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..checkpoints.learned import META, Learned, save_whole
+from ..checkpoints.detect import META
+from ..checkpoints.learned import Learned, save_whole
 from ..checkpoints.optional import print_log
-from ..checkpoints.read import read_file
+from ..checkpoints.read import read_file, read_state_dict
 from ..checks.options import check_counts
 from ..checks.outputs import check_file
 from ..engine.build import model_builder, named_config, scope_of
 from ..engine.config import change_config
 from ..engine.convert import parse_keep
 from ..engine.photos import find_images, read_photos, train_images
-from ..errors import UserError, naming
+from ..errors import UserError, naming, swapped_argument
 from ..learning import Progress, Settings
 from ..learning.learn import Lesson, default_train, has_swin, hold_out, show_progress
 from ..presets import Keep
@@ -119,7 +120,9 @@ def run_learning(
     check_counts(counts)
     if rounds < 0:
         raise UserError(f"--rounds must be 0 (no timing) or more, got {rounds}")
-    check_file("--out", out)
+    check_file("--out", out, config, checkpoint)
+    if swapped := swapped_argument(out, "checkpoint"):
+        raise UserError(f"--out: {swapped}")
     plans = {text: parse_keep(text) for text in ltm}
     if None in plans.values():
         raise UserError("--ltm none: there is nothing to learn without merging; name plans")
@@ -131,6 +134,12 @@ def run_learning(
             f"{photos or 'the train set'} holds one photo: learning needs two at least, one to "
             "learn on and one to judge by"
         )
+    with naming(checkpoint):
+        if getattr(read_state_dict(checkpoint, trust_checkpoint), "learned", False):
+            raise UserError(
+                f"{checkpoint} holds weights that learned with merging on, and the network without "
+                "merging is to teach: give the checkpoint that they were learned from"
+            )
     options = dict(trust=trust_checkpoint, device=device)
     with scope_of(cfg), use_threads(threads):
         build = model_builder(cfg, checkpoint, **options)

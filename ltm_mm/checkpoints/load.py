@@ -10,9 +10,11 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ..errors import preview
+from ..merging import merges
 from .detect import StateDict, unwrap
 from .fit import DERIVED, MERGE, to_backbone
 from .learned import Learned
+from .mm import unwrapped_name
 from .optional import is_model_wrapper, print_log
 from .read import read_state_dict
 
@@ -114,7 +116,7 @@ def _whole(
     given: dict[str, Tensor], model: nn.Module, names: list[str], adapt: bool
 ) -> tuple[dict[str, Tensor], list[str]]:
     """A whole model's state dict with its backbones adapted, and the misfits beside them."""
-    given_whole = {re.sub(r"^(module\.|_orig_mod\.)+", "", k): v for k, v in given.items()}
+    given_whole = {unwrapped_name(key): value for key, value in given.items()}
     inside = tuple(f"{name}." for name in names)
     model_state = model.state_dict()
     # The metadata lets heads convert the names of their older versions.
@@ -181,6 +183,13 @@ def _load(
     if unused:
         parts.append(f"{len(unused)} of the checkpoint are not used ({preview(unused, 3)})")
     print_log("; ".join(parts), "current", logging.WARNING if heads else logging.INFO)
+    if getattr(given, "learned", False) and not merges(model):
+        print_log(
+            f"the weights{origin} learned with merging on, and {name} merges nothing: use the "
+            "checkpoint that they were learned from",
+            "current",
+            logging.WARNING,
+        )
     for module in model.modules():
         if isinstance(learned := getattr(module, "learned", None), Learned):
             learned.check_weights(module.swin_stages())

@@ -1,5 +1,6 @@
 """Find a checkpoint to go on from; survive one that was being written when a run died."""
 
+import ast
 import logging
 import os
 from pathlib import Path
@@ -111,12 +112,14 @@ def read_checkpoint(path: str, trust: bool) -> object:
     return torch.load(path, map_location="cpu", weights_only=False, mmap=is_zipfile(path))
 
 
-def check_same_model(model: nn.Module, path: str, trust: bool) -> None:
+def check_same_model(model: nn.Module, path: str, trust: bool, cfg: Config) -> None:
     """Raise a UserError if a checkpoint to resume from is of another model.
 
-    mmengine would load what fits and go on with the rest untrained.
+    mmengine would load what fits and go on with the rest untrained. Another plan fits, too: that
+    is logged.
     """
-    given = read_checkpoint(path, trust)["state_dict"]
+    content = read_checkpoint(path, trust)
+    given = content["state_dict"]
     saved = {key.removeprefix("module."): value for key, value in given.items()}  # of DDPStrategy
     current = (model.module if is_model_wrapper(model) else model).state_dict()
     wrong = [k for k in current if k not in saved] + [k for k in saved if k not in current]
@@ -127,6 +130,22 @@ def check_same_model(model: nn.Module, path: str, trust: bool) -> None:
             f"{', '.join(wrong[:3])}); resume with the config, --ltm and --cfg-options of that "
             f"run, or use --checkpoint {path} to start from its weights"
         )
+    before, now = (_merging_options(text) for text in (content["meta"].get("cfg"), cfg.pretty_text))
+    if before and now and before != now:
+        log_warning(f"--resume: {path} was trained with {before}, it goes on with {now}")
+
+
+def _merging_options(config: str | None) -> str:
+    """Plan and detail of the first backbone of ours in a config's text, which is not run."""
+    try:
+        nodes = list(ast.walk(ast.parse(config or "")))
+    except SyntaxError:
+        return ""
+    for call in (node for node in nodes if isinstance(node, ast.Call)):
+        options = {word.arg: ast.unparse(word.value) for word in call.keywords}
+        if ".LTM" in options.get("type", ""):
+            return ", ".join(f"{k}={options.get(k, '(default)')}" for k in ("keep", "detail"))
+    return "no merging" if config else ""
 
 
 def check_trained_classes(runner: Runner, checkpoint: str, trust: bool) -> None:

@@ -13,7 +13,7 @@ from mmengine.structures import BaseDataElement, PixelData
 from PIL import Image
 from torch import nn
 
-from ltm_mm.arguments import ConfigOptions
+from ltm_mm.arguments import ConfigOptions, parse_value
 from ltm_mm.checks.heads import check_channels
 from ltm_mm.checks.training import check_lengths
 from ltm_mm.datasets import SHAPES
@@ -182,6 +182,29 @@ def test_cfg_options(capsys: pytest.CaptureFixture, words: list[str], expected: 
     assert expected in capsys.readouterr().err
     good = parser.parse_args(["--cfg-options", "a.b=3", "c=(1,2)", "--cfg-options", "d=x=y"])
     assert good.cfg_options == {"a.b": 3, "c": (1, 2), "d": "x=y"}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("my photos/a b.json", "my photos/a b.json"),
+        ("photos (old)", "photos (old)"),
+        ("['traffic light', car]", ["traffic light", "car"]),
+        ("traffic light,car", ["traffic light", "car"]),
+        ("((1, 2), [x y])", ((1, 2), ["x y"])),
+        ("here, there", "here, there"),  # a folder
+        ("bbox, segm", ["bbox", "segm"]),
+        ("'a b'", "a b"),
+        ("[ 0.5 , None , true ]", [0.5, None, True]),
+    ],
+)
+def test_spaces_and_commas(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, value: object
+) -> None:
+    """mmengine leaves out all spaces: another folder would be read."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here, there").mkdir()
+    assert parse_value(text) == value
 
 
 def test_channels_of_a_segmentors_heads() -> None:
