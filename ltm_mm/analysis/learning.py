@@ -62,7 +62,8 @@ class Photos(Sequence):
                 self.files.remove(file)
                 print_log(f"{error}; it is left out", "current", logging.WARNING)
                 if not self.files:
-                    raise UserError("none of the photos can be read") from error
+                    which = "of those to learn from, or of those held out, none can be read"
+                    raise UserError(f"{error}; {which}") from error
 
     def __iter__(self) -> Iterator[Tensor]:
         for file in list(self.files):
@@ -218,14 +219,16 @@ def _resumed(resume_file: Path, setup: Mapping[str, object]) -> Progress | None:
         return None
     with naming(str(resume_file)):
         content = read_file(resume_file)
-    saved = content["setup"]  # type: ignore[index, call-overload]
+    if not isinstance(content, Mapping) or not {"setup", "progress"} <= content.keys():
+        raise UserError(f"{resume_file} was not written by tools/learn.py: leave --resume out")
+    saved = content["setup"]
     wrong = [key for key, value in setup.items() if saved.get(key) != value]
     if wrong:
         raise UserError(
             f"{resume_file} was written with another {wrong[0]} ({saved.get(wrong[0])}): give the "
             "same options to go on, or leave --resume out to start anew"
         )
-    return Progress(**content["progress"])  # type: ignore[index, call-overload]
+    return Progress(**content["progress"])
 
 
 def _refuse(progress: Progress, out: str) -> None:

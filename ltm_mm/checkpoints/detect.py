@@ -64,7 +64,7 @@ def unwrap(checkpoint: object) -> dict[str, Tensor]:
         raise ValueError(f"no weights in the checkpoint: it holds {held}, not a state dict")
     state._metadata = getattr(checkpoint, "_metadata", None)
     learned = meta.get(META) if isinstance(meta, Mapping) else None
-    state.learned = bool(learned and learned["weights"])
+    state.learned = getattr(checkpoint, "learned", bool(learned and learned["weights"]))
     return state
 
 

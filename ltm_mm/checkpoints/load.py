@@ -149,6 +149,11 @@ def _load(
 ) -> Report:
     """Load what fits, log one line, and report."""
     names = [key for key in model.state_dict() if not DERIVED.search(key)]
+    if broken := [key for key, value in state.items() if value.isnan().any()]:
+        raise ValueError(
+            f"{len(broken)} tensors of the checkpoint hold values that are not a number: its "
+            f"training diverged ({preview(broken, 3)})"
+        )
     missing, unused = model.load_state_dict(state, strict=False)
     lacking = set(missing)
     # Details that a backbone took from a file of their own are no concern of the checkpoint's.

@@ -20,6 +20,8 @@ def check_folder(option: str, place: str | os.PathLike) -> None:
     if path.exists() and not path.is_dir():
         raise UserError(f"{option} {place} is a file: name a folder")
     while not path.exists():
+        if path.is_symlink():
+            raise UserError(f"{option} {place}: the link {path} leads to no folder")
         path = path.parent
     if not path.is_dir():
         raise UserError(f"{option} {place} cannot be made: {path} is a file; name a folder")

@@ -3,6 +3,7 @@
 import ast
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from zipfile import is_zipfile
 
@@ -130,9 +131,21 @@ def check_same_model(model: nn.Module, path: str, trust: bool, cfg: Config) -> N
             f"{', '.join(wrong[:3])}); resume with the config, --ltm and --cfg-options of that "
             f"run, or use --checkpoint {path} to start from its weights"
         )
+    _note_end(content["meta"], cfg, path)
     before, now = (_merging_options(text) for text in (content["meta"].get("cfg"), cfg.pretty_text))
     if before and now and before != now:
         log_warning(f"--resume: {path} was trained with {before}, it goes on with {now}")
+
+
+def _note_end(meta: Mapping, cfg: Config, path: str) -> None:
+    """Log that nothing is left to train, where that is so."""
+    for count, key in (("epoch", "max_epochs"), ("iter", "max_iters")):
+        most = (cfg.get("train_cfg") or {}).get(key)
+        if most is not None and meta.get(count, 0) >= most:
+            log_warning(
+                f"--resume: {path} is the end of the run, {count} {meta[count]} of {most}: nothing "
+                f"is left to train, unless you raise train_cfg.{key}"
+            )
 
 
 def _merging_options(config: str | None) -> str:
