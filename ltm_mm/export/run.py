@@ -67,7 +67,7 @@ def export(
         raise UserError("--int8 quantises with NNCF for OpenVINO: it needs --format openvino")
     path = _path(config, format, whole_model, out)
     cfg = named_config(config)
-    set_detail(cfg, detail, converts=ltm is not None)
+    set_detail(cfg, detail, ltm)
     if whole_model and "type" not in cfg.model:
         raise UserError(f"{config} is a backbone; the whole model needs a detector's config")
     build = model_builder(

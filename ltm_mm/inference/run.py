@@ -87,10 +87,10 @@ def predict(
     cfg = load_config(config, deepcopy(cfg_options))
     require(cfg, "model")
     require_file(checkpoint)
-    set_detail(cfg, detail, converts=ltm is not None)
+    set_detail(cfg, detail, ltm)
     folder = Path(out_dir or Path("work_dirs", Path(cfg.filename).stem, "predict"))
     check_folder("--out-dir", folder)
-    model = build(cfg, checkpoint, ltm, device, trust_checkpoint)
+    model = build(cfg, checkpoint, ltm, device, trust_checkpoint, detail)
     with scope_of(cfg):
         metainfo, reduced = data_facts(cfg)
         reader = PictureReader(pipeline_of(cfg), reduced)
@@ -104,7 +104,14 @@ def predict(
     return folder
 
 
-def build(cfg: Config, checkpoint: str, ltm: str | None, device: str, trust: bool) -> nn.Module:
+def build(
+    cfg: Config,
+    checkpoint: str,
+    ltm: str | None,
+    device: str,
+    trust: bool,
+    detail: str | None = None,
+) -> nn.Module:
     """The model to predict with: a config's with a checkpoint in it, or an exported file.
 
     Raises:
@@ -112,7 +119,8 @@ def build(cfg: Config, checkpoint: str, ltm: str | None, device: str, trust: boo
     """
     if is_exported(checkpoint):
         check_device(device)
-        use_file(cfg, checkpoint, {"--ltm": ltm, f"--device {device}": device != "cpu"})
+        options = {"--ltm": ltm, "--detail": detail, f"--device {device}": device != "cpu"}
+        use_file(cfg, checkpoint, options)
         with scope_of(cfg):
             return construct(cfg.model).eval()
     if ltm is not None:

@@ -88,7 +88,7 @@ def read_run(folder: str | Path) -> Run:
     """
     path = Path(folder).expanduser()
     if not path.is_dir():
-        raise UserError(f"work dir {folder} does not exist")
+        raise UserError(f"work dir {folder} {'is a file' if path.exists() else 'does not exist'}")
     starts = sorted(
         p for p in path.iterdir() if p.is_dir() and re.fullmatch(r"\d{8}_\d{6}", p.name)
     )

@@ -246,6 +246,7 @@ def test_broken_work_dirs_end_in_one_line(
     ("arguments", "expected"),
     [
         (dict(work_dirs=["no/such"]), "work dir no/such does not exist"),
+        (dict(work_dirs=[__file__]), f"work dir {__file__} is a file"),
         (dict(out="page.pdf"), "--out page.pdf: the file's name must end in .html"),
         (dict(num_images=-1), "--num-images must be 0 or more"),
         (dict(images=["no.jpg"]), "--images no.jpg: there is no such file"),

@@ -248,7 +248,7 @@ def _counted(run: Callable[[], object], bar: tqdm) -> Callable[[], None]:
 
 def _compile_backbone(model: Any, mode: str) -> Any:
     """The model with its backbone compiled; the rest runs as it is."""
-    options = dict(backend=mode) if mode == "aot_eager" else dict(mode=mode)
+    options: dict[str, Any] = dict(backend=mode) if mode == "aot_eager" else dict(mode=mode)
     if not hasattr(model, "backbone"):
         return torch.compile(model, **options)
     model.backbone.compile(**options)
