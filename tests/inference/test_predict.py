@@ -217,6 +217,24 @@ def test_every_fault_is_named(
     assert len(list((labels / "i_clip").glob("*.png"))) == 3
 
 
+def test_own_classes_have_colours(shapes: Path, weights: Weights, tmp_path: Path) -> None:
+    """Data of one's own has class names and no palette; every box gets a frame in a colour."""
+    config = str(ROOT / "configs" / "ltm_swin_fasterrcnn_fruits_nuts.py")
+    options = {k: v for k, v in SMALL.items() if "pipeline" not in k}
+    out = predict(
+        config,
+        weights(config),
+        [str(shapes / "val")],
+        str(tmp_path),
+        score_thr=0.0,
+        cfg_options=options,
+    )
+    for file in (out / "pictures").iterdir():
+        photo = Image.open(shapes / "val" / f"{file.stem}.png")
+        change = np.abs(np.asarray(Image.open(file), int) - np.asarray(photo, int))
+        assert (change.max(-1) > 64).sum() > 100
+
+
 def test_a_turned_photo_is_the_photo_turned(photos: Path, weights: Weights, tmp_path: Path) -> None:
     upright = photos / "upright.png"
     ImageOps.exif_transpose(Image.open(photos / "d_turned.jpg")).save(upright)
