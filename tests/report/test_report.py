@@ -133,10 +133,12 @@ def test_page_shows_what_was_learned(copy: Copy, tmp_path: Path) -> None:
             "fast, learned", "learned", "fast", 10**9, [], [0.05], {"objects": 0.95}
         ),
     ]
-    fidelity.Fidelity(rows, {}).save(folder / "learned")
+    fidelity.Fidelity(rows, {}, no_faster=["fast"]).save(folder / "learned")
     page = write_report([str(folder)], out, num_images=0).read_text()
     assert "<h2>Learned</h2>" in page
     assert "<td>95.00</td>" in page
+    assert "<p>Merging saves no time at this image size: fast.</p>" in page
+    assert page.count('id="learned"') == page.count('href="#learned"') == 1
     (folder / "learned.json").write_text('{"rows": 1}')
     page = write_report([str(folder)], out, num_images=0).read_text()
     assert "<h2>Learned</h2>" not in page
