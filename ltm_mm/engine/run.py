@@ -181,9 +181,9 @@ def _announce(runner: Runner) -> None:
     ):
         if isinstance(loader, DataLoader):
             classes = (getattr(loader.dataset, "metainfo", None) or {}).get("classes") or ()
-            lines[name] = (
-                f"{len(loader.dataset)} images, {len(classes)} classes: {preview(classes)}"
-            )
+            repeats = getattr(loader.dataset, "times", 1)  # of a RepeatDataset
+            count = f"{len(loader.dataset) // repeats} images" + f" x {repeats}" * (repeats > 1)
+            lines[name] = f"{count}, {len(classes)} classes: {preview(classes)}"
     lines["log, checkpoints"] = runner.work_dir
     print_log(
         "\n".join(["training starts:", *(f"  {k:<17}{v}" for k, v in lines.items())]), "current"
