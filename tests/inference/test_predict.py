@@ -20,6 +20,7 @@ from ltm_mm.inference import predict
 from ltm_mm.inference.run import data_facts
 from tests.conftest import ROOT, forget_runs
 from tests.engine.conftest import SHAPES_CONFIG, data_options, line_of
+from tests.export.boxes import write_boxes
 
 SEGMENTOR = str(ROOT / "configs" / "ltm_swin_upernet_shapes.py")
 SMALL: dict[str, object] = {
@@ -98,6 +99,28 @@ def test_detections_are_those_of_a_test(
     assert sorted(f.name for f in (out / "pictures").iterdir()) == sorted(
         f"{f.stem}.jpg" for f in (shapes / "val").iterdir()
     )
+
+
+@pytest.mark.parametrize(
+    ("suffix", "needed"), [(".onnx", "onnxscript"), (".xml", "openvino"), (".pt2", "torch")]
+)
+def test_a_file_predicts_what_it_is_tested_with(
+    suffix: str, needed: str, shapes: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip(needed)
+    file = str(write_boxes(tmp_path / f"boxes{suffix}"))
+    tested = {"test_evaluator.format_only": True, "test_evaluator.outfile_prefix": f"{tmp_path}/t"}
+    options = {k: v for k, v in data_options(shapes).items() if k.startswith("test")}
+    evaluate(SHAPES_CONFIG, file, str(tmp_path), cfg_options=options | tested)
+    forget_runs()
+    photos = [str(shapes / "val")]
+    out = predict(SHAPES_CONFIG, file, photos, str(tmp_path / "out"), batch_size=2, score_thr=0.0)
+    for kind in ("bbox", "segm"):
+        expected = detections(
+            tmp_path / f"t.{kind}.json", shapes / "annotations" / "instances_val.json"
+        )
+        assert [len(found) for found in expected.values()] == [2, 2, 2]
+        assert detections(out / f"predictions.{kind}.json", out / "images.json") == expected
 
 
 def test_label_maps_are_those_of_a_test(shapes: Path, weights: Weights, tmp_path: Path) -> None:
