@@ -152,7 +152,7 @@ def test_from_photos_to_predictions(kind: str, folder: Path, capsys: pytest.Capt
     config = copy_config(
         folder,
         name,
-        data_root="data/mine/",
+        data_root="data/mine",
         classes=tuple(classes),
         image_size=(160, 160),
         batch_size=8,
@@ -189,7 +189,7 @@ def test_from_label_maps_to_predictions(folder: Path) -> None:
     config = copy_config(
         folder,
         "ltm_swin_upernet_fruits_nuts.py",
-        data_root="data/fruits_nuts_labels/",
+        data_root="data/fruits_nuts_labels",
         classes=("background", *SHAPES),
         image_size=(160, 160),
         epochs=4,

@@ -5,7 +5,8 @@
 
 import numbers
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from mmengine.config import Config
@@ -129,7 +130,8 @@ def evaluate(
     hooks = write_outputs(cfg, out, show_dir, launcher)
     if tta:
         use_tta(cfg)
-    runner = build_runner(cfg, pretrained=False, testing=True)
+    with _kept_config(cfg, exported):
+        runner = build_runner(cfg, pretrained=False, testing=True)
     for hook in hooks:
         runner.register_hook(hook)
     if not exported:
@@ -142,6 +144,16 @@ def evaluate(
     results = {"metrics": metrics, "pictures": show_dir, "predictions": out}
     _report(runner, {"checkpoint": checkpoint, **results})
     return metrics
+
+
+@contextmanager
+def _kept_config(cfg: Config, keep: bool) -> Iterator[None]:
+    """Leave a run's config in its work dir: that of a file has no model to train or to draw."""
+    dumped = Path(cfg.work_dir, Path(cfg.filename).name)
+    before = dumped.read_text() if keep and dumped.is_file() else None
+    yield
+    if before is not None:
+        dumped.write_text(before)
 
 
 def build_runner(cfg: Config, pretrained: bool, testing: bool = False) -> Runner:

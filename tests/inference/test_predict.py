@@ -111,7 +111,10 @@ def test_a_file_predicts_what_it_is_tested_with(
     file = str(write_boxes(tmp_path / f"boxes{suffix}"))
     tested = {"test_evaluator.format_only": True, "test_evaluator.outfile_prefix": f"{tmp_path}/t"}
     options = {k: v for k, v in data_options(shapes).items() if k.startswith("test")}
+    of_training = tmp_path / Path(SHAPES_CONFIG).name
+    of_training.write_text("# what was trained in this work dir")
     evaluate(SHAPES_CONFIG, file, str(tmp_path), cfg_options=options | tested)
+    assert of_training.read_text() == "# what was trained in this work dir"
     forget_runs()
     photos = [str(shapes / "val")]
     out = predict(SHAPES_CONFIG, file, photos, str(tmp_path / "out"), batch_size=2, score_thr=0.0)

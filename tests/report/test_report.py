@@ -187,6 +187,9 @@ def test_figures_name_their_checkpoint(copy: Copy, tmp_path: Path) -> None:
         assert f'<th scope="row">{name}</th>' in page
     assert 'alt="Confusions between classes of best_of_all.pth"' in page
     assert 'alt="Precision over recall of best_of_all.pth"' in page
+    (folder / "best_of_all.pth").rename(folder / "best_of_others.pth")
+    details.write_text(details.read_text().replace("best_of_all.pth", "best_of_all.onnx"))
+    assert read_run(folder).checkpoint == folder / "best_of_others.pth"  # a file's are of the best
     details.write_text('{"checkpoint": "x.pth", "task": "detection", "classes": ["a"]}')
     assert "What was found per class cannot be read" in write_report(
         [str(folder)], str(tmp_path / "p.html"), num_images=0
