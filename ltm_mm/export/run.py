@@ -196,7 +196,7 @@ def _checked(
         return differences
     if not worst.equal:
         raise UserError(f"--check: {path} differs from the model by more than rounding at {worst}")
-    limits = f"{TOLERANCE:.0e}" + ("" if worst.detections is None else f", masks {MASK_IOU}")
+    limits = f"{TOLERANCE:.0e}" + ("" if worst.mask_iou is None else f", mask IoU {MASK_IOU}")
     alike = any(difference.of_model is not None for difference in differences)
     print(f"all within {limits}" + (", or as close as one of the two is to itself" * alike))
     return differences

@@ -97,7 +97,9 @@ def predict(
         batches = _batches(_with_progress(files, reader), batch_size)
         counts = _write(model, batches, cfg, folder, files, metainfo, score_thr, pictures)
     total = counts.predicted + len(counts.failed)
-    print(f"Done.\n  {counts.predicted} predictions in {folder}", flush=True)
+    print(
+        f"Done.\n  {counts.predicted} photos or frames predicted, results in {folder}", flush=True
+    )
     for lines, what in ((counts.failed, "have no prediction"), (counts.not_drawn, "are not drawn")):
         if lines:
             raise UserError(f"{len(lines)} of {total} pictures {what}, first {lines[0]}")
