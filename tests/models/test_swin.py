@@ -231,9 +231,11 @@ def test_dropout_and_stochastic_depth_act_in_training_only():
             assert_close(model.eval()(x)[-1], model(x)[-1], rtol=0, atol=0)
 
 
-def test_fresh_weights_leave_details_at_zero():
+def test_fresh_weights_leave_details_as_they_are():
     model = LTMSwin(**TINY, keep=9, detail=True)
+    before = {k: v.clone() for k, v in model.state_dict().items() if ".detail." in k}
     model.init_weights()
+    assert_close({k: model.state_dict()[k] for k in before}, before, rtol=0, atol=0)
     detail = model.stages[2].blocks[1].merge.detail
     assert not detail.up.weight.any()
     assert detail.down.weight.std() > 0.05
