@@ -37,8 +37,8 @@ MODELS = {**tiny.DETECTORS, **{f"mmseg-{name}": make for name, make in tiny.SEGM
 CASES = [(n, k, f) for n in MODELS for k in (None, "balanced") for f in ("onnx", "xml", "pt2")]
 # Quick enough to be run every time. Their images are padded: a plain area, whose tokens are alike.
 MODELS["few-levels"] = lambda keep: tiny.dense("_base_/models/retinanet_r50_fpn.py", keep, few=True)
-MODELS["mmseg-few-stages"] = lambda keep: tiny.encoder_decoder("fcn_r50-d8", keep, stages=2)
-QUICK = [("few-levels", (25, None), "onnx"), ("mmseg-few-stages", (25, None), "onnx")]
+MODELS["mmseg-one-stage"] = lambda keep: tiny.encoder_decoder("fcn_r50-d8", keep, stages=1)
+QUICK = [("few-levels", (25, None), "onnx"), ("mmseg-one-stage", (25,), "onnx")]
 
 
 @lru_cache(maxsize=1)
