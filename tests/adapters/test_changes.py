@@ -9,7 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import ltm_mm
-from ltm_mm.adapters.families import Swin, adapter_of
+from ltm_mm.adapters.families import SwinAdapter, adapter_of
 from ltm_mm.checkpoints import load_backbone
 from ltm_mm.kernels import use_kernels
 from ltm_mm.layers.cpu_attention_mlp import FastTimmMlp
@@ -332,7 +332,7 @@ def test_merged_as_ltm_swin_with_the_same_weights(name):
     def catch(block, args, out):
         maps.append(adapter_of(block).as_map(block, args, out))
 
-    for stage in Swin.backbones(model)[0]:
+    for stage in SwinAdapter.backbones(model)[0]:
         stage[-1].register_forward_hook(catch)
     outputs(model, (448, 448))
     mine.eval()

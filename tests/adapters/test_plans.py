@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import ltm_mm
-from ltm_mm.adapters import families
+from ltm_mm.adapters.apply import ADAPTERS
 from ltm_mm.merging import MASKS, merging_blocks, record_merges
 from tests.models.contract import settled
 
@@ -84,7 +84,7 @@ def test_apply_does_all_or_nothing(name, monkeypatch):
         return [*names, list(model.state_dict())]
 
     before, calls = inventory(), []
-    for family in families.FAMILIES:
+    for family in ADAPTERS:
         wrap_stage = family.wrap_stage
 
         def failing(*args: object, wrap_stage: Callable = wrap_stage) -> None:

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from ltm_mm.analysis.benchmark.flops import count_macs
+from ltm_mm.families import FAMILIES
 from ltm_mm.models import LTMEfficientViT, LTMMobileViT, LTMSwin, LTMViT
-from ltm_mm.presets import PAPER
 from tools import flops
 from tools.flops import POINTS, Point, measure, to_markdown
 
@@ -62,7 +62,7 @@ def test_backbone_and_classifier_have_one_plan(point: Point) -> None:
 
     assert kept(backbone)
     assert kept(backbone) == kept(model)
-    assert len(PAPER) == len({p.model for p in POINTS})
+    assert sum(len(f.paper) for f in FAMILIES.values()) == len({p.model for p in POINTS})
 
 
 def test_table_and_speedup(monkeypatch: pytest.MonkeyPatch) -> None:

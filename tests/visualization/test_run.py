@@ -229,7 +229,7 @@ def test_plain_twin_of_a_model_that_apply_was_used_on() -> None:
 
 
 def test_images_of_a_folder_in_order(tmp_path: Path) -> None:
-    for name in ("b.PNG", "a.jpeg", "c.txt"):
+    for name in ("b.PNG", "a.jpeg", "c.txt", "._a.jpeg"):  # the last one as macOS leaves it
         (tmp_path / name).touch()
     assert [file.name for file in find_images(str(tmp_path))] == ["a.jpeg", "b.PNG"]
 
