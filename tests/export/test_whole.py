@@ -80,11 +80,11 @@ def test_files_are_the_model(name, keep, format, tmp_path_factory):
         assert difference.detections is None or difference.detections > 5
 
 
-@pytest.fixture
-def fixed(tmp_path):
+@pytest.fixture(scope="module")
+def fixed(tmp_path_factory):
     """An ONNX file for images of 160 x 160 of the built-in shapes."""
     pytest.importorskip("onnxscript")
-    return write_boxes(tmp_path / "fixed.onnx")
+    return write_boxes(tmp_path_factory.mktemp("boxes") / "fixed.onnx")
 
 
 def test_a_file_says_how_to_run_it(fixed):
