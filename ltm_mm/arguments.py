@@ -7,9 +7,11 @@ import argparse
 import os
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from . import __version__
-from .families import NAMED
+from .errors import clean_errors
+from .families import NAMED, load
 
 KEEP = (
     "none, light, balanced, fast, fastest (Swin only, to be learned), paper, tokens per window "
@@ -124,3 +126,20 @@ class Parser(argparse.ArgumentParser):
     def add(self, *names: str, **options: object) -> None:
         """Add an argument, with the options of ``SHARED`` where not given here."""
         self.add_argument(*names, **{**SHARED.get(names[0], {}), **options})  # type: ignore[arg-type]
+
+
+def run_tool(args: argparse.Namespace, function: str, *then: str) -> Any:
+    """Run a tool; a mistake in the input ends it with one line.
+
+    Args:
+        args: its arguments, which the function takes by name.
+        function: ``"package.module:name"``, imported here.
+        then: functions that are called after it, without arguments.
+    """
+    options = vars(args)
+    options.pop("local_rank", None)
+    with clean_errors(debug=options.pop("debug")):
+        result = load(function)(**options)
+        for name in then:
+            load(name)()
+    return result

@@ -237,8 +237,8 @@ def _save_best(error: BaseException) -> str | None:
     """A metric that the checkpoint hook is to watch and that is not measured."""
     for frame in frames(error):
         metrics = frame.f_locals.get("metrics")
-        saving = frame.f_code.co_name == "_save_best_checkpoint" and isinstance(metrics, dict)
-        if saving and message(error) not in metrics:
+        saving = frame.f_code.co_name == "_save_best_checkpoint"
+        if saving and isinstance(metrics, dict) and message(error) not in metrics:
             return (
                 f"default_hooks.checkpoint.save_best {message(error)!r} is not among the "
                 f"metrics: {', '.join(metrics)}; --resume goes on from the last checkpoint"
@@ -292,7 +292,7 @@ def _keywords(cls: type) -> list[str]:
     for base in inspect.getmro(cls):
         if "__init__" not in vars(base) or base is object:
             continue
-        parameters = inspect.signature(base.__init__).parameters.values()
+        parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
         names += [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break

@@ -13,12 +13,17 @@ from torch import Tensor, nn
 
 from ..checkpoints.learned import Learned
 from ..checkpoints.mm import unwrapped_name
+from ..families import FAMILIES, load, titles
 from ..layers.swap_class import SwappedClass, restore_class
 from ..merging import merges
 from ..merging.masks import check_mask
 from ..models.backbones.base import LTMBackbone
 from ..presets import Keep, Plan
-from .families import FAMILIES, SUPPORTED, Family, swin_stages
+from .families import FamilyAdapter, swin_stages
+
+ADAPTERS: tuple[type[FamilyAdapter], ...] = tuple(
+    load(family.adapter) for family in FAMILIES.values() if family.adapter
+)
 
 BEFORE = "_ltm_weights_before"  # a module's own parameters, where learned ones are in their place
 
@@ -147,7 +152,7 @@ def convert_stages(
 class BackbonePlan(NamedTuple):
     """A backbone in a model, and the tokens that each of its blocks keeps."""
 
-    family: type[Family]
+    family: type[FamilyAdapter]
     stages: list[Any]
     plan: Plan
 
@@ -166,15 +171,18 @@ def resolve_model_plan(
             "the model merges tokens already: call ltm_mm.remove(model) first, or change its "
             "backbone's `keep`"
         )
-    backbones = [(family, stages) for family in FAMILIES for stages in family.backbones(model)]
+    backbones = [(family, stages) for family in ADAPTERS for stages in family.backbones(model)]
     if not backbones:
-        raise ValueError(f"{type(model).__name__} has no stages to merge in: use {SUPPORTED}")
+        supported = " or ".join(family.supported for family in ADAPTERS)
+        raise ValueError(f"{type(model).__name__} has no stages to merge in: use {supported}")
     check_mask(mask)
-    for family, _ in backbones:
-        if mask != "match" and not family.masks:
-            raise ValueError(f"mask={mask!r} is for a Swin; this is a {family.name}")
-        if window_size is not None and not family.takes_window:
-            raise ValueError(f"window_size is for an EfficientViT; this is a {family.name}")
+    for name in (family.name for family, _ in backbones):
+        if mask != "match" and not FAMILIES[name].takes_mask:
+            others = titles(f for f in FAMILIES.values() if f.takes_mask)
+            raise ValueError(f"mask={mask!r} is for {others}; this is a {name}")
+        if window_size is not None and not FAMILIES[name].takes_window:
+            others = titles(f for f in FAMILIES.values() if f.takes_window)
+            raise ValueError(f"window_size is for {others}; this is a {name}")
     return [BackbonePlan(f, stages, f.plan(keep, stages, window_size)) for f, stages in backbones]
 
 

@@ -1,13 +1,14 @@
 """The feature maps of a model's backbone, whoever built it."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..models.backbones.base import LTMBackbone
-from .families import Swin, adapter_of
+from .families import SwinAdapter, adapter_of
 
 
 @torch.no_grad()
@@ -33,7 +34,7 @@ def run_with_maps(
     Raises:
         ValueError: if no maps are found.
     """
-    caught: list[object] = []
+    caught: list[Any] = []
     handles = []
     if maps is None and hasattr(model, "backbone"):
         hook = model.backbone.register_forward_hook(lambda m, a, out: caught.append(out))
@@ -91,11 +92,11 @@ def _catch_stages(model: nn.Module, caught: list[object]) -> list[RemovableHandl
         out = out[0] if isinstance(out, tuple) else out
         caught.append(adapter_of(block).as_map(block, (*args, *kwargs.values()), out))
 
-    last = [stage[-1] for stages in Swin.backbones(model) for stage in stages]
+    last = [stage[-1] for stages in SwinAdapter.backbones(model) for stage in stages]
     return [block.register_forward_hook(catch, with_kwargs=True) for block in last]
 
 
-def plain_output(out: object) -> object:
+def plain_output(out: Any) -> Any:
     """Logits or maps of an output of transformers (None: it has none); another output as it is."""
     if hasattr(out, "masks_queries_logits"):  # MaskFormer's kinds: classes of masks
         classes = out.class_queries_logits.softmax(-1)[..., :-1]
@@ -156,14 +157,14 @@ def feature_maps(model: nn.Module, images: Tensor) -> list[Tensor]:
         return list(inner(images))
     if hasattr(inner, "forward_intermediates"):
         return backbone_maps(model, images)
-    caught: list[object] = []
+    caught: list[Any] = []
     handles = _catch_stages(model, caught)
     try:
         out = plain_output(inner(images))
     finally:
         for handle in handles:
             handle.remove()
-    maps = list(out) if _are_maps(out) else caught  # type: ignore[call-overload]
+    maps = list(out) if _are_maps(out) else caught
     if not maps:
         raise ValueError(f"{type(model).__name__} returns no maps and has no Swin stages to learn")
     return maps

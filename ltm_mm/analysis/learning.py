@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -93,7 +93,7 @@ def run_learning(
     threads: int | None = None,
     device: str = "cpu",
     trust_checkpoint: bool = False,
-    cfg_options: Mapping[str, object] | None = None,
+    cfg_options: Mapping[str, Any] | None = None,
 ) -> Fidelity:
     """Learn what merging loses, print what it is worth on photos held out, write the file.
 
@@ -141,7 +141,7 @@ def run_learning(
                 f"{checkpoint} holds weights that learned with merging on, and the network without "
                 "merging is to teach: give the checkpoint that they were learned from"
             )
-    options = dict(trust=trust_checkpoint, device=device)
+    options: dict[str, Any] = dict(trust=trust_checkpoint, device=device)
     with scope_of(cfg), use_threads(threads):
         build = model_builder(cfg, checkpoint, **options)
         train = train or default_train(plans, has_swin(build(None)))
@@ -194,7 +194,7 @@ def _learn(
     settings: Settings,
     progress: Progress | None,
     resume_file: Path,
-    setup: Mapping[str, object],
+    setup: Mapping[str, Any],
 ) -> Progress:
     bar = tqdm(total=settings.steps, initial=progress.step if progress else 0, unit="step")
 
@@ -212,7 +212,7 @@ def _learn(
     return progress
 
 
-def _resumed(resume_file: Path, setup: Mapping[str, object]) -> Progress | None:
+def _resumed(resume_file: Path, setup: Mapping[str, Any]) -> Progress | None:
     """The progress of an interrupted run of the same settings."""
     if not resume_file.is_file():
         print_log(f"{resume_file} does not exist: learning starts anew", "current", logging.WARNING)
@@ -260,7 +260,7 @@ def _measure_learned(
             return by_plan[next(n for n, keep in plans.items() if keep == plan.keep)]
         return original(plan)  # type: ignore[arg-type]
 
-    compared: dict[str, object] = {}
+    compared: dict[str, Any] = {}
     for name, keep in plans.items():
         compared |= {name: keep, f"{name}, learned": LearnedPlan(keep, learned)}
     tested = model_under_test(cfg, build)

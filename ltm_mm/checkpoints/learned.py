@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from .read import read_file
 DETAIL_KEY = re.compile(r"stages\.(\d+)\.blocks\.(\d+)\.merge\.detail\.(.+)")
 
 # A Swin's blocks, stage by stage: each block, and the norms of its attention and MLP.
-Stages = Sequence[Sequence[tuple[nn.Module, Sequence[nn.Module]]]]
+Stages = Sequence[Sequence[tuple[nn.Module, Sequence[Any]]]]
 
 
 @dataclass

@@ -5,7 +5,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -54,9 +54,7 @@ def load_backbone(
         return _load(backbone, state, given, weights)
 
 
-def load_into(
-    model: nn.Module, weights: Weights, trust: bool = False, strict: bool = False
-) -> Report:
+def load_into(model: Any, weights: Weights, trust: bool = False, strict: bool = False) -> Report:
     """Load a trained detector or segmentor, or backbone weights, into a whole model.
 
     The backbone must fit. Other parts of another shape or name (a head for another
@@ -195,6 +193,7 @@ def _load(
             "current",
             logging.WARNING,
         )
+    module: Any
     for module in model.modules():
         if isinstance(learned := getattr(module, "learned", None), Learned):
             learned.check_weights(module.swin_stages())

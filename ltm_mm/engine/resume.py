@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from zipfile import is_zipfile
 
 import torch
@@ -12,7 +13,6 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch import nn
 
 from ..checkpoints import read_state_dict
 from ..checks.notes import log_warning
@@ -99,7 +99,7 @@ def check_resumable(path: str, trust: bool) -> None:
         )
 
 
-def read_checkpoint(path: str, trust: bool) -> object:
+def read_checkpoint(path: str, trust: bool) -> Any:
     """All of a checkpoint; unpickled freely only once it is known to be harmless.
 
     Raises:
@@ -113,7 +113,7 @@ def read_checkpoint(path: str, trust: bool) -> object:
     return torch.load(path, map_location="cpu", weights_only=False, mmap=is_zipfile(path))
 
 
-def check_same_model(model: nn.Module, path: str, trust: bool, cfg: Config) -> None:
+def check_same_model(model: Any, path: str, trust: bool, cfg: Config) -> None:
     """Raise a UserError if a checkpoint to resume from is of another model.
 
     mmengine would load what fits and go on with the rest untrained. Another plan fits, too: that

@@ -5,8 +5,10 @@
 
 import numbers
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -129,7 +131,8 @@ def evaluate(
     hooks = write_outputs(cfg, out, show_dir, launcher)
     if tta:
         use_tta(cfg)
-    runner = build_runner(cfg, pretrained=False, testing=True)
+    with _kept_config(cfg, exported):
+        runner = build_runner(cfg, pretrained=False, testing=True)
     for hook in hooks:
         runner.register_hook(hook)
     if not exported:
@@ -142,6 +145,16 @@ def evaluate(
     results = {"metrics": metrics, "pictures": show_dir, "predictions": out}
     _report(runner, {"checkpoint": checkpoint, **results})
     return metrics
+
+
+@contextmanager
+def _kept_config(cfg: Config, keep: bool) -> Iterator[None]:
+    """Leave a run's config in its work dir: that of a file has no model to train or to draw."""
+    dumped = Path(cfg.work_dir, Path(cfg.filename).name)
+    before = dumped.read_text() if keep and dumped.is_file() else None
+    yield
+    if before is not None:
+        dumped.write_text(before)
 
 
 def build_runner(cfg: Config, pretrained: bool, testing: bool = False) -> Runner:
@@ -180,10 +193,11 @@ def _announce(runner: Runner) -> None:
         ("validation", runner._val_dataloader),
     ):
         if isinstance(loader, DataLoader):
-            classes = (getattr(loader.dataset, "metainfo", None) or {}).get("classes") or ()
-            lines[name] = (
-                f"{len(loader.dataset)} images, {len(classes)} classes: {preview(classes)}"
-            )
+            dataset: Any = loader.dataset
+            classes = (getattr(dataset, "metainfo", None) or {}).get("classes") or ()
+            repeats = getattr(dataset, "times", 1)  # of a RepeatDataset
+            count = f"{len(dataset) // repeats} images" + f" x {repeats}" * (repeats > 1)
+            lines[name] = f"{count}, {len(classes)} classes: {preview(classes)}"
     lines["log, checkpoints"] = runner.work_dir
     print_log(
         "\n".join(["training starts:", *(f"  {k:<17}{v}" for k, v in lines.items())]), "current"
@@ -197,7 +211,7 @@ def _last_metrics(runner: Runner) -> dict[str, float]:
     return {k: v for k, v in named.items() if not k.endswith("time")}
 
 
-def _report(runner: Runner, results: Mapping[str, object]) -> None:
+def _report(runner: Runner, results: Mapping[str, Any]) -> None:
     """Say where everything is."""
     if runner.rank:
         return

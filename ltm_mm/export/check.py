@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ class Difference:
         of_model, of_file: the same of the model and itself, and of the file and itself, for images
             that differ by ``NOISE``; None where the two results agree without.
         mask_iou: of the masks of all pairs together, where one pixel of each may sit on the
-            threshold (it would be more than a thousandth of a small mask); 1 without masks.
+            threshold (it would be more than a thousandth of a small mask); None without masks.
     """
 
     batch: int
@@ -38,7 +39,7 @@ class Difference:
     largest: float
     detections: int | None = None
     lost: int = 0
-    mask_iou: float = 1.0
+    mask_iou: float | None = None
     of_model: "Difference | None" = None
     of_file: "Difference | None" = None
 
@@ -55,9 +56,13 @@ class Difference:
         text = f"{self.largest:.1e}"
         if self.detections is None:
             return text
-        return (
-            f"{text}, {self.detections} detections, {self.lost} lost, mask IoU {self.mask_iou:.4f}"
-        )
+        text = f"{text}, {self.detections} detections, {self.lost} lost"
+        return text if self.mask_iou is None else f"{text}, mask IoU {self.mask_iou:.4f}"
+
+    @property
+    def mask_error(self) -> float:
+        """Share of the masks' pixels that differ; 0 without masks."""
+        return 0.0 if self.mask_iou is None else 1 - self.mask_iou
 
     @property
     def equal(self) -> bool:
@@ -74,7 +79,7 @@ class Difference:
         return (
             self.largest <= max(TOLERANCE, 2 * other.largest)
             and self.lost <= max((self.detections or 0) / 100, 2 * other.lost)
-            and 1 - self.mask_iou < max(1 - MASK_IOU, 2 * (1 - other.mask_iou))
+            and self.mask_error < max(1 - MASK_IOU, 2 * other.mask_error)
         )
 
 
@@ -84,7 +89,7 @@ def compare(
     sizes: Iterable[tuple[int, int]],
     batches: Sequence[int] = (1, 3),
     channels: int = 3,
-    metadata: dict[str, object] | None = None,
+    metadata: dict[str, Any] | None = None,
 ) -> Iterator[Difference]:
     """Run both on the same random images, one size and batch after the other.
 
@@ -129,7 +134,7 @@ def _worst(differences: Sequence[Difference]) -> Difference:
         differences[0],
         largest=max(x.largest for x in differences),
         lost=max(x.lost for x in differences),
-        mask_iou=min(x.mask_iou for x in differences),
+        mask_iou=max(differences, key=lambda x: x.mask_error).mask_iou,
     )
 
 
@@ -139,7 +144,7 @@ Results = list[ImageDetections] | tuple[Tensor, ...]
 def _results(
     model: nn.Module,
     images: Tensor,
-    metadata: dict[str, object] | None,
+    metadata: dict[str, Any] | None,
     run: Callable[[Tensor], Sequence[Tensor] | Tensor] | None,
 ) -> Results:
     """What is found on images: by the model, or by what was exported from it."""
@@ -152,16 +157,17 @@ def _results(
 
 
 def _distance(expected: Results, actual: Results, images: Tensor) -> Difference:
-    if isinstance(expected, list):
+    if isinstance(expected, list) and isinstance(actual, list):
         return _detections(expected, actual, _size(images))
-    for a, b in zip(expected, actual, strict=True):
+    pairs: list[Any] = list(zip(expected, actual, strict=True))
+    for a, b in pairs:
         if a.shape != b.shape:
             raise ValueError(
                 f"images of {tuple(images.shape)} give {tuple(b.shape)} where the model gives "
                 f"{tuple(a.shape)}"
             )
     # Not Python's max, which passes over NaN.
-    largest = torch.stack([_difference(a, b) for a, b in zip(expected, actual, strict=True)]).max()
+    largest = torch.stack([_difference(a, b) for a, b in pairs]).max()
     return Difference(len(images), _size(images), largest.item())
 
 
@@ -189,7 +195,7 @@ def _detections(
     expected: Sequence[ImageDetections], actual: Sequence[ImageDetections], size: tuple[int, int]
 ) -> Difference:
     """Differences of the pairs, each the nearest of the same class; both have the same images."""
-    largest, lost, other_pixels, pixels = 0.0, 0, 0, 0
+    largest, lost, other_pixels, pixels, masks = 0.0, 0, 0, 0, False
     for mine, theirs in zip(expected, actual, strict=True):
         pairs = _pairs(mine, theirs)
         lost += len(mine.boxes) + len(theirs.boxes) - 2 * len(pairs)
@@ -198,11 +204,12 @@ def _detections(
             score = (mine.scores[a] - theirs.scores[b]).abs().item()
             largest = max(largest, box, score)
             if mine.masks is not None and theirs.masks is not None:
+                masks = True
                 differing = int((mine.masks[a] ^ theirs.masks[b]).sum())
                 other_pixels += max(differing - 1, 0)
                 pixels += int((mine.masks[a] | theirs.masks[b]).sum())
     number = sum(len(x.boxes) for x in expected)
-    iou = 1 - other_pixels / max(pixels, 1)
+    iou = 1 - other_pixels / max(pixels, 1) if masks else None
     return Difference(len(expected), size, largest, number, lost, iou)
 
 

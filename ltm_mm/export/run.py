@@ -4,7 +4,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -14,11 +14,11 @@ from ..engine.build import AS_CONFIGURED, channels_of, model_builder, named_conf
 from ..engine.convert import parse_keep, set_detail
 from ..errors import UserError
 from .check import MASK_IOU, TOLERANCE, Difference, compare, other_sizes
-from .files import RUNTIMES, SUFFIXES, import_onnxruntime, import_openvino, open_file
+from .files import RUNTIMES, SUFFIXES, import_onnxruntime, import_package, open_file
 from .heads import WholeModel, whole_model
 from .metadata import describe
 from .onnx import require_onnx, save_onnx
-from .openvino import import_nncf, save_openvino
+from .openvino import save_openvino
 from .program import SMALLEST, export_program, save_program
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def export(
     checkpoint: str | None = None,
     format: str = "onnx",
     whole_model: bool = False,
-    size: tuple[int, int] = (512, 512),
+    size: Sequence[int] = (512, 512),
     ltm: str | None = None,
     out: str | None = None,
     check: bool = False,
@@ -61,6 +61,7 @@ def export(
     Raises:
         UserError: for a mistake in the input, or if the file differs from the model.
     """
+    size = (size[0], size[1])  # of a command line a list
     _check_size(size, SMALLEST)
     if int8 is not None and format != "openvino":
         raise UserError("--int8 quantises with NNCF for OpenVINO: it needs --format openvino")
@@ -117,14 +118,14 @@ def _require(format: str, check: bool, quantised: bool) -> None:
     if format != "torch":
         require_onnx()
     if format == "openvino":
-        import_openvino("--format openvino")
+        import_package("openvino", "--format openvino")
     if format == "onnx" and check:
         import_onnxruntime("--check")
     if quantised:
-        import_nncf()
+        import_package("nncf", "--int8")
 
 
-def _prepared(built: nn.Module, whole: bool) -> tuple[nn.Module, list[str]]:
+def _prepared(built: Any, whole: bool) -> tuple[nn.Module, list[str]]:
     """The network of one tensor, and its outputs' names."""
     built.eval()
     if not whole:
@@ -195,7 +196,7 @@ def _checked(
         return differences
     if not worst.equal:
         raise UserError(f"--check: {path} differs from the model by more than rounding at {worst}")
-    limits = f"{TOLERANCE:.0e}" + ("" if worst.detections is None else f", masks {MASK_IOU}")
+    limits = f"{TOLERANCE:.0e}" + ("" if worst.mask_iou is None else f", mask IoU {MASK_IOU}")
     alike = any(difference.of_model is not None for difference in differences)
     print(f"all within {limits}" + (", or as close as one of the two is to itself" * alike))
     return differences

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
@@ -97,7 +97,9 @@ def predict(
         batches = _batches(_with_progress(files, reader), batch_size)
         counts = _write(model, batches, cfg, folder, files, metainfo, score_thr, pictures)
     total = counts.predicted + len(counts.failed)
-    print(f"Done.\n  {counts.predicted} predictions in {folder}", flush=True)
+    print(
+        f"Done.\n  {counts.predicted} photos or frames predicted, results in {folder}", flush=True
+    )
     for lines, what in ((counts.failed, "have no prediction"), (counts.not_drawn, "are not drawn")):
         if lines:
             raise UserError(f"{len(lines)} of {total} pictures {what}, first {lines[0]}")
@@ -183,7 +185,7 @@ def _write(
     cfg: Config,
     folder: Path,
     files: Sequence[Path],
-    metainfo: Mapping[str, object],
+    metainfo: Mapping[str, Any],
     score_thr: float,
     draw: bool,
 ) -> Counts:
@@ -226,9 +228,7 @@ def _visualizer(cfg: Config) -> dict[str, str]:
     return dict(type=f"{scope}LocalVisualizer", name="visualizer")
 
 
-def _predict(
-    model: nn.Module, batch: list[Picture]
-) -> Iterator[tuple[Picture, BaseDataElement | None]]:
+def _predict(model: Any, batch: list[Picture]) -> Iterator[tuple[Picture, BaseDataElement | None]]:
     """A sample for every picture of a batch; None for one with a fault.
 
     Raises:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +103,8 @@ def has_swin(model: nn.Module) -> bool:
 
 def _named(keep: Keep | Sequence[str]) -> dict[str, Keep]:
     several = isinstance(keep, tuple | list) and all(isinstance(plan, str) for plan in keep)
-    return {str(plan): plan for plan in (keep if several else [keep])}  # type: ignore[union-attr]
+    plans: Any = keep if several else [keep]
+    return {str(plan): plan for plan in plans}
 
 
 def hold_out(photos: Sequence) -> tuple[list, list]:
@@ -215,7 +217,10 @@ class Lesson:
             student.requires_grad_(False)
         for parameter in (*details, *weights):
             parameter.requires_grad_(True)
-        groups = [dict(params=details, lr=settings.detail_lr), dict(params=weights, lr=rate)]
+        groups: list[dict] = [
+            dict(params=details, lr=settings.detail_lr),
+            dict(params=weights, lr=rate),
+        ]
         return [group for group in groups if group["params"]]
 
     @torch.no_grad()
@@ -264,9 +269,8 @@ class Lesson:
                 for name, p in self.plain.named_parameters()
                 if not torch.equal(p, before[name])
             }
-        widths, depths, digest = (), (), ""
-        if details:
-            stages = swin_stages(self.plain)
-            (widths, depths), digest = sizes_of(stages), weights_digest(stages)
+        stages = swin_stages(self.plain) if details else ()
+        widths, depths = sizes_of(stages)
+        digest = weights_digest(stages) if details else ""
         history = dict(losses=progress.losses, held_out=progress.held_out)
         return Learned(details, widths, depths, digest, tuple(self.plans), weights, history)

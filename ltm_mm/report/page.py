@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from .. import __version__
@@ -39,6 +40,7 @@ class Section:
     speed: list[list[list[str]]] = field(default_factory=list)
     measured_on: str = ""
     learned: list[list[str]] = field(default_factory=list)
+    learned_note: str = ""
     learned_picture: str | None = None
 
 
@@ -87,15 +89,7 @@ def write_report(
 
 
 def render(runs: Sequence[Run], sections: Sequence[Section]) -> str:
-    """The page's HTML.
-
-    Raises:
-        ImportError: if jinja2 is missing.
-    """
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ImportError as error:
-        raise ImportError("reports need jinja2: pip install jinja2") from error
+    """The page's HTML."""
     loaded = Environment(
         loader=PackageLoader("ltm_mm.report"),
         autoescape=True,
@@ -143,7 +137,8 @@ def _add_learned(section: Section) -> None:
     if not table.is_file():
         return
     try:
-        section.learned = Fidelity.read(table).cells()
+        found = Fidelity.read(table)
+        section.learned, section.learned_note = found.cells(), found.note()
     except ValueError as error:
         section.run.notes.append(f"{error}.")
         return

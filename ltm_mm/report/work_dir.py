@@ -23,6 +23,7 @@ from ..engine import load_config
 from ..engine.by_class import FILE
 from ..engine.commands import Command, read_commands
 from ..errors import UserError
+from ..export.files import is_exported
 
 Entry = Mapping[str, float]
 NOT_METRICS = ("time", "data_time", "step", "epoch", "iter")
@@ -171,9 +172,9 @@ def _resumed(start: Path) -> bool:
     return file.is_file() and bool(re.search(r"^resume *= *True", file.read_text(), flags=re.M))
 
 
-def _before(old: list[Entry], new: list[Entry]) -> list[Entry]:
+def _before(old: Sequence[Entry], new: Sequence[Entry]) -> list[Entry]:
     """The entries that come before the new ones: steps that were run again count once."""
-    return [e for e in old if e["step"] < new[0]["step"]] if new else old
+    return [e for e in old if not new or e["step"] < new[0]["step"]]
 
 
 def _start_config(start: Path) -> Config | None:
@@ -190,7 +191,7 @@ def _checkpoint(run: Run) -> Path | None:
     if run.tested.endswith(".pth") and tested.is_file():
         return tested
     best = sorted(run.folder.glob("best_*.pth"), key=lambda file: file.stat().st_mtime)
-    if best and not run.test:
+    if best and (not run.test or is_exported(run.tested)):
         return best[-1]
     note = run.folder / "last_checkpoint"
     if not note.is_file():

@@ -88,9 +88,9 @@ def draw_instances(
     drawn = image.copy()
     for k in reversed(range(len(instances))):  # the best ones on top
         if instances.masks is not None:
-            mask, colour = instances.masks[k], rgb(_colour(instances.labels[k]))
-            drawn[mask] = (drawn[mask] * 0.5 + colour * 0.5).astype(np.uint8)
-            drawn[mask & (outlines(mask))] = colour
+            mask, tint = instances.masks[k], rgb(_colour(instances.labels[k]))
+            drawn[mask] = (drawn[mask] * 0.5 + tint * 0.5).astype(np.uint8)
+            drawn[mask & (outlines(mask))] = tint
     show(axis, drawn)
     for k in reversed(range(len(instances))):
         colour = _colour(instances.labels[k])
@@ -106,10 +106,10 @@ def draw_label_map(
     classes: Sequence[str] | None,
 ) -> None:
     """A label map over an image, with the names of its larger classes written in."""
-    drawn = image.astype(np.float32) * 0.4
+    mixed = image.astype(np.float32) * 0.4
     for label, colour in colours.items():
-        drawn[labels == label] += rgb(colour) * np.float32(0.6)
-    drawn = drawn.astype(np.uint8)
+        mixed[labels == label] += rgb(colour) * np.float32(0.6)
+    drawn = mixed.astype(np.uint8)
     drawn[outlines(labels)] = 255
     show(axis, drawn)
     for label in colours:

@@ -53,7 +53,9 @@ def photos(folder: Path, count: int, size: tuple[int, int] = (96, 64)) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("train", ["detail", "weights", "all"])
+@pytest.mark.parametrize(
+    "train", ["all", *(pytest.param(t, marks=pytest.mark.slow) for t in ("detail", "weights"))]
+)
 def test_what_is_written_serves_its_plan(trained, tmp_path, capsys, train):
     config, checkpoint = trained
     out = tmp_path / "learned.pth"

@@ -22,6 +22,7 @@ from ltm_mm.inference.inputs import PictureReader, find_sources
 from ltm_mm.inference.run import data_facts
 from tests.conftest import ROOT, forget_runs
 from tests.engine.conftest import SHAPES_CONFIG, data_options, line_of
+from tests.export.boxes import write_boxes
 
 SEGMENTOR = str(ROOT / "configs" / "ltm_swin_upernet_shapes.py")
 SMALL: dict[str, object] = {
@@ -72,7 +73,9 @@ def detections(results: Path, images: Path) -> dict[str, list[tuple]]:
     return {key: sorted(entries, key=str) for key, entries in by_image.items()}
 
 
-@pytest.mark.parametrize(("kind", "batch"), [("bbox", 1), ("segm", 3)])
+@pytest.mark.parametrize(
+    ("kind", "batch"), [pytest.param("bbox", 1, marks=pytest.mark.slow), ("segm", 3)]
+)
 def test_detections_are_those_of_a_test(
     kind: str, batch: int, shapes: Path, weights: Weights, tmp_path: Path
 ) -> None:
@@ -100,6 +103,31 @@ def test_detections_are_those_of_a_test(
     assert sorted(f.name for f in (out / "pictures").iterdir()) == sorted(
         f"{f.stem}.jpg" for f in (shapes / "val").iterdir()
     )
+
+
+@pytest.mark.parametrize(
+    ("suffix", "needed"), [(".onnx", "onnxscript"), (".xml", "openvino"), (".pt2", "torch")]
+)
+def test_a_file_predicts_what_it_is_tested_with(
+    suffix: str, needed: str, shapes: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip(needed)
+    file = str(write_boxes(tmp_path / f"boxes{suffix}"))
+    tested = {"test_evaluator.format_only": True, "test_evaluator.outfile_prefix": f"{tmp_path}/t"}
+    options = {k: v for k, v in data_options(shapes).items() if k.startswith("test")}
+    of_training = tmp_path / Path(SHAPES_CONFIG).name
+    of_training.write_text("# what was trained in this work dir")
+    evaluate(SHAPES_CONFIG, file, str(tmp_path), cfg_options=options | tested)
+    assert of_training.read_text() == "# what was trained in this work dir"
+    forget_runs()
+    photos = [str(shapes / "val")]
+    out = predict(SHAPES_CONFIG, file, photos, str(tmp_path / "out"), batch_size=2, score_thr=0.0)
+    for kind in ("bbox", "segm"):
+        expected = detections(
+            tmp_path / f"t.{kind}.json", shapes / "annotations" / "instances_val.json"
+        )
+        assert [len(found) for found in expected.values()] == [2, 2, 2]
+        assert detections(out / f"predictions.{kind}.json", out / "images.json") == expected
 
 
 def test_label_maps_are_those_of_a_test(shapes: Path, weights: Weights, tmp_path: Path) -> None:
@@ -228,6 +256,24 @@ def test_every_fault_is_named(
     labels = tmp_path / "out" / "labels"
     assert len(list(labels.glob("*.png"))) == 6
     assert len(list((labels / "i_clip").glob("*.png"))) == 3
+
+
+def test_own_classes_have_colours(shapes: Path, weights: Weights, tmp_path: Path) -> None:
+    """Data of one's own has class names and no palette; every box gets a frame in a colour."""
+    config = str(ROOT / "configs" / "ltm_swin_fasterrcnn_fruits_nuts.py")
+    options = {k: v for k, v in SMALL.items() if "pipeline" not in k}
+    out = predict(
+        config,
+        weights(config),
+        [str(shapes / "val")],
+        str(tmp_path),
+        score_thr=0.0,
+        cfg_options=options,
+    )
+    for file in (out / "pictures").iterdir():
+        photo = Image.open(shapes / "val" / f"{file.stem}.png")
+        change = np.abs(np.asarray(Image.open(file), int) - np.asarray(photo, int))
+        assert (change.max(-1) > 64).sum() > 100
 
 
 def test_a_turned_photo_is_the_photo_turned(photos: Path, weights: Weights, tmp_path: Path) -> None:

@@ -16,8 +16,11 @@ from ltm_mm.models import LTMSwin, LTMViT
 from tests.adapters.sources import build, outputs
 from tests.models.contract import settled
 
-LIBRARIES = ["mmdet", "mmpretrain", "timm", "timm v2", "torchvision", "torchvision v2"]
-LIBRARIES += ["official detector"]
+LIBRARIES = ["timm", "torchvision v2", "official detector"]  # other tests learn with mmdet's
+LIBRARIES += [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("mmdet", "mmpretrain", "timm v2", "torchvision")
+]
 SHORT = Settings(steps=8, crop=224, lr=2e-4, detail_lr=1e-2, batch_size=1)
 
 

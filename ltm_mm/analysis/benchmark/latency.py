@@ -90,7 +90,7 @@ def interleave(
         raise ValueError(f"rounds must be >= 1 and warmup >= 0, got {rounds} and {warmup}")
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for k in range(-warmup, rounds):
-        for name in reversed(runs) if k % 2 else runs:
+        for name in reversed(list(runs)) if k % 2 else runs:
             on_run(name)
             start = clock()
             runs[name]()

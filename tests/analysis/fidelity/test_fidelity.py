@@ -35,7 +35,7 @@ from ltm_mm.analysis.fidelity.baselines import (
     tome_groups,
     with_tome,
 )
-from ltm_mm.analysis.fidelity.report import Fidelity
+from ltm_mm.analysis.fidelity.report import Fidelity, FidelityRow
 from ltm_mm.analysis.fidelity.tool import run_fidelity
 from ltm_mm.engine import load_config
 from ltm_mm.engine.build import model_builder
@@ -563,6 +563,22 @@ def test_tool_prints_a_table_and_writes_files(trained, tmp_path, capsys):
     assert data["metadata"]["size"] == [64, 96]
     assert data["rows"][0]["agreement"] == plain.agreement
     assert (tmp_path / "tiny.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_picture_shows_all_points_and_the_plain_models_time():
+    """Two errors that are nearly the same lie inside the axes, not on their edge."""
+    seconds = dict(plain=[1.0, 1.0], fast=[0.8, 0.8], fastest=[0.7, 0.7])
+    errors = dict(plain=0.0, fast=0.1247, fastest=0.1248)
+    rows = [
+        FidelityRow(name, "plain" if name == "plain" else "plan", name, 1, seconds[name], [error])
+        for name, error in errors.items()
+    ]
+    (axis,) = Fidelity(rows, {}).figure().axes
+    (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
+    assert left < 0.69
+    assert right > 1
+    assert bottom == 0
+    assert top > 0.13
 
 
 def test_models_of_a_config_share_the_checkpoints_weights(trained):
