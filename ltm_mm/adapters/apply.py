@@ -36,9 +36,10 @@ def apply(
     """Merge tokens in a model that is already built, in place.
 
     Its modules and parameters stay the same objects under the same names (an optimiser that holds
-    them goes on), and so do its hooks; outputs keep their shapes. Only an EfficientViT gets
-    parameters, under names with ``merge``. Gradient checkpointing, another input size, layers that
-    are wrapped or replaced, ``load_state_dict`` and ``to`` work as without merging.
+    them goes on), and so do its hooks; outputs keep their shapes. Only details and an EfficientViT's
+    masks add parameters, under names with ``merge``: an optimiser made before does not have these.
+    Gradient checkpointing, another input size, layers that are wrapped or replaced,
+    ``load_state_dict`` and ``to`` work as without merging.
 
     Args:
         model: a detector, segmentor, classifier or backbone, or one with several backbones, each

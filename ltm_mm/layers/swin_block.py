@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..kernels import WindowChunks, add_by_rows, can_run_in_chunks
 from ..kernels.windows import Chunk
 from ..merging import Groups, WindowMask, WindowMerge, has_listeners, notify_merge, unmerge_update
-from ..ops import ShiftedWindows
+from ..ops import ShiftedWindows, is_empty
 from .observe import WindowUnmerger, hooks_see_all_tokens
 from .window_attention import WindowContext
 
@@ -57,6 +57,8 @@ class SwinView:
 
     def run(self, x: Tensor) -> Tensor:
         """The block on a grid ``(B, H, W, C)`` -> ``(B, H, W, C)``."""
+        if is_empty(x):
+            return x
         merge, windows = self.merge, self.windows
         group = None if merge is None else merge.for_windows(windows.size, windows.shift)
         return self._plain(x) if merge is None or group is None else self._merged(x, merge, group)

@@ -329,3 +329,22 @@ def test_merged_as_ltm_swin_with_the_same_weights(name):
     outputs(model, (448, 448))
     mine.eval()
     assert_close(maps, outputs(mine, (448, 448)), rtol=1e-4, atol=1e-4)
+
+
+EMPTY = {
+    "torchvision": lambda: build("torchvision"),
+    "torchvision v2": lambda: build("torchvision v2"),
+    "vit": lambda: timm.create_model("vit_tiny_patch16_224", depth=4, num_classes=5).eval(),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+@pytest.mark.parametrize("mask", ["match", "soft"])
+def test_a_batch_of_no_image(name, mask):
+    """Where the plain model takes it."""
+    model = EMPTY[name]()
+    x = torch.zeros(0, 3, 224, 224)
+    expected = model(x)
+    ltm_mm.apply(model, mask=mask if name != "vit" else "match")
+    assert_close(model(x), expected)
+    model(x).sum().backward()
