@@ -5,6 +5,8 @@ that is not installed, import it before mmdet and mmseg. No package of OpenMMLab
 :func:`apply` on timm models and for :mod:`ltm_mm.timm_models`.
 """
 
+from typing import Any
+
 from ltm_mm.compat import install_fallback
 
 __version__ = "0.2.0"
@@ -12,12 +14,12 @@ __version__ = "0.2.0"
 install_fallback()
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     """The package's functions, imported (with torch) when first asked for."""
     if name in ("apply", "remove"):
-        from ltm_mm import adapters as module
+        from ltm_mm import adapters
 
-        return getattr(module, name)
+        return getattr(adapters, name)
     if name in ("learn", "Learned"):
         from ltm_mm import learning
 
@@ -27,7 +29,7 @@ def __getattr__(name: str) -> object:
 
         return fidelity
     if name == "export":
-        import ltm_mm.export as module
+        import ltm_mm.export
 
-        return module  # which can be called
+        return ltm_mm.export  # which can be called
     raise AttributeError(f"module 'ltm_mm' has no attribute {name!r}")

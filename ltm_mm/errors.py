@@ -236,8 +236,8 @@ def _save_best(error: BaseException) -> str | None:
     """A metric that the checkpoint hook is to watch and that is not measured."""
     for frame in frames(error):
         metrics = frame.f_locals.get("metrics")
-        saving = frame.f_code.co_name == "_save_best_checkpoint" and isinstance(metrics, dict)
-        if saving and message(error) not in metrics:
+        saving = frame.f_code.co_name == "_save_best_checkpoint"
+        if saving and isinstance(metrics, dict) and message(error) not in metrics:
             return (
                 f"default_hooks.checkpoint.save_best {message(error)!r} is not among the "
                 f"metrics: {', '.join(metrics)}; --resume goes on from the last checkpoint"
@@ -291,7 +291,7 @@ def _keywords(cls: type) -> list[str]:
     for base in inspect.getmro(cls):
         if "__init__" not in vars(base) or base is object:
             continue
-        parameters = inspect.signature(base.__init__).parameters.values()
+        parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
         names += [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
@@ -308,6 +308,14 @@ def _while_building(error: BaseException) -> str | None:
         return None
     ours = cls.__module__.startswith("ltm_mm.")  # which says all there is to say
     return f"{cls.__name__}: {text}" + ("" if ours else " (--debug shows where)")
+
+
+def _of_mmengine(error: BaseException) -> str | None:
+    """What mmengine itself says against an entry of a config: a text for a dict, say."""
+    module = frames(error)[-1].f_globals.get("__name__", "") if frames(error) else ""
+    if not module.startswith("mmengine.") or not message(error):
+        return None
+    return f"{message(error)} (--debug shows where)"
 
 
 def _last_line(error: BaseException) -> str | None:
@@ -353,4 +361,5 @@ RULES: tuple[tuple[tuple[type[BaseException], ...], Rule], ...] = (
         ),
         _while_building,
     ),
+    ((ValueError, TypeError, LookupError, AttributeError, AssertionError), _of_mmengine),
 )

@@ -2,7 +2,7 @@
 
 A *plan* has one entry per stage, an entry one int per block: the tokens that it keeps of each
 window (Swin's, EfficientViT's), or of every N of an image (ViT's, MobileViT's). Presets have the
-same names for every backbone and are defined here, once.
+same names for every backbone; their shares are in the families' records.
 """
 
 import numbers
@@ -10,61 +10,14 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from .families import FAMILIES, titles
+
 Number = int | float  # tokens, or a share of them
 Entry = Number | Sequence[Number | None] | None
 Keep = str | Number | Sequence[Entry] | None
 Plan = tuple[tuple[int, ...], ...]
 
-# Family -> preset -> shares of tokens that are kept, stage by stage: a block of a stage takes the
-# entry that lies as deep in the list as the block in the stage. They are what tools/plan.py found
-# on weights trained on photos, see docs/fidelity.md. A ViT is one stage: a part of its blocks,
-# after the first quarter, merge evenly down to the share given, and the later ones go on with
-# that. So do all blocks of a MobileViT's stage; EfficientViT's merged tokens live on, too.
-PRESETS: dict[str, dict[str, tuple]] = {
-    "swin": {
-        "light": ((1.0,), (1.0,), (1.0, 1.0, 0.65, 0.51, 0.33, 0.33), (0.33, 0.1)),
-        "balanced": ((1.0,), (1.0,), (0.51, 0.33, 0.33, 0.18, 0.18, 0.18), (0.18, 0.1)),
-        "fast": ((1.0, 0.49), (1.0, 0.49), (0.18, 0.18, 0.18, 0.1, 0.1, 0.1), (0.1, 0.1)),
-        # For what was learned on it, see docs/learn.md.
-        "fastest": ((0.33,), (0.245,), (0.18, 0.18, 0.18, 0.1, 0.1, 0.1), (0.1, 0.1)),
-    },
-    "vit": {"light": (0.75, 1 / 3), "balanced": (0.55, 1 / 3), "fast": (0.36, 1 / 2)},
-    "mobilevit": {"light": 0.8, "balanced": 0.65, "fast": 0.5},
-    "efficientvit": {
-        "light": ((1.0, 0.735, 0.735),) * 4,
-        "balanced": ((1.0, 0.51, 0.51),) * 4,
-        "fast": ((0.51,),) * 4,
-    },
-}
 NAMES = ("light", "balanced", "fast", "fastest", "paper")
-
-
-def falling_shares(share: float, depth: int) -> tuple[float, ...]:
-    """Shares that fall by the same step in every block, down to the last one's."""
-    return tuple(1 - (1 - share) * (k + 1) / depth for k in range(depth))
-
-
-def midway(share: float, part: float, depth: int) -> tuple[float, ...]:
-    """Shares that fall evenly over a part of the blocks, after the first quarter."""
-    falling = falling_shares(share, max(round(part * depth), 1))
-    return ((1.0,) * (depth // 4) + falling + (share,) * depth)[:depth]
-
-
-# (family, width, depths) -> plan whose multiply-accumulates meet the paper's (arXiv
-# 2407.15219) at its image size; `tools/flops.py` prints them. The paper gives the work
-# and not the plans: these are ours.
-# MobileViT's figures there (plain XS 0.70 G, S 1.40 G) are 0.69 of what the same networks
-# count here, and its convolutions alone are more than what the paper has for LTM: its
-# plans meet the *share* of the plain network's work (0.74 and 0.84).
-PAPER: dict[tuple[str, int, tuple[int, ...]], Keep] = {
-    ("swin", 96, (2, 2, 6, 2)): (None, None, (None, *(0.72,) * 5), 0.72),
-    ("swin", 128, (2, 2, 18, 2)): (None, None, (None, *(0.72,) * 17), 0.72),
-    ("vit", 384, (12,)): (falling_shares(0.617, 12),),
-    ("vit", 768, (12,)): (falling_shares(0.48, 12),),
-    ("efficientvit", 128, (0, 0, 3, 4)): (None, None, (64, 25, 16), (64, 36, 25, 25)),
-    ("mobilevit", 96, (0, 0, 2, 4, 3)): (None, None, 9, 9, 9),
-    ("mobilevit", 144, (0, 0, 2, 4, 3)): (None, None, *(falling_shares(0.2, d) for d in (2, 4, 3))),
-}
 
 
 def resolve_plan(
@@ -105,7 +58,8 @@ def resolve_plan(
             f"them, or have one entry for each of the {len(depths)} stages, got {keep!r}"
         )
     plan = []
-    for stage, (entry, depth) in enumerate(zip(keep, depths, strict=True)):
+    entries: Sequence[Any] = keep
+    for stage, (entry, depth) in enumerate(zip(entries, depths, strict=True)):
         where = f"keep of stage {stage}"
         counts = tuple(_count(x, tokens, square, where) for x in _entries(entry, depth, where))
         if chained and any(later > earlier for earlier, later in pairwise(counts)):
@@ -127,25 +81,18 @@ def _plain(keep: Any) -> Any:
 
 def _preset(name: str, depths: tuple[int, ...], model: tuple[str, int]) -> Keep:
     """A preset as one entry per stage."""
+    family, width = FAMILIES[model[0]], model[1]
     if name == "paper":
-        if (*model, depths) in PAPER:
-            return PAPER[(*model, depths)]
-        known = [f"{family} (width {width}, depths {d})" for family, width, d in PAPER]
+        if (width, depths) in family.paper:
+            return family.paper[width, depths]
+        known = [f"{f.name} (width {w}, depths {d})" for f in FAMILIES.values() for w, d in f.paper]
         raise ValueError(f"the preset 'paper' exists only for {', '.join(known)}")
     if name not in NAMES:
         raise ValueError(f"unknown preset keep={name!r}: choose from {', '.join(NAMES)}")
-    shares = PRESETS[model[0]].get(name)
-    if shares is None:
-        raise ValueError(f"the preset {name!r} exists only for a Swin")
-    if model[0] == "vit":
-        return [midway(*shares, depths[0])]
-    if isinstance(shares, float):
-        return [falling_shares(shares, depth) if depth else None for depth in depths]
-    stages = [shares[min(stage, len(shares) - 1)] for stage in range(len(depths))]
-    return [
-        [shares_of_stage[k * len(shares_of_stage) // depth] for k in range(depth)] or None
-        for shares_of_stage, depth in zip(stages, depths, strict=True)
-    ]
+    if name not in family.presets:
+        others = [f for f in FAMILIES.values() if name in f.presets]
+        raise ValueError(f"the preset {name!r} exists only for {titles(others)}")
+    return family.spread(family.presets[name], depths)
 
 
 def _entries(entry: Entry, depth: int, where: str) -> Sequence[Number | None]:

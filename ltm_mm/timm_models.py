@@ -32,6 +32,7 @@ PLAIN = {
     f"ltm_{family.name}_{arch}": family.in_timm(arch)
     for family in FAMILIES.values()
     for arch in family.archs
+    if family.timm
 }
 
 

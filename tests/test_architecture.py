@@ -16,7 +16,8 @@ MODULES = {
     for path in sorted((ROOT / "ltm_mm").rglob("*.py"))
     if ".mim" not in path.parts
 }
-PURE = ("ltm_mm.ops", "ltm_mm.merging", "ltm_mm.kernels", "ltm_mm.layers", "ltm_mm.presets")
+PURE = ("ltm_mm.ops", "ltm_mm.merging", "ltm_mm.kernels", "ltm_mm.layers")
+PURE += ("ltm_mm.presets", "ltm_mm.families")
 # Arrows that may run up; each is imported when asked for.
 ALLOWED = {
     ("ltm_mm", "ltm_mm.adapters"): "the package's own names: apply, remove",

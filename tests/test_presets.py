@@ -2,7 +2,8 @@
 
 import pytest
 
-from ltm_mm.presets import NAMES, PAPER, PRESETS, resolve_plan
+from ltm_mm.families import FAMILIES
+from ltm_mm.presets import NAMES, resolve_plan
 
 SWIN = ("swin", 96)
 
@@ -74,7 +75,8 @@ def test_stages_without_attention_have_no_plan():
 
 
 def test_paper_is_a_plan_per_architecture():
-    for (family, width, depths), keep in PAPER.items():
+    plans = [(f.name, *key, keep) for f in FAMILIES.values() for key, keep in f.paper.items()]
+    for family, width, depths, keep in plans:
         rest = dict(chained=family != "swin", square=family == "efficientvit")
         tokens = dict(swin=49, vit=196, mobilevit=64, efficientvit=64)[family]
         plan = resolve_plan("paper", depths, tokens, (family, width), **rest)
@@ -101,11 +103,11 @@ def test_paper_is_a_plan_per_architecture():
 def test_presets_keep_less_from_one_to_the_next(family, depths):
     tokens = {"swin": 49, "vit": 196, "mobilevit": 64, "efficientvit": 64}[family]
     options = dict(chained=family != "swin", square=family == "efficientvit")
-    assert set(PRESETS[family]) == set(NAMES) - (
+    assert set(FAMILIES[family].presets) == set(NAMES) - (
         {"paper"} if family == "swin" else {"fastest", "paper"}
     )
     totals = [sum(depths) * tokens]
-    for name in PRESETS[family]:
+    for name in FAMILIES[family].presets:
         plan = resolve_plan(name, depths, tokens, (family, 0), **options)
         assert [len(stage) for stage in plan] == list(depths)
         assert resolve_plan(plan, depths, tokens, (family, 0), **options) == plan

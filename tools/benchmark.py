@@ -13,8 +13,7 @@ import ltm_mm  # noqa: F401  isort: skip  (first: it provides mmcv's ops where t
 
 import argparse
 
-from ltm_mm.arguments import CONFIG_OR_BACKBONE, KEEP, Parser
-from ltm_mm.errors import clean_errors
+from ltm_mm.arguments import CONFIG_OR_BACKBONE, KEEP, Parser, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -78,11 +77,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     """Parse the arguments and measure."""
-    args = vars(parse_args())
-    with clean_errors(debug=args.pop("debug")):
-        from ltm_mm.analysis.benchmark.run import run_benchmark
-
-        run_benchmark(**args)
+    run_tool(parse_args(), "ltm_mm.analysis.benchmark.run:run_benchmark")
 
 
 if __name__ == "__main__":

@@ -14,12 +14,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
-from torch import nn
 from tqdm import tqdm
 
 from ltm_mm.checks.outputs import check_file
@@ -170,7 +170,7 @@ def _builds_plain(name: str) -> bool:
     return True
 
 
-def _run_detector(model: nn.Module, cfg: Config, size: int) -> tuple[float, str]:
+def _run_detector(model: Any, cfg: Config, size: int) -> tuple[float, str]:
     """Loss of a step and predictions of an mmdet model."""
     from mmdet.testing import demo_mm_inputs
 
@@ -200,7 +200,7 @@ def _run_detector(model: nn.Module, cfg: Config, size: int) -> tuple[float, str]
     return total.item(), f"{len(sample.pred_instances)} instances"
 
 
-def _run_segmentor(model: nn.Module, cfg: Config, size: int) -> tuple[float, str]:
+def _run_segmentor(model: Any, cfg: Config, size: int) -> tuple[float, str]:
     """Loss of a step and prediction of an mmseg model."""
     from mmseg.structures import SegDataSample
 

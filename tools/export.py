@@ -7,8 +7,7 @@ import ltm_mm  # noqa: F401  isort: skip  (first: it provides mmcv's ops where t
 
 import argparse
 
-from ltm_mm.arguments import CONFIG_OR_BACKBONE, KEEP, Parser
-from ltm_mm.errors import clean_errors
+from ltm_mm.arguments import CONFIG_OR_BACKBONE, KEEP, Parser, run_tool
 
 
 class _List(argparse.Action):
@@ -82,12 +81,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     """Parse the arguments and export."""
-    args = vars(parse_args())
-    args["size"] = tuple(args["size"])
-    with clean_errors(debug=args.pop("debug")):
-        from ltm_mm.export.run import export
-
-        export(**args)
+    run_tool(parse_args(), "ltm_mm.export.run:export")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from torch import nn
 from ltm_mm.analysis.benchmark.flops import count_macs
 from ltm_mm.analysis.benchmark.latency import interleave, ratios
 from ltm_mm.analysis.benchmark.latency import threads as use_threads
+from ltm_mm.analysis.benchmark.report import markdown_table
 from ltm_mm.errors import UserError, clean_errors
 from ltm_mm.timm_models import PLAIN
 
@@ -67,15 +68,17 @@ def measure(point: Point, rounds: int = 0, batch: int = 1) -> PointFigures:
     plain = timm.create_model(PLAIN[point.model]).eval()
     merged = timm.create_model(point.model, keep="paper").eval()
     one = torch.zeros(1, 3, point.size, point.size)
-    macs = [count_macs(model, one).total / 1e9 for model in (plain, merged)]
-    sizes = [sum(p.numel() for p in model.parameters()) / 1e6 for model in (plain, merged)]
+    plain_macs, macs = (count_macs(model, one).total / 1e9 for model in (plain, merged))
+    plain_size, size = (
+        sum(p.numel() for p in model.parameters()) / 1e6 for model in (plain, merged)
+    )
     speedup = None
     if rounds:
         images = torch.randn(batch, *one.shape[1:])
         runs = {name: _forward_run(m, images) for name, m in (("plain", plain), ("merged", merged))}
         seconds = interleave(runs, rounds)
         speedup = ratios(seconds["plain"], seconds["merged"]).median
-    return PointFigures(*macs, *sizes, speedup)
+    return PointFigures(plain_macs, macs, plain_size, size, speedup)
 
 
 def _forward_run(model: nn.Module, images: torch.Tensor) -> Callable[[], None]:
@@ -91,14 +94,14 @@ def to_markdown(points: Sequence[Point], figures: Sequence[PointFigures]) -> str
     timed = any(f.speedup for f in figures)
     head = ["model, pixels", "GMACs plain*", "LTM*", "GMACs plain", "`'paper'`"]
     head += ["parameters plain", "`'paper'`", *["speed-up"] * timed]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for point, f in zip(points, figures, strict=True):
         name = point.model.removeprefix("ltm_").replace("_", "-")
         cells = [f"{name}, {point.size}", f"{point.plain:.4g}*", f"{point.merged:.4g}*"]
         cells += [f"{f.plain_macs:.2f}", f"{f.macs:.2f} ({f.macs / f.plain_macs:.2f}x)"]
         cells += [f"{f.plain_parameters:.2f} M", f"{f.parameters:.2f} M"]
         lines.append(cells + ([f"{f.speedup:.2f}x"] if f.speedup else []))
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return markdown_table(head, lines)
 
 
 def parse_args() -> argparse.Namespace:

@@ -14,8 +14,7 @@ import ltm_mm  # noqa: F401  isort: skip  (first: it provides mmcv's ops where t
 import argparse
 import sys
 
-from ltm_mm.arguments import Parser
-from ltm_mm.errors import clean_errors
+from ltm_mm.arguments import Parser, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -47,11 +46,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     """Parse the arguments and measure."""
-    args = vars(parse_args())
-    with clean_errors(debug=args.pop("debug")):
-        from ltm_mm.analysis.benchmark.gpu.run import run_gpu_benchmark
-
-        well = run_gpu_benchmark(**args)
+    well = run_tool(parse_args(), "ltm_mm.analysis.benchmark.gpu.run:run_gpu_benchmark")
     sys.exit(0 if well else 1)
 
 

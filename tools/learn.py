@@ -7,8 +7,7 @@ import ltm_mm  # noqa: F401  isort: skip  (first: it provides mmcv's ops where t
 
 import argparse
 
-from ltm_mm.arguments import KEEP, Parser
-from ltm_mm.errors import clean_errors
+from ltm_mm.arguments import KEEP, Parser, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -57,11 +56,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     """Parse the arguments and learn."""
-    args = vars(parse_args())
-    with clean_errors(debug=args.pop("debug")):
-        from ltm_mm.analysis.learning import run_learning
-
-        run_learning(**args)
+    run_tool(parse_args(), "ltm_mm.analysis.learning:run_learning")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,7 @@ import ltm_mm  # noqa: F401  isort: skip  (first: it provides mmcv's ops where t
 
 import argparse
 
-from ltm_mm.arguments import CONFIG_OR_BACKBONE, Parser
-from ltm_mm.errors import clean_errors
+from ltm_mm.arguments import CONFIG_OR_BACKBONE, Parser, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,11 +45,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     """Parse the arguments and plan."""
-    args = vars(parse_args())
-    with clean_errors(debug=args.pop("debug")):
-        from ltm_mm.analysis.plan.run import make_plan
-
-        make_plan(**args)
+    run_tool(parse_args(), "ltm_mm.analysis.plan.run:make_plan")
 
 
 if __name__ == "__main__":

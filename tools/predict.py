@@ -7,8 +7,7 @@ import ltm_mm  # noqa: F401  isort: skip  (first: it provides mmcv's ops where t
 
 import argparse
 
-from ltm_mm.arguments import CHECKPOINT_OR_EXPORTED, Parser
-from ltm_mm.errors import clean_errors
+from ltm_mm.arguments import CHECKPOINT_OR_EXPORTED, Parser, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,11 +31,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     """Parse the arguments and predict."""
-    args = vars(parse_args())
-    with clean_errors(debug=args.pop("debug")):
-        from ltm_mm.inference import predict
-
-        predict(**args)
+    run_tool(parse_args(), "ltm_mm.inference:predict")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ def shared_models() -> ModuleType:
         raise UserError(
             f"no trained networks at {folder}: set LTM_SHARED_REAL to a folder that has them"
         )
-    spec = importlib.util.spec_from_file_location("shared_real_models", file)
+    spec: Any = importlib.util.spec_from_file_location("shared_real_models", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -80,7 +81,7 @@ def build(shared: ModuleType, network: str) -> torch.nn.Module:
 
 
 @torch.no_grad()
-def patch_classes(model: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
+def patch_classes(model: Any, image: torch.Tensor) -> torch.Tensor:
     """A ViT's classifier on each of its patch tokens: ``(1, classes, h, w)``."""
     patches = model.forward_features(image)[:, model.num_prefix_tokens :]
     side = round(patches.shape[1] ** 0.5)
@@ -94,7 +95,7 @@ class Scores:
         self.shared, self.labels = shared, labels
         self.predicted: dict[int, list[np.ndarray]] = {}
 
-    def __call__(self, row: object, place: int, classes: np.ndarray) -> None:
+    def __call__(self, row: Any, place: int, classes: np.ndarray) -> None:
         """Keep a prediction; see the last one to the metric."""
         maps = self.predicted.setdefault(id(row), [])
         maps.append(classes.astype(np.uint8))
@@ -151,7 +152,7 @@ def main() -> None:
 
 
 def print_table(
-    args: argparse.Namespace, shared: ModuleType, images: tuple, labels: tuple, clock: object
+    args: argparse.Namespace, shared: ModuleType, images: tuple, labels: tuple, clock: Any
 ) -> None:
     """Every plan beside its baselines."""
     timed = stand_in(args)
@@ -202,7 +203,7 @@ def learned_plans(args: argparse.Namespace, shared: ModuleType, plans: dict) -> 
     scale = (0.5, 0.5) if args.network.startswith("vit") else ()
     learn_on = [shared.picture(file, 448, *scale) for file in files]
     settings = Settings(steps=args.learn, lr=args.lr)
-    learned_for = {}
+    learned_for: dict = {}
     for train in args.train:
         for named in [plans] if args.together else [{name: keep} for name, keep in plans.items()]:
             model = build(shared, args.network)
@@ -239,7 +240,7 @@ def stand_in(args: argparse.Namespace) -> tuple | None:
 
 
 def print_plan(
-    args: argparse.Namespace, shared: ModuleType, images: tuple, labels: tuple, clock: object
+    args: argparse.Namespace, shared: ModuleType, images: tuple, labels: tuple, clock: Any
 ) -> None:
     """The plan of the least error within a time budget."""
     from ltm_mm.analysis.plan.run import choose_plan, report

@@ -8,8 +8,7 @@ import ltm_mm  # noqa: F401  isort: skip  (first: it provides mmcv's ops where t
 
 import argparse
 
-from ltm_mm.arguments import Parser
-from ltm_mm.errors import clean_errors
+from ltm_mm.arguments import Parser, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,11 +31,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     """Parse the arguments and write the page."""
-    args = vars(parse_args())
-    with clean_errors(debug=args.pop("debug")):
-        from ltm_mm.report import write_report
-
-        write_report(**args)
+    run_tool(parse_args(), "ltm_mm.report:write_report")
 
 
 if __name__ == "__main__":

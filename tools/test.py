@@ -7,8 +7,7 @@ import ltm_mm  # noqa: F401  isort: skip  (first: it provides mmcv's ops where t
 
 import argparse
 
-from ltm_mm.arguments import CHECKPOINT_OR_EXPORTED, Parser
-from ltm_mm.errors import clean_errors
+from ltm_mm.arguments import CHECKPOINT_OR_EXPORTED, Parser, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,13 +36,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     """Parse the arguments and test."""
-    args = vars(parse_args())
-    args.pop("local_rank", None)
-    with clean_errors(debug=args.pop("debug")):
-        from ltm_mm.engine import evaluate, leave_ranks
-
-        evaluate(**args)
-        leave_ranks()
+    run_tool(parse_args(), "ltm_mm.engine:evaluate", "ltm_mm.engine:leave_ranks")
 
 
 if __name__ == "__main__":

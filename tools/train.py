@@ -8,8 +8,7 @@ import ltm_mm  # noqa: F401  isort: skip  (first: it provides mmcv's ops where t
 
 import argparse
 
-from ltm_mm.arguments import Parser
-from ltm_mm.errors import clean_errors
+from ltm_mm.arguments import Parser, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -45,13 +44,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     """Parse the arguments and train."""
-    args = vars(parse_args())
-    args.pop("local_rank", None)
-    with clean_errors(debug=args.pop("debug")):
-        from ltm_mm.engine import leave_ranks, train
-
-        train(**args)
-        leave_ranks()
+    run_tool(parse_args(), "ltm_mm.engine:train", "ltm_mm.engine:leave_ranks")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,7 @@ sys.path[:] = [p for p in sys.path if Path(p).resolve() != Path(__file__).resolv
 
 import ltm_mm  # noqa: F401  isort: skip  (first: it provides mmcv's ops where they are not compiled)
 
-from ltm_mm.arguments import Parser
-from ltm_mm.errors import clean_errors
+from ltm_mm.arguments import Parser, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -65,11 +64,7 @@ def point(text: str) -> tuple[int, int]:
 
 def main() -> None:
     """Parse the arguments and draw."""
-    args = vars(parse_args())
-    with clean_errors(debug=args.pop("debug")):
-        from ltm_mm.visualization import visualize
-
-        visualize(**args)
+    run_tool(parse_args(), "ltm_mm.visualization:visualize")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from torch import nn
 
+from ..families import of_type
 from ..models.backbones.base import LTMBackbone
 from ..presets import Keep, Plan
 from .apply import convert_stages, resolve_model_plan
@@ -46,11 +47,14 @@ def whole_plan(model: nn.Module) -> tuple[str, Plan]:
     """
     ltm_backbone = next((m for m in model.modules() if isinstance(m, LTMBackbone)), None)
     if ltm_backbone is not None:
-        return type(ltm_backbone).__name__.removeprefix("LTM").lower(), ltm_backbone.plan
+        record = of_type(type(ltm_backbone).__name__)
+        if record is None:
+            raise ValueError(f"{type(ltm_backbone).__name__} has no record in ltm_mm.families")
+        return record.name, ltm_backbone.plan
     (family, _, plan), *others = resolve_model_plan(model, None)
     if any((other.family, other.plan) != (family, plan) for other in others):
         raise ValueError(f"{type(model).__name__} has backbones of several kinds: measure each")
-    return family.name, ((), (), *plan) if family.name == "mobilevit" else plan
+    return family.name, ((),) * family.skipped + plan
 
 
 def by_size(model: nn.Module) -> Callable[[Size], nn.Module]:

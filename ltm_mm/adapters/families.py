@@ -1,4 +1,4 @@
-"""Where a model has what can merge, family by family."""
+"""Where a model has what can merge, family by family; the records name these classes."""
 
 import re
 from collections.abc import Sequence
@@ -19,10 +19,6 @@ from .timm import TimmSwinBlock, TimmSwinV2Block
 from .torchvision import TorchvisionSwinBlock, TorchvisionSwinV2Block
 from .transformers import HFOldSwinLayer, HFSwinLayer, HFSwinV2Layer
 
-SUPPORTED = (
-    "a Swin of mmdet, mmseg, mmpretrain, timm, torchvision, transformers or its authors, timm's "
-    "EfficientViT (MIT Han Lab), MobileViT or VisionTransformer"
-)
 SWINS: tuple[type[MergedSwin], ...] = (
     MMSwinBlock,
     TimmSwinBlock,
@@ -37,18 +33,18 @@ SWINS: tuple[type[MergedSwin], ...] = (
 )
 
 
-class Family:
-    """What is common to the blocks of a family; its stages are of any type.
+class FamilyAdapter:
+    """How a family's blocks are found in a model and merge; its stages are of any type.
 
     Attributes:
-        name: as in :data:`ltm_mm.presets.PRESETS`.
-        masks: whether masks other than 'match' can be had.
-        takes_window: whether the window is the caller's to choose.
+        name: as in :data:`ltm_mm.families.FAMILIES`.
+        supported: the models that it knows, for messages.
+        skipped: first stages of a plan of the family that have no blocks and are not found.
     """
 
     name: str
-    masks = False
-    takes_window = False
+    supported: str
+    skipped = 0
 
     @staticmethod
     def backbones(model: nn.Module) -> list[list[Any]]:
@@ -75,11 +71,11 @@ class Family:
         raise NotImplementedError
 
 
-class Swin(Family):
+class SwinAdapter(FamilyAdapter):
     """Swin blocks; a stage is a list of those with one parent."""
 
     name = "swin"
-    masks = True
+    supported = "a Swin of mmdet, mmseg, mmpretrain, timm, torchvision, transformers or its authors"
 
     @staticmethod
     def backbones(model: nn.Module) -> list[list[list[nn.Module]]]:
@@ -177,10 +173,11 @@ def adapter_of(block: nn.Module) -> type[MergedSwin]:
     return adapter_type
 
 
-class ViT(Family):
+class ViTAdapter(FamilyAdapter):
     """timm's ViT; its one stage is the whole model."""
 
     name = "vit"
+    supported = "timm's VisionTransformer"
 
     @staticmethod
     def backbones(model: nn.Module) -> list[list[nn.Module]]:
@@ -202,7 +199,7 @@ class ViT(Family):
     def plan(keep: Keep, stages: Sequence[nn.Module], window: int | None) -> Plan:
         """The tokens that are left after every block."""
         blocks: Any = stages[0].blocks
-        model = (ViT.name, blocks[0].norm1.weight.numel())
+        model = (ViTAdapter.name, blocks[0].norm1.weight.numel())
         return resolve_plan(keep, [len(blocks)], vit.TOKENS, model, True)
 
     @staticmethod
@@ -211,10 +208,12 @@ class ViT(Family):
         merge_vit(stage, counts)
 
 
-class MobileViT(Family):
+class MobileViTAdapter(FamilyAdapter):
     """timm's MobileViT; a stage is a ``MobileVitBlock``."""
 
     name = "mobilevit"
+    supported = "timm's MobileViT"
+    skipped = 2
 
     @staticmethod
     def backbones(model: nn.Module) -> list[list[nn.Module]]:
@@ -232,10 +231,10 @@ class MobileViT(Family):
     @staticmethod
     def plan(keep: Keep, stages: Sequence[Any], window: int | None) -> Plan:
         """The tokens that are left after every block."""
-        # The first two stages have no block that could be found.
-        depths = [0, 0, *(len(stage.transformer) for stage in stages)]
-        model = (MobileViT.name, stages[0].transformer[0].norm1.weight.numel())
-        return resolve_plan(keep, depths, mobilevit.TOKENS, model, True)[2:]
+        skipped = MobileViTAdapter.skipped
+        depths = [0] * skipped + [len(stage.transformer) for stage in stages]
+        model = (MobileViTAdapter.name, stages[0].transformer[0].norm1.weight.numel())
+        return resolve_plan(keep, depths, mobilevit.TOKENS, model, True)[skipped:]
 
     @staticmethod
     def wrap_stage(stage: nn.Module, counts: Sequence[int], mask: str, window: int | None) -> None:
@@ -243,11 +242,11 @@ class MobileViT(Family):
         mobilevit.merge_block(stage, counts)
 
 
-class EfficientViT(Family):
+class EfficientViTAdapter(FamilyAdapter):
     """timm's EfficientViT of MIT Han Lab."""
 
     name = "efficientvit"
-    takes_window = True
+    supported = "timm's EfficientViT (MIT Han Lab)"
 
     @staticmethod
     def backbones(model: nn.Module) -> list[list[nn.Module]]:
@@ -275,6 +274,3 @@ class EfficientViT(Family):
     def wrap_stage(stage: nn.Module, counts: Sequence[int], mask: str, window: int | None) -> None:
         """Swap the classes of a stage and its attention blocks."""
         efficientvit.merge_stage(stage, counts, 8 if window is None else window)
-
-
-FAMILIES: tuple[type[Family], ...] = (Swin, ViT, MobileViT, EfficientViT)

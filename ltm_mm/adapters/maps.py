@@ -1,13 +1,14 @@
 """The feature maps of a model's backbone, whoever built it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..models.backbones.base import LTMBackbone
-from .families import Swin, adapter_of
+from .families import SwinAdapter, adapter_of
 
 
 @torch.no_grad()
@@ -33,7 +34,7 @@ def run_with_maps(
     Raises:
         ValueError: if no maps are found.
     """
-    caught: list[object] = []
+    caught: list[Any] = []
     handles = []
     if maps is None and hasattr(model, "backbone"):
         hook = model.backbone.register_forward_hook(lambda m, a, out: caught.append(out))
@@ -55,6 +56,31 @@ def run_with_maps(
     return out, collected
 
 
+def as_images(images: object) -> list[Tensor]:
+    """What a caller gives as images, each as a batch ``(B, C, H, W)``.
+
+    Args:
+        images: float tensors ``(C, H, W)`` or ``(B, C, H, W)``, in any iterable; a batch is one.
+
+    Raises:
+        ValueError: for anything else, and for values that are not finite.
+    """
+    wanted = "images must be normalised float tensors (C, H, W) or (1, C, H, W)"
+    if isinstance(images, str) or not isinstance(images, Iterable):
+        raise ValueError(f"{wanted}, got {images!r}")
+    batches = []
+    for image in images:
+        if not isinstance(image, Tensor):
+            raise ValueError(f"{wanted}, got a {type(image).__name__} among them")
+        if image.ndim not in (3, 4) or not image.numel() or not image.is_floating_point():
+            raise ValueError(f"{wanted}, got {image.dtype} of shape {tuple(image.shape)}")
+        if not image.isfinite().all():
+            raise ValueError("images must be finite, one of them has values that are not")
+        image = image.clone() if image.is_inference() else image  # which no gradient could pass
+        batches.append(image if image.ndim == 4 else image[None])
+    return batches
+
+
 def _as_list(out: object) -> Sequence[Tensor]:
     return [out] if isinstance(out, Tensor) else out  # type: ignore[return-value]
 
@@ -66,11 +92,11 @@ def _catch_stages(model: nn.Module, caught: list[object]) -> list[RemovableHandl
         out = out[0] if isinstance(out, tuple) else out
         caught.append(adapter_of(block).as_map(block, (*args, *kwargs.values()), out))
 
-    last = [stage[-1] for stages in Swin.backbones(model) for stage in stages]
+    last = [stage[-1] for stages in SwinAdapter.backbones(model) for stage in stages]
     return [block.register_forward_hook(catch, with_kwargs=True) for block in last]
 
 
-def plain_output(out: object) -> object:
+def plain_output(out: Any) -> Any:
     """Logits or maps of an output of transformers (None: it has none); another output as it is."""
     if hasattr(out, "masks_queries_logits"):  # MaskFormer's kinds: classes of masks
         classes = out.class_queries_logits.softmax(-1)[..., :-1]
@@ -131,14 +157,14 @@ def feature_maps(model: nn.Module, images: Tensor) -> list[Tensor]:
         return list(inner(images))
     if hasattr(inner, "forward_intermediates"):
         return backbone_maps(model, images)
-    caught: list[object] = []
+    caught: list[Any] = []
     handles = _catch_stages(model, caught)
     try:
         out = plain_output(inner(images))
     finally:
         for handle in handles:
             handle.remove()
-    maps = list(out) if _are_maps(out) else caught  # type: ignore[call-overload]
+    maps = list(out) if _are_maps(out) else caught
     if not maps:
         raise ValueError(f"{type(model).__name__} returns no maps and has no Swin stages to learn")
     return maps

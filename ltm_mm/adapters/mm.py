@@ -1,5 +1,7 @@
 """mmdet's, mmseg's and mmpretrain's Swin blocks as ours."""
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -24,12 +26,12 @@ class MMSwinBlock(MergedSwin):
         )
 
     @staticmethod
-    def block_windows(block: nn.Module) -> ShiftedWindows:
+    def block_windows(block: Any) -> ShiftedWindows:
         """The windows of a block."""
         return ShiftedWindows(block.attn.window_size, block.attn.shift_size)
 
-    @staticmethod
-    def parts(block: nn.Module) -> dict[nn.Module, type[SwappedClass]]:
+    @classmethod
+    def parts(cls, block: Any) -> dict[nn.Module, type[SwappedClass]]:
         """Attention and MLP."""
         swapped = {block.attn: Shifted, block.attn.w_msa: QkvAttention}
         plain = children(block.ffn) == {"layers", "dropout_layer", "gamma2"}

@@ -5,13 +5,12 @@ Mask2Former's ``modeling/backbone/swin.py``. The blocks are known by how they ar
 """
 
 import inspect
-from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 
 from ..layers import SwinView
 from ..layers.cpu_attention_mlp import FastMlp, children
-from ..layers.swap_class import SwappedClass
 from ..ops import ShiftedWindows
 from .swin import CosineAttention, MergedSwin, QkvAttention, as_grid, hidden, square
 
@@ -25,6 +24,8 @@ FORWARD = (["self", "x"], ["self", "x", "mask_matrix"])
 class OfficialSwinBlock(MergedSwin):
     """``SwinTransformerBlock`` with ``WindowAttention`` and ``Mlp``."""
 
+    SWAPPED = {"attn": QkvAttention, "mlp": FastMlp}
+
     @staticmethod
     def matches(module: nn.Module) -> bool:
         """Whether a module is built like one."""
@@ -34,14 +35,9 @@ class OfficialSwinBlock(MergedSwin):
         )
 
     @staticmethod
-    def block_windows(block: nn.Module) -> ShiftedWindows:
+    def block_windows(block: Any) -> ShiftedWindows:
         """The windows of a block."""
         return ShiftedWindows(square(block.window_size), square(block.shift_size))
-
-    @staticmethod
-    def parts(block: nn.Module) -> dict[nn.Module, type[SwappedClass]]:
-        """Attention and MLP."""
-        return {block.attn: QkvAttention, block.mlp: FastMlp}
 
     def forward(self, x: Tensor, mask_matrix: Tensor | None = None) -> Tensor:
         """``(B, H * W, C)`` -> ``(B, H * W, C)``; the shift's mask is not needed."""
@@ -52,7 +48,7 @@ class OfficialSwinBlock(MergedSwin):
         return self.run(grid, type(self).block_windows(self)).flatten(1, 2)
 
     @staticmethod
-    def as_map(block: nn.Module, args: tuple, out: Tensor) -> Tensor:
+    def as_map(block: Any, args: tuple, out: Tensor) -> Tensor:
         """A block's output as ``(B, C, H, W)``."""
         return out.unflatten(1, grid_size_of(block)).permute(0, 3, 1, 2)
 
@@ -69,11 +65,15 @@ class OfficialSwinBlock(MergedSwin):
             self.drop_path,
             hidden(self.mlp.fc1),
             self.merge,
+            self.POST_NORM,
         )
 
 
 class OfficialSwinV2Block(OfficialSwinBlock):
     """The same of Swin V2."""
+
+    SWAPPED = {"attn": CosineAttention, "mlp": FastMlp}
+    POST_NORM = True
 
     @staticmethod
     def matches(module: nn.Module) -> bool:
@@ -83,17 +83,8 @@ class OfficialSwinV2Block(OfficialSwinBlock):
             for name in ("relative_coords_table", "num_heads", "logit_scale", "q_bias", "v_bias")
         )
 
-    @staticmethod
-    def parts(block: nn.Module) -> dict[nn.Module, type[SwappedClass]]:
-        """Attention and MLP."""
-        return {block.attn: CosineAttention, block.mlp: FastMlp}
 
-    def view(self, windows: ShiftedWindows) -> SwinView:
-        """What the block is made of now."""
-        return replace(super().view(windows), post_norm=True)
-
-
-def grid_size_of(block: nn.Module) -> tuple[int, int]:
+def grid_size_of(block: Any) -> tuple[int, int]:
     """H and W of a block's grid: a detector's stage tells its blocks before it calls them."""
     told = getattr(block, "H", None) is not None
     return (block.H, block.W) if told else tuple(block.input_resolution)

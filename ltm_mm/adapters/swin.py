@@ -1,6 +1,7 @@
 """What the Swin blocks of all libraries have in common on merged tokens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,16 @@ from ..ops import ShiftedWindows
 
 
 class MergedSwin(SwappedClass, MergingBlock, MergeScope):
-    """A Swin block on merged tokens; a subclass for each library says how to read its blocks."""
+    """A Swin block on merged tokens; a subclass for each library says how to read its blocks.
+
+    Attributes:
+        SWAPPED: path of a module in a block whose class is swapped, too -> for what.
+        POST_NORM: see :class:`ltm_mm.layers.SwinView`.
+    """
 
     EXTRAS = ("merge",)
+    SWAPPED: Mapping[str, type[SwappedClass]] = {}
+    POST_NORM = False
     merge: WindowMask | None
 
     @staticmethod
@@ -25,22 +33,22 @@ class MergedSwin(SwappedClass, MergingBlock, MergeScope):
         raise NotImplementedError
 
     @staticmethod
-    def block_windows(block: nn.Module) -> ShiftedWindows:
+    def block_windows(block: Any) -> ShiftedWindows:
         """The windows of a block that is not swapped."""
         raise NotImplementedError
 
     @staticmethod
-    def norms(block: nn.Module) -> tuple[nn.Module, nn.Module]:
+    def norms(block: Any) -> tuple[nn.Module, nn.Module]:
         """The norms of a block's attention and MLP."""
         return block.norm1, block.norm2
 
-    @staticmethod
-    def parts(block: nn.Module) -> dict[nn.Module, type[SwappedClass]]:
+    @classmethod
+    def parts(cls, block: Any) -> dict[nn.Module, type[SwappedClass]]:
         """Modules in a block whose classes are swapped, too, and what for."""
-        raise NotImplementedError
+        return {block.get_submodule(path): mixin for path, mixin in cls.SWAPPED.items()}
 
     @staticmethod
-    def as_map(block: nn.Module, args: tuple, out: Tensor) -> Tensor:
+    def as_map(block: Any, args: tuple, out: Tensor) -> Tensor:
         """A block's output, of a call with these arguments, as ``(B, C, H, W)``."""
         grid = out if out.ndim == 4 else out.unflatten(1, tuple(args[1]))
         return grid.permute(0, 3, 1, 2)
@@ -55,7 +63,7 @@ class MergedSwin(SwappedClass, MergingBlock, MergeScope):
         return self.view(windows).run(x)
 
 
-def wrap_block(block: nn.Module, adapter: type[MergedSwin], mask: str, keep: int) -> None:
+def wrap_block(block: Any, adapter: type[MergedSwin], mask: str, keep: int) -> None:
     """Swap a block's class, so that it keeps ``keep`` tokens of each window."""
     windows = adapter.block_windows(block)
     parts = adapter.parts(block)
@@ -94,7 +102,7 @@ def as_grid(x: Tensor, size: tuple[int, int]) -> Tensor:
     return x.view(x.shape[0], size[0], size[1], x.shape[2])
 
 
-def square(window: object) -> int:
+def square(window: Any) -> int:
     """Tokens per window side.
 
     Raises:

@@ -1,18 +1,19 @@
 """timm's Swin blocks as ours."""
 
-from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 
 from ..layers import SwinView
 from ..layers.cpu_attention_mlp import FastTimmMlp
-from ..layers.swap_class import SwappedClass
 from ..ops import ShiftedWindows
 from .swin import CosineAttention, MergedSwin, QkvAttention, hidden, is_instance_of, square
 
 
 class TimmSwinBlock(MergedSwin):
     """timm's ``SwinTransformerBlock``."""
+
+    SWAPPED = {"attn": QkvAttention, "mlp": FastTimmMlp}
 
     @staticmethod
     def matches(module: nn.Module) -> bool:
@@ -22,16 +23,11 @@ class TimmSwinBlock(MergedSwin):
         )
 
     @staticmethod
-    def block_windows(block: nn.Module) -> ShiftedWindows:
+    def block_windows(block: Any) -> ShiftedWindows:
         """The windows of a block: rolled first, padded then; no shift along one window."""
         down, right = block.shift_size
         size = square(block.window_size)
         return ShiftedWindows(size, max(down, right), (down > 0, right > 0), pad_first=False)
-
-    @staticmethod
-    def parts(block: nn.Module) -> dict[nn.Module, type[SwappedClass]]:
-        """Attention and MLP."""
-        return {block.attn: QkvAttention, block.mlp: FastTimmMlp}
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` -> ``(B, H, W, C)``."""
@@ -50,6 +46,7 @@ class TimmSwinBlock(MergedSwin):
             self.drop_path2,
             hidden(self.mlp.fc1),
             self.merge,
+            self.POST_NORM,
             layouts={"": "rows", "norm1": "grid", "drop_path1": "grid"},
         )
 
@@ -57,18 +54,12 @@ class TimmSwinBlock(MergedSwin):
 class TimmSwinV2Block(TimmSwinBlock):
     """timm's ``SwinTransformerV2Block``."""
 
+    SWAPPED = {"attn": CosineAttention, "mlp": FastTimmMlp}
+    POST_NORM = True
+
     @staticmethod
     def matches(module: nn.Module) -> bool:
         """Whether it is one."""
         return is_instance_of(module, "timm", "SwinTransformerV2Block") and hasattr(
             module.attn, "relative_coords_table"
         )
-
-    @staticmethod
-    def parts(block: nn.Module) -> dict[nn.Module, type[SwappedClass]]:
-        """Attention and MLP."""
-        return {block.attn: CosineAttention, block.mlp: FastTimmMlp}
-
-    def view(self, windows: ShiftedWindows) -> SwinView:
-        """What the block is made of now."""
-        return replace(super().view(windows), post_norm=True)

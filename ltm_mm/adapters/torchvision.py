@@ -1,6 +1,7 @@
 """torchvision's Swin and Swin V2 blocks as ours."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,15 +24,15 @@ class TorchvisionSwinBlock(MergedSwin):
         return is_instance_of(module, "torchvision", "SwinTransformerBlock")
 
     @staticmethod
-    def block_windows(block: nn.Module) -> ShiftedWindows:
+    def block_windows(block: Any) -> ShiftedWindows:
         """The windows of a block."""
         down, right = block.attn.shift_size
         return ShiftedWindows(
             square(block.attn.window_size), max(down, right), (down > 0, right > 0)
         )
 
-    @staticmethod
-    def parts(block: nn.Module) -> dict[nn.Module, type[SwappedClass]]:
+    @classmethod
+    def parts(cls, block: Any) -> dict[nn.Module, type[SwappedClass]]:
         """Attention and MLP."""
         return {block.attn: Attention, block.mlp: Mlp}
 
@@ -55,6 +56,7 @@ class TorchvisionSwinBlock(MergedSwin):
             self.stochastic_depth,
             hidden(self.mlp[0]),
             self.merge,
+            self.POST_NORM,
             layouts={"": "grid", "attn": "grid"},
         )
 
@@ -62,19 +64,17 @@ class TorchvisionSwinBlock(MergedSwin):
 class TorchvisionSwinV2Block(TorchvisionSwinBlock):
     """torchvision's ``SwinTransformerBlockV2``."""
 
+    POST_NORM = True
+
     @staticmethod
     def matches(module: nn.Module) -> bool:
         """Whether it is one."""
         return is_instance_of(module, "torchvision", "SwinTransformerBlockV2")
 
-    @staticmethod
-    def parts(block: nn.Module) -> dict[nn.Module, type[SwappedClass]]:
+    @classmethod
+    def parts(cls, block: Any) -> dict[nn.Module, type[SwappedClass]]:
         """Attention and MLP."""
         return {block.attn: AttentionV2, block.mlp: Mlp}
-
-    def view(self, windows: ShiftedWindows) -> SwinView:
-        """What the block is made of now."""
-        return replace(super().view(windows), post_norm=True)
 
 
 class Attention(SwappedClass):

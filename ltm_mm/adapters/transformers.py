@@ -8,6 +8,7 @@ that contain them (UperNet, Mask2Former, Grounding DINO, ...) need no more.
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,17 +51,17 @@ class HFSwinLayer(MergedSwin):
         return of_transformers(module, NEW) and hasattr(module.attention, "o_proj")
 
     @staticmethod
-    def block_windows(block: nn.Module) -> ShiftedWindows:
+    def block_windows(block: Any) -> ShiftedWindows:
         """The windows of a block."""
         return ShiftedWindows(square(int(block.window_size)), int(block.shift_size))
 
     @staticmethod
-    def norms(block: nn.Module) -> tuple[nn.Module, nn.Module]:
+    def norms(block: Any) -> tuple[nn.Module, nn.Module]:
         """The norms of a block's attention and MLP."""
         return block.layernorm_before, block.layernorm_after
 
-    @staticmethod
-    def parts(block: nn.Module) -> dict[nn.Module, type[SwappedClass]]:
+    @classmethod
+    def parts(cls, block: Any) -> dict[nn.Module, type[SwappedClass]]:
         """Attention and MLP."""
         return {block.attention: Attention, block.mlp: Mlp}
 
@@ -111,12 +112,12 @@ class HFOldSwinLayer(HFSwinLayer):
             module.attention.self, "relative_position_bias_table"
         )
 
-    @staticmethod
-    def parts(block: nn.Module) -> dict[nn.Module, type[SwappedClass]]:
+    @classmethod
+    def parts(cls, block: Any) -> dict[nn.Module, type[SwappedClass]]:
         """What attends."""
         return {block.attention.self: SelfAttention}
 
-    def forward(
+    def forward(  # type: ignore[override]  # as the classes of these models do
         self,
         hidden_states: Tensor,
         input_dimensions: tuple[int, int],
@@ -166,8 +167,8 @@ class HFSwinV2Layer(HFOldSwinLayer):
         """Whether it is one."""
         return of_transformers(module, OLD) and hasattr(module.attention.self, "logit_scale")
 
-    @staticmethod
-    def parts(block: nn.Module) -> dict[nn.Module, type[SwappedClass]]:
+    @classmethod
+    def parts(cls, block: Any) -> dict[nn.Module, type[SwappedClass]]:
         """What attends."""
         return {block.attention.self: SelfAttentionV2}
 

@@ -1,39 +1,31 @@
 """Tell a checkpoint's source by its keys, and bring it into the names used here."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from torch import Tensor
 
-from . import mit_han_lab, mm, official, timm, torchvision, transformers
+from ..families import FAMILIES, load
 
+META = "ltm_learned"  # in a checkpoint's meta: what was learned for merging, see .learned
 WRAPPERS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema")
 
 
 class Source(NamedTuple):
-    """A known format: its name, keys that give it away, and its converter."""
+    """A known format: its name, keys that give it away, and its converter's name."""
 
     name: str
     pattern: str
-    convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+    converter: str
+
+    def convert(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict of this format in the names used here."""
+        return load(self.converter)(state)
 
 
 # The first whose pattern is found in a key wins.
-SOURCES = (
-    Source("mit-han-lab EfficientViT", r"^(input_stem|stages\.\d+)\.op_list\.",
-           mit_han_lab.convert_efficientvit),
-    Source("Hugging Face Swin", r"^encoder\.layers\.\d+\.blocks\.\d+\.attention\.",
-           transformers.convert_swin),
-    Source("torchvision Swin", r"^features\.1\.0\.attn\.qkv\.", torchvision.convert_swin),
-    Source("OpenMMLab Swin", r"^stages\.\d+\.blocks\.\d+\.attn\.w_msa\.qkv\.", mm.convert_swin),
-    Source("official Swin", r"^layers\.0\.downsample\.", official.convert_swin),
-    Source("timm Swin", r"^layers[._]\d+\.blocks\.\d+\.attn\.qkv\.", timm.convert_swin),
-    Source("timm EfficientViT", r"^stem[._]in_conv\.conv\.", timm.convert_efficientvit),
-    Source("timm MobileViT", r"^stages[._]\d+\.1\.transformer\.\d+\.attn\.qkv\.",
-           timm.convert_mobilevit),
-    Source("timm ViT", r"^blocks\.\d+\.attn\.qkv\.", timm.convert_vit),
-)  # fmt: skip
+SOURCES = [Source(*known) for family in FAMILIES.values() for known in family.checkpoints]
 
 
 def unwrap(checkpoint: object) -> dict[str, Tensor]:
@@ -44,11 +36,13 @@ def unwrap(checkpoint: object) -> dict[str, Tensor]:
             ``model`` or one of their usual variants.
 
     Returns:
-        A new dict of the tensors alone, with the ``_metadata`` of the original if any.
+        A new dict of the tensors alone, with the ``_metadata`` of the original if any, and whether
+        the weights were learned for merging.
 
     Raises:
         ValueError: if there is no tensor in it.
     """
+    meta = checkpoint.get("meta") if isinstance(checkpoint, Mapping) else None
     while isinstance(checkpoint, Mapping):
         inner = next((k for k in WRAPPERS if isinstance(checkpoint.get(k), Mapping)), None)
         if inner is None:
@@ -60,13 +54,20 @@ def unwrap(checkpoint: object) -> dict[str, Tensor]:
         held = list(checkpoint)[:5] if isinstance(checkpoint, Mapping) else type(checkpoint)
         raise ValueError(f"no weights in the checkpoint: it holds {held}, not a state dict")
     state._metadata = getattr(checkpoint, "_metadata", None)
+    learned = meta.get(META) if isinstance(meta, Mapping) else None
+    state.learned = getattr(checkpoint, "learned", bool(learned and learned["weights"]))
     return state
 
 
 class StateDict(dict):
-    """A dict that can carry ``_metadata``, the versions that modules convert old keys by."""
+    """A dict that can carry ``_metadata``, the versions that modules convert old keys by.
+
+    Attributes:
+        learned: whether the weights learned with merging on, and so are for merging alone.
+    """
 
     _metadata: dict | None = None
+    learned = False
 
 
 def detect(keys: Iterable[str]) -> Source | None:

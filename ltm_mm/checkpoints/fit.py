@@ -167,8 +167,8 @@ def _follows_last_stage(key: str, model_state: Mapping[str, Tensor]) -> bool:
 
 def _size(state: Mapping[str, Tensor]) -> str:
     """Width of the stem and blocks per stage, which tell a Swin-T from a Swin-S."""
-    stems = ("patch_embed.projection.weight", "stem.in_conv.conv.weight", "stem.conv.weight")
-    stems += ("patch_embed.proj.weight",)
+    convs = ("patch_embed.projection", "patch_embed.proj", "stem.in_conv.conv", "stem.conv")
+    stems = [f"{conv}.weight" for conv in convs]
     width = next((state[k].shape[0] for k in stems if k in state), "unknown")
     last: dict[int, int] = {}
     for key in state:

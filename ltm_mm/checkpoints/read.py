@@ -12,6 +12,7 @@ from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ def read_state_dict(path: str | os.PathLike, trust: bool = False) -> dict[str, T
         raise ValueError(f"{os.fspath(path)}: {error}") from error
 
 
-def read_file(path: str | os.PathLike, trust: bool = False) -> object:
+def read_file(path: str | os.PathLike, trust: bool = False) -> Any:
     """What a checkpoint's file holds, on the CPU.
 
     Args:
@@ -80,7 +81,7 @@ def read_file(path: str | os.PathLike, trust: bool = False) -> object:
         raise ValueError(f"{name}: {error}") from error
 
 
-def _unpickle(file: Path, trust: bool) -> object:
+def _unpickle(file: Path, trust: bool) -> Any:
     """``torch.load``, with one ValueError for all the ways in which it can fail."""
     try:
         with contextlib.nullcontext() if trust else _harmless_globals():
@@ -105,11 +106,9 @@ def _unpickle(file: Path, trust: bool) -> object:
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise ImportError("reading .safetensors needs: pip install safetensors") from error
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         return load_file(file)
     except SafetensorError as error:

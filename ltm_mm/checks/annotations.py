@@ -1,10 +1,10 @@
 """Whether the annotations that pipelines load are those that the model is trained on."""
 
 import re
+from typing import Any
 
 from mmengine.config import Config
 from torch import nn
-from torch.utils.data import Dataset
 
 from ..errors import UserError
 from .options import flatten
@@ -12,13 +12,13 @@ from .options import flatten
 FLAGS = {"with_bbox": "boxes", "with_label": "labels", "with_mask": "masks"}
 
 
-def loads(dataset: Dataset) -> set[str]:
+def loads(dataset: Any) -> set[str]:
     """Which of ``FLAGS`` the steps of a data set's own pipeline have."""
     steps = getattr(getattr(dataset, "pipeline", None), "transforms", [])
     return {flag for flag in FLAGS for step in steps if getattr(step, flag, False)}
 
 
-def keeps_run_lengths(dataset: Dataset) -> bool:
+def keeps_run_lengths(dataset: Any) -> bool:
     """Whether masks that are run-length codes are loaded as such, and not passed over."""
     steps = getattr(getattr(dataset, "pipeline", None), "transforms", [])
     return all(getattr(step, "poly2mask", True) for step in steps)
@@ -56,7 +56,7 @@ def _of_masks(cfg: Config, split: str) -> list[str]:
     return options
 
 
-def check_labels_loaded(dataset: Dataset, path: str, cfg: Config) -> None:
+def check_labels_loaded(dataset: Any, path: str, cfg: Config) -> None:
     """Refuse a pipeline of mmseg that loads no label maps, where they are needed.
 
     Args:
@@ -82,7 +82,7 @@ def check_labels_loaded(dataset: Dataset, path: str, cfg: Config) -> None:
         )
 
 
-def check_loaded(model: nn.Module, dataset: Dataset, path: str, cfg: Config) -> None:
+def check_loaded(model: nn.Module, dataset: Any, path: str, cfg: Config) -> None:
     """Refuse a training pipeline that does not load what the model's heads are trained on.
 
     Args:

@@ -225,7 +225,7 @@ def _list(content: Mapping, key: str, file: str, needed: bool = True) -> list:
 
 def _entries(content: Mapping, key: str, needed: Sequence[str], file: str) -> Iterator[dict]:
     """Entries of a list of the file that have what they need, and ids of their own."""
-    seen = {}
+    seen: dict = {}
     for entry in _list(content, key, file):
         lacking = [k for k in needed if not isinstance(entry, dict) or k not in entry]
         if lacking:

@@ -9,11 +9,11 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from torch import nn
-from torch.utils.data import Dataset
 
 from ..errors import UserError, preview
 from .annotations import keeps_run_lengths
@@ -27,7 +27,7 @@ HALF = "more than half of its annotations cannot be meant so"
 
 
 def check_instances(
-    dataset: Dataset,
+    dataset: Any,
     path: str,
     summary: CocoSummary,
     classes: Sequence[str],
@@ -295,7 +295,7 @@ def _same_images(metric: CocoSummary, data: CocoSummary, option: str) -> None:
     )
 
 
-def check_sizes(dataset: Dataset, path: str, summary: CocoSummary) -> None:
+def check_sizes(dataset: Any, path: str, summary: CocoSummary) -> None:
     """Compare the sizes that the file gives with those of images as the pipeline loads them.
 
     Args:

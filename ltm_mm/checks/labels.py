@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..errors import UserError, preview
@@ -54,7 +54,7 @@ def _other_size(labels: Sequence[int], image: Sequence[int]) -> str:
     )
 
 
-def label_check(dataset: Dataset) -> LabelCheck | None:
+def label_check(dataset: Any) -> LabelCheck | None:
     """The check of a data set of mmseg; None for another, whose classes are not its labels."""
     classes = (getattr(dataset, "metainfo", None) or {}).get("classes")
     if not classes or not hasattr(dataset, "reduce_zero_label"):
@@ -62,7 +62,7 @@ def label_check(dataset: Dataset) -> LabelCheck | None:
     return LabelCheck(len(classes), dataset.ignore_index)
 
 
-def check_labels(dataset: Dataset, path: str) -> None:
+def check_labels(dataset: Any, path: str) -> None:
     """Look at the label maps of a data set of mmseg: all files and sizes, and some labels.
 
     Args:
@@ -91,7 +91,7 @@ def check_labels(dataset: Dataset, path: str) -> None:
     _check_sample(infos, load, check, dataset, path)
 
 
-def _check_sizes(infos: Sequence[Mapping], dataset: Dataset, path: str) -> None:
+def _check_sizes(infos: Sequence[Mapping], dataset: Any, path: str) -> None:
     """Compare the sizes of every image and its label map, as they are loaded."""
     _, step = image_step(dataset)
     for info in tqdm(infos, desc=f"looking at {path}", unit="image", delay=1, leave=False):
@@ -106,7 +106,7 @@ def _check_sample(
     infos: Sequence[Mapping],
     load: Callable[[dict], dict],
     check: LabelCheck,
-    dataset: Dataset,
+    dataset: Any,
     path: str,
 ) -> None:
     """Load some label maps as training will, and see which labels occur."""
@@ -117,7 +117,8 @@ def _check_sample(
         file = str(info.get("seg_map_path"))
         _check_format(file)
         with preserve_rng_state():
-            labels = ReadGuard(load, "seg_map_path", skip=False)(dict(info))["gt_seg_map"]
+            read: Any = ReadGuard(load, "seg_map_path", skip=False)(dict(info))
+        labels = read["gt_seg_map"]
         if why := check(dict(gt_seg_map=labels)):
             raise UserError(f"{file} {why}")
         seen = np.union1d(seen, labels)

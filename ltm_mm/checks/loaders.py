@@ -7,11 +7,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.runner import Runner
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ..errors import UserError, chain, explain, frames, message, preview
 from .annotations import boxes_only, check_labels_loaded, check_loaded, loads
@@ -146,7 +147,7 @@ def check_numbers(cfg: Mapping, name: str) -> None:
                 )
 
 
-def _check_batches(loader: DataLoader, name: str) -> None:
+def _check_batches(loader: Any, name: str) -> None:
     """Raise a UserError for a loader that drops all its images as an incomplete batch."""
     try:
         batches = len(loader)
@@ -180,7 +181,7 @@ def _index_out_of_range(error: BaseException) -> str | None:
 
 def _why_empty(error: BaseException, file: str) -> str:
     """Why a data set may hold nothing: a list without entries, or a folder without images."""
-    dataset = _building(error)
+    dataset: Any = _building(error)
     indices = getattr(dataset, "_indices", None)
     if indices is not None and not indices:
         return f"its data set's indices are {indices!r}, which takes none"
@@ -198,8 +199,8 @@ def _why_empty(error: BaseException, file: str) -> str:
 
 def annotation_file(cfg: Mapping, error: BaseException | None = None) -> str:
     """Path of the annotation file that an error is about, or the first one of a loader's config."""
-    dataset = _building(error) if error else None
-    if dataset is not None and getattr(dataset, "ann_file", ""):
+    dataset: Any = _building(error) if error else None
+    if getattr(dataset, "ann_file", None):
         return dataset.ann_file
     for node in _nodes(cfg):
         if name := node.get("ann_file"):
@@ -252,7 +253,7 @@ def _where_data(keys: list[str]) -> str:
     return "set --cfg-options " + " ".join(f"{k}=FILE" for k in keys[:2] or ["..."])
 
 
-def datasets(dataset: Dataset, path: str) -> Iterator[tuple[Dataset, str]]:
+def datasets(dataset: Any, path: str) -> Iterator[tuple[Any, str]]:
     """The data sets inside wrappers (repeat, concatenate, mix), with their dotted keys."""
     several, one = getattr(dataset, "datasets", None), getattr(dataset, "dataset", None)
     if several is not None:
@@ -264,12 +265,12 @@ def datasets(dataset: Dataset, path: str) -> Iterator[tuple[Dataset, str]]:
         yield dataset, path
 
 
-def _classes(dataset: Dataset) -> Sequence[str]:
+def _classes(dataset: Any) -> Sequence[str]:
     return (getattr(dataset, "metainfo", None) or {}).get("classes") or ()
 
 
 def check_dataset(
-    runner: Runner, dataset: Dataset, path: str, summary: CocoSummary | None, training: bool
+    runner: Runner, dataset: Any, path: str, summary: CocoSummary | None, training: bool
 ) -> None:
     """Say at once what would come up after an hour, or never.
 
@@ -317,7 +318,7 @@ def check_dataset(
     guard(dataset, training, record, label_check(dataset), path)
 
 
-def check_folders(dataset: Dataset, path: str) -> None:
+def check_folders(dataset: Any, path: str) -> None:
     """Raise a UserError if a folder of a data set does not exist."""
     for key, folder in (getattr(dataset, "data_prefix", None) or {}).items():
         if isinstance(folder, str) and folder and "://" not in folder and not Path(folder).exists():
@@ -327,7 +328,7 @@ def check_folders(dataset: Dataset, path: str) -> None:
             )
 
 
-def _check_indices(dataset: Dataset, path: str) -> None:
+def _check_indices(dataset: Any, path: str) -> None:
     """Raise a UserError for a number of images that are not there; mmengine would take all."""
     wanted = getattr(dataset, "_indices", None)
     if isinstance(wanted, int) and abs(wanted) > len(dataset):
@@ -338,7 +339,7 @@ def _check_indices(dataset: Dataset, path: str) -> None:
         )
 
 
-def check_names(dataset: Dataset, path: str) -> None:
+def check_names(dataset: Any, path: str) -> None:
     """Raise a UserError for class names that are one text, or not all different.
 
     Those that a data set's class brings are as they are meant: ImageNet has two cranes.
@@ -356,7 +357,7 @@ def check_names(dataset: Dataset, path: str) -> None:
         raise UserError(f"{path}.metainfo.classes has {twice[0]!r} more than once")
 
 
-def _files(dataset: Dataset, summary: CocoSummary | None) -> tuple[list[str], list[str]]:
+def _files(dataset: Any, summary: CocoSummary | None) -> tuple[list[str], list[str]]:
     """Local images of a data set, and its label maps where it is mmseg's."""
     if getattr(dataset, "backend_args", None) or not isinstance(dataset, BaseDataset):
         return [], []
@@ -370,7 +371,7 @@ def _files(dataset: Dataset, summary: CocoSummary | None) -> tuple[list[str], li
     return [info["img_path"] for info in infos], labels
 
 
-def _has_instance(dataset: Dataset, index: int) -> bool:
+def _has_instance(dataset: Any, index: int) -> bool:
     """Whether an image has an instance, as far as the data set is one of instances."""
     info = dataset.get_data_info(index) if hasattr(dataset, "get_data_info") else {}
     return bool(info.get("instances", True))
@@ -388,7 +389,7 @@ def _check_same_classes(known: Mapping[str, Sequence[str]]) -> None:
 
 
 def _check_evaluator(
-    runner: Runner, split: str, dataset: Dataset, summaries: Mapping[str, CocoSummary]
+    runner: Runner, split: str, dataset: Any, summaries: Mapping[str, CocoSummary]
 ) -> None:
     """Build a split's evaluator and compare its metrics with the split's data set."""
     cfg = getattr(runner, f"_{split}_evaluator")

@@ -29,8 +29,9 @@ def mask_fault(mask: object, height: float, width: float) -> str | None:
         return NO_MASK
     if isinstance(mask, list):
         return None if all(map(_is_polygon, mask)) else BAD_MASK
-    counts = mask.get("counts") if isinstance(mask, dict) else None
-    if not isinstance(counts, (list, str)) or mask.get("size") != [height, width]:
+    code = mask if isinstance(mask, dict) else {}
+    counts = code.get("counts")
+    if not isinstance(counts, (list, str)) or code.get("size") != [height, width]:
         return BAD_MASK
     runs = _decoded(counts) if isinstance(counts, str) else counts
     if any(type(run) is not int or run < 0 for run in runs) or sum(runs) != height * width:

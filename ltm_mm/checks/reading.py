@@ -4,13 +4,13 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from mmengine.dataset import Compose
 from mmengine.logging import print_log
 from PIL import Image
-from torch.utils.data import Dataset
 
 from ..errors import UserError, frames, message, preview
 from .randomness import preserve_rng_state
@@ -22,7 +22,7 @@ TRIED = 5  # images that a pipeline is tried with
 
 
 def guard(
-    dataset: Dataset,
+    dataset: Any,
     skip: bool,
     record: str | None = None,
     check: Check | None = None,
@@ -72,8 +72,9 @@ class Guarded(Compose):
     def __call__(self, data: dict) -> dict | None:
         """The last step's results, or None for an image to be skipped."""
         file = str(data.get("img_path") or "")
-        loader = next((s for s in self.transforms if getattr(s, "key", None) == "img_path"), None)
-        for t in self.transforms:
+        steps: Sequence[Any] = self.transforms
+        loader = next((s for s in steps if getattr(s, "key", None) == "img_path"), None)
+        for t in steps:
             try:
                 data = t(data)
             except (MemoryError, UserError):
@@ -144,11 +145,13 @@ class ReadGuard:
                     f"{file} {_file_fault(file, error)}: replace it, or take it out of the data "
                     "set (without it the result would not be that of the data set)"
                 ) from error
-            return self._skip(file, _file_fault(file, error), error)
+            self._skip(file, _file_fault(file, error), error)
+            return None
         if self.check and loaded and (why := self.check(loaded)):
             if not self.skip:
                 raise UserError(f"{results[self.key]} {why}")
-            return self._skip(str(results[self.key]), why)
+            self._skip(str(results[self.key]), why)
+            return None
         self.in_a_row = 0
         return loaded
 
@@ -273,7 +276,7 @@ def check_files(files: Sequence[str], what: str, path: str, skip: bool) -> str |
     raise UserError(f"{line}; are {path}.data_root and {path}.data_prefix right?")
 
 
-def try_pipeline(dataset: Dataset, path: str) -> None:
+def try_pipeline(dataset: Any, path: str) -> None:
     """Send some image through a data set's pipeline, so that a wrong step shows at once.
 
     Args:

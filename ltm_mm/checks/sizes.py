@@ -1,10 +1,9 @@
 """Sizes of images: what a pipeline's own loading step gives, from headers wherever they suffice."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from PIL import Image
-from torch.utils.data import Dataset
 
 from .randomness import preserve_rng_state
 
@@ -46,7 +45,7 @@ def loaded_size(file: str, step: Step | None) -> Size | None:
     try:
         with preserve_rng_state():
             loaded = step(dict(img_path=file)) if step else None
-        return loaded and tuple(loaded["img"].shape[:2])
+        return tuple(loaded["img"].shape[:2]) if loaded else None
     except Exception:  # reported where the picture is used
         return None
 
@@ -61,7 +60,7 @@ def _header(file: str | None) -> tuple[Size, bool] | None:
         return None
 
 
-def image_step(dataset: Dataset) -> tuple[int, Step] | tuple[None, None]:
+def image_step(dataset: Any) -> tuple[int, Step] | tuple[None, None]:
     """Place and step of a data set's pipeline that loads the image."""
     steps = getattr(getattr(dataset, "pipeline", None), "transforms", [])
     for index, step in enumerate(steps):
@@ -70,7 +69,7 @@ def image_step(dataset: Dataset) -> tuple[int, Step] | tuple[None, None]:
     return None, None
 
 
-def rotation_advice(file: str, dataset: Dataset, path: str) -> str:
+def rotation_advice(file: str, dataset: Any, path: str) -> str:
     """What to change where a picture's EXIF tag and the loading step decide; '' elsewhere.
 
     Args:

@@ -9,13 +9,18 @@ Arguments that are mmcv's work space (``columns``, ``ones``), its tiling
 (``im2col_step``) or sizes that the tensors tell as well are not used.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torchvision
 from torch import Tensor
 
 from ltm_mm.compat.precision import wide
+
+Geometry = list[tuple[int, int]]  # stride, padding and dilation, of rows and columns
+# What mmcv calls them, with and without modulation.
+SIZES = ("dH", "dW", "padH", "padW", "dilationH", "dilationW")
+MODULATED_SIZES = ("stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w")
 
 
 def _write_gradients(
@@ -96,14 +101,7 @@ def deform_conv_forward(
     output: Tensor,
     columns: Tensor,
     ones: Tensor,
-    *,
-    dH: int,
-    dW: int,
-    padH: int,
-    padW: int,
-    dilationH: int,
-    dilationW: int,
-    **unused: int,
+    **sizes: int,
 ) -> None:
     """Deformable convolution without bias, into ``output``.
 
@@ -112,9 +110,9 @@ def deform_conv_forward(
         weight: ``(out, C / groups, kH, kW)``.
         offset: ``(B, deform_groups * 2 * kH * kW, H_out, W_out)``, y x pairs in pixels.
         output: ``(B, out, H_out, W_out)``, written.
-        dH, dW: stride.
+        **sizes: ``SIZES``; others are not used.
     """
-    geometry = (dH, dW), (padH, padW), (dilationH, dilationW)
+    geometry = _geometry(sizes, SIZES)
     output.copy_(_convolve(geometry, input, offset, weight))
 
 
@@ -126,17 +124,10 @@ def deform_conv_backward_input(
     grad_offset: Tensor,
     weight: Tensor,
     columns: Tensor,
-    *,
-    dH: int,
-    dW: int,
-    padH: int,
-    padW: int,
-    dilationH: int,
-    dilationW: int,
-    **unused: int,
+    **sizes: int,
 ) -> None:
     """Gradient of :func:`deform_conv_forward` by input and offset, into the ``grad_`` tensors."""
-    geometry = (dH, dW), (padH, padW), (dilationH, dilationW)
+    geometry = _geometry(sizes, SIZES)
     _write_gradients(
         lambda input, offset: _convolve(geometry, input, offset, weight),
         (input, offset),
@@ -153,17 +144,11 @@ def deform_conv_backward_parameters(
     columns: Tensor,
     ones: Tensor,
     *,
-    dH: int,
-    dW: int,
-    padH: int,
-    padW: int,
-    dilationH: int,
-    dilationW: int,
     scale: float,
-    **unused: int,
+    **sizes: int,
 ) -> None:
     """Gradient of :func:`deform_conv_forward` by the weight, times ``scale``."""
-    geometry = (dH, dW), (padH, padW), (dilationH, dilationW)
+    geometry = _geometry(sizes, SIZES)
     # The convolution is linear in its weight: where the gradient is taken does not matter.
     _write_gradients(
         lambda weight: _convolve(geometry, input, offset, weight),
@@ -183,14 +168,8 @@ def modulated_deform_conv_forward(
     output: Tensor,
     columns: Tensor,
     *,
-    stride_h: int,
-    stride_w: int,
-    pad_h: int,
-    pad_w: int,
-    dilation_h: int,
-    dilation_w: int,
     with_bias: bool,
-    **unused: int,
+    **sizes: int,
 ) -> None:
     """Modulated deformable convolution, into ``output``.
 
@@ -202,7 +181,7 @@ def modulated_deform_conv_forward(
         mask: ``(B, deform_groups * kH * kW, H_out, W_out)``, factor of each sample.
         output: ``(B, out, H_out, W_out)``, written.
     """
-    geometry = (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w)
+    geometry = _geometry(sizes, MODULATED_SIZES)
     optional = (bias,) if with_bias else ()
     output.copy_(_convolve(geometry, input, offset, weight, mask, *optional))
 
@@ -222,17 +201,11 @@ def modulated_deform_conv_backward(
     grad_mask: Tensor,
     grad_output: Tensor,
     *,
-    stride_h: int,
-    stride_w: int,
-    pad_h: int,
-    pad_w: int,
-    dilation_h: int,
-    dilation_w: int,
     with_bias: bool,
-    **unused: int,
+    **sizes: int,
 ) -> None:
     """Gradient of :func:`modulated_deform_conv_forward`, into the ``grad_`` tensors."""
-    geometry = (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w)
+    geometry = _geometry(sizes, MODULATED_SIZES)
     inputs = (input, offset, weight, mask, bias)
     buffers = (grad_input, grad_offset, grad_weight, grad_mask, grad_bias)
     used = 5 if with_bias else 4
@@ -241,8 +214,14 @@ def modulated_deform_conv_backward(
     )
 
 
+def _geometry(sizes: Mapping[str, int], names: Sequence[str]) -> Geometry:
+    """Stride, padding and dilation, from mmcv's keywords."""
+    rows, columns = ([sizes[name] for name in of_axis] for of_axis in (names[::2], names[1::2]))
+    return list(zip(rows, columns, strict=True))
+
+
 def _convolve(
-    geometry: tuple[tuple[int, int], tuple[int, int], tuple[int, int]],
+    geometry: Geometry,
     input: Tensor,
     offset: Tensor,
     weight: Tensor,

@@ -155,7 +155,8 @@ def _draw_split(root: Path, split: str, count: int, bar: tqdm) -> None:
     folders = root / split, root / "annotations_semantic" / split
     for folder in (*folders, root / "annotations"):
         folder.mkdir(parents=True, exist_ok=True)
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for index in range(count):
         image, objects, labels = draw_image(split, index)
         name = f"{index:06d}.png"
@@ -231,7 +232,8 @@ def _shape(label: int, x: float, y: float, radius: float, turn: float) -> np.nda
     if name == "cross":
         return ((abs(u) <= 0.3) & (abs(v) <= 1)) | ((abs(v) <= 0.3) & (abs(u) <= 1))
     # A point of the five-pointed star is inside at least four of its five long lines.
-    return sum((a * u + b * v <= 0.32).astype(np.uint8) for a, b in _PENTAGON) >= 4
+    inside = [a * u + b * v <= 0.32 for a, b in _PENTAGON]
+    return np.sum(inside, 0) >= 4
 
 
 def _colour(rng: np.random.RandomState) -> np.ndarray:

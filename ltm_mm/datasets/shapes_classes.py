@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from mmcv.transforms import BaseTransform
 from mmpretrain.datasets import BaseDataset
@@ -28,7 +29,9 @@ class ShapesClasses(BaseDataset):
 
     METAINFO = {"classes": SHAPES}
 
-    def __init__(self, *, data_root: str = "data/shapes/", split: str = "train", **kwargs) -> None:
+    def __init__(
+        self, *, data_root: str = "data/shapes/", split: str = "train", **kwargs: Any
+    ) -> None:
         if split not in ("train", "val"):
             raise ValueError(f"split must be 'train' or 'val', got {split!r}")
         ensure_shapes(data_root)

@@ -1,5 +1,7 @@
 """The shapes data set for mmdet's detectors."""
 
+from typing import Any
+
 from mmdet.datasets import CocoDataset
 
 from ltm_mm.datasets.shapes import PALETTE, SHAPES, ensure_shapes
@@ -23,6 +25,6 @@ class ShapesInstances(CocoDataset):
         "palette": list(PALETTE),
     }
 
-    def __init__(self, *, data_root: str = "data/shapes/", **kwargs) -> None:
+    def __init__(self, *, data_root: str = "data/shapes/", **kwargs: Any) -> None:
         ensure_shapes(data_root)
         super().__init__(data_root=data_root, **kwargs)

@@ -1,5 +1,7 @@
 """The shapes data set for mmseg's segmentors."""
 
+from typing import Any
+
 from mmseg.datasets import BaseSegDataset
 
 from ltm_mm.datasets.shapes import PALETTE, SHAPES, ensure_shapes
@@ -26,7 +28,7 @@ class ShapesSemantic(BaseSegDataset):
     }
 
     def __init__(
-        self, *, data_root: str = "data/shapes/", img_suffix: str = ".png", **kwargs
+        self, *, data_root: str = "data/shapes/", img_suffix: str = ".png", **kwargs: Any
     ) -> None:
         ensure_shapes(data_root)
         super().__init__(data_root=data_root, img_suffix=img_suffix, **kwargs)

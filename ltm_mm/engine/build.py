@@ -14,10 +14,8 @@ from ..adapters import is_applied, remove
 from ..checkpoints import load_into, read_state_dict
 from ..checks.weights import check_weights, is_pretrained, naming_weights
 from ..errors import UserError, naming
-from ..families import FAMILIES, NAMED, SWIN, of_type
+from ..families import FAMILIES, NAMED, load, of_type
 from ..merging import merges
-from ..models import backbones
-from ..models.backbones import swin
 from ..presets import Keep
 from .config import backbone_config, load_config
 from .convert import use_ltm
@@ -40,7 +38,7 @@ def named_config(source: str) -> "Config":
     name = re.fullmatch(rf"ltm-({'|'.join(FAMILIES)})-(\w+)", source)
     if name:
         family = FAMILIES[name[1]]
-        archs = tuple(swin.ARCHS) if family is SWIN else family.archs  # Swin's have short names
+        archs = family.sizes or family.archs
         if name[2] not in archs:
             raise UserError(f"unknown arch {name[2]!r} of {source}: choose from {', '.join(archs)}")
         return backbone_config(type=family.type, arch=name[2])
@@ -106,7 +104,7 @@ def model_builder(
             check_weights(changed)
         torch.manual_seed(seed)
         with scope_of(changed), quiet():
-            model = construct(changed.model if whole else changed.model.backbone)
+            model: Any = construct(changed.model if whole else changed.model.backbone)
             if start_as_training:
                 with naming_weights(changed):
                     model.init_weights()
@@ -132,8 +130,7 @@ def construct(options: Mapping) -> nn.Module:
     except ModuleNotFoundError:
         family = of_type(options["type"])
         assert family is not None
-        arguments = {key: value for key, value in options.items() if key != "type"}
-        return getattr(backbones, family.backbone)(**arguments)
+        return load(family.code)(**{k: v for k, v in options.items() if k != "type"})
     return MODELS.build(options)
 
 
@@ -189,6 +186,18 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode, and every module back into its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def drop_pretrained(cfg: "Config") -> None:

@@ -3,18 +3,18 @@
 import ast
 import os
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.learned import Learned
 from ..errors import UserError, naming
-from ..families import EFFICIENTVIT, MOBILEVIT, SWIN, VIT, of_type
+from ..families import FAMILIES, of_type
 from ..presets import NAMES, Keep
 
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-# mmpretrain's Swin has other keywords and parameter names than mmdet's and mmseg's.
-OTHER_SWIN_SCOPES = ("mmpretrain", "mmcls")
+# mmpretrain's backbones have other keywords and parameter names than mmdet's and mmseg's.
+OTHER_SCOPES = ("mmpretrain", "mmcls")
 BACKBONE_KEYS = ("backbone", "img_backbone")
 
 
@@ -49,10 +49,9 @@ def use_ltm(cfg: "Config", keep: Keep) -> list[str]:
     """Convert every backbone of a config's model that can be converted, in place.
 
     Args:
-        cfg: of mmdet, mmseg, or of what builds on them. A Swin Transformer (mmdet's or
-            mmseg's) becomes LTMSwin, timm's EfficientViT, MobileViT or ViT (through
-            ``TIMMBackbone``) LTMEfficientViT, LTMMobileViT or LTMViT, with all else kept;
-            an LTM backbone gets the new ``keep``.
+        cfg: of mmdet, mmseg, or of what builds on them. A backbone of a family that
+            :mod:`ltm_mm.families` knows, of mmdet, mmseg or timm (``TIMMBackbone``), becomes the
+            family's own, with all else kept; an LTM backbone gets the new ``keep``.
         keep: the merging plan, see :func:`ltm_mm.presets.resolve_plan`.
 
     Returns:
@@ -75,22 +74,22 @@ def use_ltm(cfg: "Config", keep: Keep) -> list[str]:
     if not lines:
         raise UserError(
             f"--ltm has nothing to convert: {'; '.join(others) or 'the model has no backbone'}. "
-            "It supports SwinTransformer of mmdet and mmseg, and TIMMBackbone with MIT Han Lab's "
-            "efficientvit_b0 ... b3, l1 ... l3, with mobilevit_xxs, xs, s, and with vit_*"
+            f"It supports {', '.join(_supported())}"
         )
     return lines
 
 
-def set_detail(cfg: "Config", detail: str | None, converts: bool = True) -> None:
+def set_detail(cfg: "Config", detail: str | None, *ltm: str | None) -> None:
     """Have the Swin of a config take a file of learned details, in place.
 
     Args:
         cfg: of a model, or of a backbone alone.
         detail: a file of ``tools/learn.py``; None: nothing is changed.
-        converts: whether the backbone will be converted where it is not ours.
+        *ltm: plans that the backbone will be converted to; none or None: it stays as it is.
 
     Raises:
-        UserError: if the file cannot be read, holds weights, too, or there is no Swin to take it.
+        UserError: if the file cannot be read, holds weights, too, or there is no merging Swin to
+            take it.
     """
     if detail is None:
         return
@@ -101,20 +100,24 @@ def set_detail(cfg: "Config", detail: str | None, converts: bool = True) -> None
             f"--detail {detail}: the file holds weights, too, which its detail was learned with: "
             "give it instead of the checkpoint, without --detail"
         )
-    takes_detail = False
+    takes_detail, plans = False, {plan for plan in ltm if plan is not None}
     for _, backbone in _backbones(cfg.get("model") or {}, "model"):
-        ours = of_type(_name(backbone["type"]).rpartition(".")[2]) is SWIN
         short = _name(backbone["type"]).rpartition(".")[2]
-        if ours or (converts and short == "SwinTransformer"):
+        if any(
+            f.takes_detail and (short == f.backbone or (plans and short in f.replaces))
+            for f in FAMILIES.values()
+        ):
             backbone["detail"] = os.path.abspath(os.path.expanduser(detail))
-            takes_detail = True
+            merging = {str(keep).lower() for keep in plans or [backbone.get("keep", "balanced")]}
+            takes_detail |= bool(merging - {"none"})
     if not takes_detail:
         raise UserError(
-            f"--detail {detail}: details are for a merging Swin; give --ltm with a Swin's config"
+            f"--detail {detail}: details are for a merging Swin; give --ltm with a Swin's config, "
+            "and a plan other than none"
         )
 
 
-def _backbones(node: object, path: str) -> Iterator[tuple[str, dict]]:
+def _backbones(node: object, path: str) -> Iterator[tuple[str, Any]]:
     """Every backbone's dict in a model's config, with its dotted key."""
     if isinstance(node, (list, tuple)):
         for index, child in enumerate(node):
@@ -134,16 +137,23 @@ def _convert(backbone: dict, scope: str) -> str | None:
     package = package.partition(".")[0] or scope
     if family := of_type(short):
         return family.type
-    if short == "SwinTransformer" and package not in OTHER_SWIN_SCOPES:
-        return SWIN.type
-    if short == "TIMMBackbone" and (counterpart := _timm_counterpart(backbone)):
-        type_name, arch = counterpart
-        _fit_timm(backbone, arch)
-        return type_name
-    return None
+    if short == "TIMMBackbone":
+        return _from_timm(backbone)
+    replaced = (f.type for f in FAMILIES.values() if short in f.replaces)
+    return None if package in OTHER_SCOPES else next(replaced, None)
 
 
-def _name(given: object) -> str:
+def _supported() -> Iterator[str]:
+    """What can be converted, for a message."""
+    for family in FAMILIES.values():
+        yield from (f"{name} of mmdet and mmseg" for name in family.replaces)
+        if family.timm and family.timm_backbone:
+            archs = "{" + ",".join(family.archs) + "}"
+            prefix = family.timm_prefix
+            yield f"TIMMBackbone with {f'{prefix}*' if prefix else family.timm.format(archs)}"
+
+
+def _name(given: Any) -> str:
     """A type's name, which a lazily imported config holds as a class."""
     return given if isinstance(given, str) else f"{given.__module__.split('.')[0]}.{given.__name__}"
 
@@ -154,34 +164,33 @@ def _variant(backbone: Mapping) -> str:
     return f" ({known})" if known else ""
 
 
-def _timm_counterpart(backbone: Mapping) -> tuple[str, str] | None:
-    """Type and arch for timm's ``efficientvit_b1.r224_in1k``, ...; None for other networks."""
-    name = backbone.get("model_name", "").partition(".")[0]
-    for family in (EFFICIENTVIT, MOBILEVIT):
-        for arch in family.archs:
-            if name == family.in_timm(arch):
-                return family.type, arch
-    return (VIT.type, name) if name.startswith("vit_") else None
+# Follow from our backbones' taking images of any size; the last is of the classifier.
+TIMM_UNUSED: tuple[str, ...] = ("features_only", "dynamic_img_size", "dynamic_img_pad")
+TIMM_UNUSED += ("strict_img_size", "drop_rate")
 
 
-# timm's keywords -> ours.
-TIMM_KEYWORDS = {"embed_dim": "embed_dims", "depth": "num_layers"}
-# Follow from our backbones' taking images of any size.
-TIMM_UNUSED = ("features_only", "dynamic_img_size", "dynamic_img_pad", "strict_img_size")
-TIMM_UNUSED += ("drop_rate",)  # of the classifier, which a backbone lacks
+def _from_timm(backbone: dict) -> str | None:
+    """Turn ``TIMMBackbone``'s arguments into our backbone's, weights included.
 
-
-def _fit_timm(backbone: dict, arch: str) -> None:
-    """Turn ``TIMMBackbone``'s arguments into our backbone's, weights included."""
-    backbone["arch"] = arch
-    name = backbone.pop("model_name")
-    if name.startswith("mobilevit"):
-        backbone.setdefault("out_indices", (0, 1, 2, 3, 4))  # timm's default
-    elif name.startswith("vit"):
-        backbone.setdefault("out_indices", 3)
+    Returns:
+        The type; None for networks without a counterpart, whose arguments stay.
+    """
+    name = backbone.get("model_name", "")
+    counterparts = (
+        (family, arch)
+        for family in FAMILIES.values()
+        if family.timm_backbone and (arch := family.arch_of(name.partition(".")[0]))
+    )
+    family, backbone_arch = next(counterparts, (None, None))
+    if family is None:
+        return None
+    del backbone["model_name"]
+    backbone["arch"] = backbone_arch
+    if family.timm_maps is not None:
+        backbone.setdefault("out_indices", family.timm_maps)
     for key in TIMM_UNUSED:
         backbone.pop(key, None)
-    for theirs, ours in TIMM_KEYWORDS.items():
+    for ours, theirs in family.timm_keywords.items():
         if theirs in backbone:
             backbone[ours] = backbone.pop(theirs)
     path, pretrained = backbone.pop("checkpoint_path", ""), backbone.pop("pretrained", True)
@@ -189,6 +198,7 @@ def _fit_timm(backbone: dict, arch: str) -> None:
         path = _timm_weights(name)
     if path:
         backbone["init_cfg"] = dict(type="Pretrained", checkpoint=path)
+    return family.type
 
 
 def _timm_weights(name: str) -> str:

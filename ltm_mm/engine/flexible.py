@@ -5,6 +5,7 @@ hooks are validated before the first step as with the ordinary runner.
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from mmengine._strategy import FSDPStrategy
@@ -63,7 +64,7 @@ def build_model(runner: Runner | FlexibleRunner, find_unused: bool, testing: boo
     if not hasattr(strategy, "model_wrapper"):
         return
     fsdp = isinstance(strategy, FSDPStrategy)
-    wrapper = dict(type="MMFullyShardedDataParallel") if fsdp else dict(
+    wrapper: dict[str, Any] = dict(type="MMFullyShardedDataParallel") if fsdp else dict(
         type="MMDistributedDataParallel",
         broadcast_buffers=False,
         find_unused_parameters=find_unused,

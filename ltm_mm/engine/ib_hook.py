@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from mmengine.hooks import Hook
@@ -61,7 +62,7 @@ class InformationBottleneck(Hook):
         warmup: float = 0.3,
         stages: str | Sequence[int] = "all",
         num_classes: int | None = None,
-        **options: float,
+        **options: Any,
     ) -> None:
         if not weight >= 0:
             raise ValueError(f"weight must be >= 0, got {weight!r}")
@@ -70,7 +71,7 @@ class InformationBottleneck(Hook):
         if stages != "all" and (isinstance(stages, str) or not stages):
             raise ValueError(f"stages must be 'all' or a list of positions, got {stages!r}")
         self.weight, self.warmup, self.stages = weight, warmup, stages
-        self.num_classes = num_classes
+        self.num_classes: Any = num_classes  # a number from the start of training on
         self.make = partial(DenseIBLoss, bound=bound, **options)
         self.make(dim=1, num_classes=1)  # a wrong option is reported at once
         self.losses: dict[str, DenseIBLoss] = {}
@@ -183,7 +184,7 @@ class InformationBottleneck(Hook):
         return self.losses[name]
 
 
-def place_tokens(merge: Merge) -> Tensor:
+def place_tokens(merge: Any) -> Tensor:
     """One input token of every merged token ``(B, M, C)``: the one that stands for its place.
 
     It is the one that a matched group began with, or that lies where a soft mask's prior is

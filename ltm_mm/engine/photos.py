@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from .build import scope_of
 if TYPE_CHECKING:
     from mmengine.config import Config
     from mmengine.dataset import Compose
-    from torch.utils.data import Dataset
 
 Size = tuple[int, int]
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, RGB
@@ -39,10 +38,15 @@ def find_images(source: str) -> list[Path]:
         if not path.is_file():
             raise UserError(f"{source}: there is no such image or folder")
         return [path]
-    files = sorted(f for f in path.iterdir() if f.suffix.lower() in PICTURES and f.is_file())
+    files = [f for f in visible(path) if f.suffix.lower() in PICTURES and f.is_file()]
     if not files:
         raise UserError(f"{source} holds no image: a name must end in {', '.join(PICTURES)}")
     return files
+
+
+def visible(folder: Path) -> list[Path]:
+    """What is in a folder, by name, without hidden files, such as the ``._*`` that macOS leaves."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def check_whole(file: Path) -> None:
@@ -54,7 +58,7 @@ def check_whole(file: Path) -> None:
         return  # a format that only the pipeline's loader knows
 
 
-def some_images(dataset: "Dataset", count: int) -> list[Path]:
+def some_images(dataset: Any, count: int) -> list[Path]:
     """Files of images of a data set, evenly spread over it; always the same ones."""
     count = min(count, len(dataset))
     indices = [k * len(dataset) // count for k in range(count)]
@@ -150,6 +154,19 @@ def some_photos(source: str, count: int) -> list[Path]:
     return [files[k * len(files) // count] for k in range(count)]
 
 
+def size_of(image: Any) -> Size:
+    """Height and width of an image ``(1, C, H, W)``, or of a packed sample's."""
+    height, width = (image["inputs"] if isinstance(image, Mapping) else image).shape[-2:]
+    return height, width
+
+
+def at_size(image: Any, size: Size) -> Any:
+    """An image or a packed sample at another size; itself where it has that size."""
+    if size_of(image) == size:
+        return image
+    return (resize_sample if isinstance(image, Mapping) else resized)(image, size)
+
+
 def resize_sample(sample: Mapping, size: Size) -> dict:
     """A packed sample whose image has another size; predictions keep the photo's own size.
 
@@ -182,11 +199,17 @@ def jpeg(pixels: NDArray, quality: int) -> NDArray:
     return np.array(Image.open(buffer))
 
 
-def add_noise_to_sample(sample: Mapping, scale: float) -> dict:
-    """A packed sample with noise of so many standard deviations, always the same for a size."""
-    image = sample["inputs"].float()
-    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0)).to(image.device)
-    return dict(sample, inputs=image + scale * STD[0] * noise)
+def add_noise(image: Any, scale: float) -> Any:
+    """An image with noise of so many standard deviations, always the same for a size.
+
+    Args:
+        image: a normalised tensor, or a packed sample of pixels.
+        scale: 1: as much as photos vary.
+    """
+    if isinstance(image, Mapping):
+        return dict(image, inputs=add_noise(image["inputs"].float(), scale * STD[0]))
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    return image + scale * noise.to(image.device)
 
 
 def resized(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -223,10 +246,10 @@ def read_photos(
     whole = "type" in cfg.model
     if files and ((whole and not (backbone and size)) or channels != 3):
         pipeline = pipeline_of(cfg)
-    images = []
+    images: list = []
     for file in tqdm(files, desc="photos", unit="photo", leave=False):
         try:
-            photo_input = _read_photo(cfg, file, size, pipeline, channels)
+            photo_input: Any = _read_photo(cfg, file, size, pipeline, channels)
         except UserError as error:
             if file is files[-1] and not images:  # there is no other one
                 raise
@@ -299,9 +322,22 @@ def _preprocessor(cfg: "Config") -> Mapping:
     return {"mean": MEAN, "std": STD, **{k: v for k, v in settings.items() if v is not None}}
 
 
+def in_8_bits(photo: Image.Image) -> Image.Image:
+    """A photo of 16 bits by its upper eight, as OpenCV reads it; Pillow would clip it to white.
+
+    Raises:
+        ValueError: for floating-point pixels, whose range is not known.
+    """
+    if photo.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, save it with 8 or 16 bits")
+    if not photo.mode.startswith("I"):
+        return photo
+    return Image.fromarray((np.asarray(photo) >> 8).astype(np.uint8))
+
+
 def normalised(cfg: "Config", photo: Image.Image, size: Sequence[int]) -> Tensor:
     """A photo ``(1, 3, H, W)`` of a size, normalised as the config says, else as for ImageNet."""
     mean, std = (np.float32(_preprocessor(cfg)[key]) for key in ("mean", "std"))
-    scaled = photo.convert("RGB").resize((size[1], size[0]), Image.BICUBIC)
+    scaled = in_8_bits(photo).convert("RGB").resize((size[1], size[0]), Image.Resampling.BICUBIC)
     pixels = (np.asarray(scaled, np.float32) - mean) / std
     return torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()

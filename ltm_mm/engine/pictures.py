@@ -3,7 +3,7 @@
 import inspect
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import mmcv
@@ -32,7 +32,7 @@ def unique_names(files: Iterable[str], suffix: str | None = None) -> dict[str, s
     base = os.path.commonpath([os.path.dirname(os.path.abspath(f)) for f in files] or ["/"])
     paths = {file: Path(os.path.relpath(os.path.abspath(file), base)) for file in files}
     if suffix is None:
-        namings = [lambda path: path.name, str]
+        namings: list[Callable[[Path], str]] = [lambda path: path.name, str]
     else:
         namings = [lambda path: path.stem + suffix, lambda path: str(path.with_suffix(suffix))]
         namings.append(lambda path: f"{path}{suffix}")

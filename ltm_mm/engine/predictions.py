@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 if TYPE_CHECKING:
     from mmengine.structures import BaseDataElement
@@ -36,7 +35,7 @@ class Instances:
 Prediction = Instances | NDArray  # a detector's, or a segmentor's (H, W) label map
 
 
-def predict(model: nn.Module, data: Mapping[str, Any], score_thr: float = 0.3) -> Prediction:
+def predict(model: Any, data: Mapping[str, Any], score_thr: float = 0.3) -> Prediction:
     """What a model predicts for one image.
 
     Args:

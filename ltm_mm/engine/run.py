@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -192,9 +193,10 @@ def _announce(runner: Runner) -> None:
         ("validation", runner._val_dataloader),
     ):
         if isinstance(loader, DataLoader):
-            classes = (getattr(loader.dataset, "metainfo", None) or {}).get("classes") or ()
-            repeats = getattr(loader.dataset, "times", 1)  # of a RepeatDataset
-            count = f"{len(loader.dataset) // repeats} images" + f" x {repeats}" * (repeats > 1)
+            dataset: Any = loader.dataset
+            classes = (getattr(dataset, "metainfo", None) or {}).get("classes") or ()
+            repeats = getattr(dataset, "times", 1)  # of a RepeatDataset
+            count = f"{len(dataset) // repeats} images" + f" x {repeats}" * (repeats > 1)
             lines[name] = f"{count}, {len(classes)} classes: {preview(classes)}"
     lines["log, checkpoints"] = runner.work_dir
     print_log(
@@ -209,7 +211,7 @@ def _last_metrics(runner: Runner) -> dict[str, float]:
     return {k: v for k, v in named.items() if not k.endswith("time")}
 
 
-def _report(runner: Runner, results: Mapping[str, object]) -> None:
+def _report(runner: Runner, results: Mapping[str, Any]) -> None:
     """Say where everything is."""
     if runner.rank:
         return

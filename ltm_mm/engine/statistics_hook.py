@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from mmengine.hooks import Hook
@@ -57,7 +58,7 @@ class MergeStatistics(Hook):
         if not temperature > 0:
             raise ValueError(f"temperature must be > 0, got {temperature!r}")
         self.tokens_per_image = tokens_per_image
-        self.options = {"centroids": centroids, "temperature": temperature}
+        self.options: dict[str, Any] = {"centroids": centroids, "temperature": temperature}
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Start to look."""
@@ -75,7 +76,7 @@ class MergeStatistics(Hook):
         """Add the measures to the metrics."""
         self._finish(metrics)
 
-    def _start(self, model: nn.Module, metainfo: dict) -> None:
+    def _start(self, model: Any, metainfo: dict) -> None:
         while is_model_wrapper(model):
             model = model.module
         self.num_classes = len(metainfo.get("classes") or ()) + 1

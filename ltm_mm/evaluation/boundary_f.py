@@ -42,7 +42,7 @@ class BoundaryF(BaseMetric):
                 for key in ("pred_sem_seg", "gt_sem_seg")
             )
             valid = truth != self.ignore_index
-            reach = boundary_width(*truth.shape, self.tolerance)
+            reach = boundary_width(truth.shape[0], truth.shape[1], self.tolerance)
             self.results.append(
                 np.stack(
                     [

@@ -75,5 +75,6 @@ class BoundaryIoU(CocoMetric):
         overlap = coco_masks.iou(masks, [truth], [False])[:, 0]
         if not overlap.max() > 0:
             return 0.0
-        pair = [coco_masks.decode(m).astype(bool) for m in (masks[overlap.argmax()], truth)]
-        return boundary_iou(*pair, boundary_width(*pair[1].shape, self.width))
+        best, true = (coco_masks.decode(m).astype(bool) for m in (masks[overlap.argmax()], truth))
+        height, width = true.shape
+        return boundary_iou(best, true, boundary_width(height, width, self.width))

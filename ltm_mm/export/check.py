@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +89,7 @@ def compare(
     sizes: Iterable[tuple[int, int]],
     batches: Sequence[int] = (1, 3),
     channels: int = 3,
-    metadata: dict[str, object] | None = None,
+    metadata: dict[str, Any] | None = None,
 ) -> Iterator[Difference]:
     """Run both on the same random images, one size and batch after the other.
 
@@ -143,7 +144,7 @@ Results = list[ImageDetections] | tuple[Tensor, ...]
 def _results(
     model: nn.Module,
     images: Tensor,
-    metadata: dict[str, object] | None,
+    metadata: dict[str, Any] | None,
     run: Callable[[Tensor], Sequence[Tensor] | Tensor] | None,
 ) -> Results:
     """What is found on images: by the model, or by what was exported from it."""
@@ -156,16 +157,17 @@ def _results(
 
 
 def _distance(expected: Results, actual: Results, images: Tensor) -> Difference:
-    if isinstance(expected, list):
+    if isinstance(expected, list) and isinstance(actual, list):
         return _detections(expected, actual, _size(images))
-    for a, b in zip(expected, actual, strict=True):
+    pairs: list[Any] = list(zip(expected, actual, strict=True))
+    for a, b in pairs:
         if a.shape != b.shape:
             raise ValueError(
                 f"images of {tuple(images.shape)} give {tuple(b.shape)} where the model gives "
                 f"{tuple(a.shape)}"
             )
     # Not Python's max, which passes over NaN.
-    largest = torch.stack([_difference(a, b) for a, b in zip(expected, actual, strict=True)]).max()
+    largest = torch.stack([_difference(a, b) for a, b in pairs]).max()
     return Difference(len(images), _size(images), largest.item())
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -18,7 +19,7 @@ from .reference import paste, rescaled
 
 
 def use_file(
-    cfg: Config, path: str, options: Mapping[str, object] | None = None, bf16: bool = False
+    cfg: Config, path: str, options: Mapping[str, Any] | None = None, bf16: bool = False
 ) -> None:
     """Put an exported file in the place of a config's model.
 
@@ -99,7 +100,7 @@ class FileDetector(BaseModel):
             for image, sample in zip(inputs.cpu(), data_samples, strict=True)
         ]
 
-    def _predict(self, image: Tensor, sample: object) -> object:
+    def _predict(self, image: Tensor, sample: Any) -> Any:
         from mmengine.structures import InstanceData
 
         height, width = size = tuple(sample.img_shape[:2])
@@ -124,12 +125,12 @@ class FileDetector(BaseModel):
 
 
 @MODELS.register_module(name="FileDetector")
-def _detector(**options: object) -> FileDetector:
+def _detector(**options: Any) -> FileDetector:
     return FileDetector(**options)
 
 
 @MODELS.register_module(name="FileSegmentor")
-def _segmentor(path: str, bf16: bool = False, **options: object) -> BaseModel:
+def _segmentor(path: str, bf16: bool = False, **options: Any) -> BaseModel:
     """mmseg's own segmentor around an exported file: its padding, windows and label maps."""
     from mmseg.models import EncoderDecoder
 

@@ -4,10 +4,12 @@ import json
 import logging
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +23,6 @@ from .program import METADATA_FILE
 if TYPE_CHECKING:
     import onnxruntime
 
-INSTALL = "pip install 'ltm_mm[export]'"
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 CHECKSUM = ["ltm_mm", "bin_crc32"]  # in an .xml
 RUNTIMES = {".onnx": "onnxruntime", ".xml": "openvino", ".pt2": "torch.export"}
@@ -39,7 +40,7 @@ class ExportedFile(NamedTuple):
     """
 
     run: Callable[[Tensor], tuple[Tensor, ...]]
-    metadata: dict[str, object]
+    metadata: dict[str, Any]
     runtime: str
 
 
@@ -87,7 +88,7 @@ def open_file(path: str | Path, threads: int | None = None, bf16: bool = False) 
 
 
 @contextmanager
-def _readable(path: Path):
+def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
@@ -122,7 +123,7 @@ def onnx_options(threads: int) -> "onnxruntime.SessionOptions":
 
 
 def _open_openvino(path: Path, threads: int, bf16: bool = False) -> tuple[Callable, dict[str, str]]:
-    openvino = import_openvino(f"running {path}")
+    openvino = import_package("openvino", f"running {path}")
     with _readable(path):
         if b"<net" not in path.read_bytes()[:1000]:  # OpenVINO would try all that it can read
             raise ValueError("it holds no <net>")
@@ -170,7 +171,7 @@ def _open_program(path: Path, threads: int) -> tuple[Callable, dict[str, str]]:
 
 
 @contextmanager
-def _no_tracebacks():
+def _no_tracebacks() -> Iterator[None]:
     """PyTorch logs why a file is not of its newest form, and then tries older ones."""
     log = logging.getLogger("torch.export")
     before = log.disabled
@@ -183,27 +184,23 @@ def _no_tracebacks():
         log.disabled = before
 
 
-def import_onnxruntime(what: str):
-    """The package.
+def import_package(name: str, what: str, extra: str = "openvino") -> ModuleType:
+    """A package that only exports need.
+
+    Args:
+        name: of the package.
+        what: needs it, for a message.
+        extra: of ours that installs it.
 
     Raises:
         ImportError: if it is missing; says how to get it.
     """
     try:
-        import onnxruntime
+        return import_module(name)
     except ImportError as error:
-        raise ImportError(f"{what} needs onnxruntime: {INSTALL}") from error
-    return onnxruntime
+        raise ImportError(f"{what} needs {name}: pip install 'ltm_mm[{extra}]'") from error
 
 
-def import_openvino(what: str):
-    """The package.
-
-    Raises:
-        ImportError: if it is missing; says how to get it.
-    """
-    try:
-        import openvino
-    except ImportError as error:
-        raise ImportError(f"{what} needs openvino: pip install 'ltm_mm[openvino]'") from error
-    return openvino
+def import_onnxruntime(what: str) -> ModuleType:
+    """The package, see :func:`import_package`."""
+    return import_package("onnxruntime", what, "export")

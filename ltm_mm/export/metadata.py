@@ -7,7 +7,7 @@ OpenVINO's ``rt_info`` (``ltm_mm``, ``about``), and in ``ltm_mm.json`` inside a 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -38,7 +38,7 @@ def describe(
         weights: name of the checkpoint.
     """
     task = next(name for key, name in TASKS.items() if any(o.startswith(key) for o in outputs))
-    facts: dict[str, object] = {
+    facts: dict[str, Any] = {
         "made_by": f"ltm_mm {__version__}",
         "config": Path(cfg.filename).name if cfg.filename else "",
         "weights": weights,
@@ -52,12 +52,12 @@ def describe(
     return {key: json.dumps(value) for key, value in facts.items() if value is not None}
 
 
-def read_metadata(entries: Mapping[str, str]) -> dict[str, object]:
+def read_metadata(entries: Mapping[str, str]) -> dict[str, Any]:
     """The facts of a file from its entries; none of a file of another program."""
     return {k: json.loads(v) for k, v in entries.items()} if "made_by" in entries else {}
 
 
-def _preprocessing(model: nn.Module) -> dict[str, object]:
+def _preprocessing(model: nn.Module) -> dict[str, Any]:
     """Of images in RGB or BGR with values 0..255: (image - mean) / std."""
     made = getattr(model, "data_preprocessor", None)
     if made is None or not hasattr(made, "mean"):

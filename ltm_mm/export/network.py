@@ -13,7 +13,7 @@ from .. import __version__
 from ..checks.outputs import check_file
 from ..errors import UserError
 from .check import Difference, compare, other_sizes
-from .files import RUNTIMES, import_onnxruntime, import_openvino, open_file
+from .files import RUNTIMES, import_onnxruntime, import_package, open_file
 from .onnx import require_onnx, save_onnx
 from .openvino import save_openvino
 from .program import export_program, save_program
@@ -119,7 +119,7 @@ def _checked_path(path: str | Path, check: bool) -> Path:
     if path.suffix != ".pt2":
         require_onnx()
     if path.suffix == ".xml":
-        import_openvino("writing .xml")
+        import_package("openvino", "writing .xml")
     if path.suffix == ".onnx" and check:
         import_onnxruntime("check=True")
     return path

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.export import ExportedProgram
 
-from .files import INSTALL
+from .files import import_package
 from .nms import onnx_kept_boxes
 from .program import dynamic_shapes, forget_pending, no_assumptions
 
@@ -37,7 +37,7 @@ def save_onnx(
     require_onnx()
     forget_pending(program)
     with no_assumptions(), _silence():
-        written = torch.onnx.export(
+        written: Any = torch.onnx.export(
             program,
             dynamo=True,
             input_names=["image"],
@@ -57,16 +57,9 @@ def save_onnx(
 
 
 def require_onnx() -> None:
-    """Look whether files can be written.
-
-    Raises:
-        ImportError: if onnx or onnxscript is missing; says how to get them.
-    """
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"writing ONNX needs onnx and onnxscript: {INSTALL}") from error
+    """Raise an ImportError if onnx or onnxscript is missing; it says how to get them."""
+    for name in ("onnx", "onnxscript"):
+        import_package(name, "writing ONNX", "export")
 
 
 def _name_by_module(graph: "ir.Graph") -> None:

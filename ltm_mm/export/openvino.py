@@ -6,12 +6,13 @@ import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from .files import CHECKSUM, import_openvino
+from .files import CHECKSUM, import_package
 from .onnx import save_onnx
 
 
@@ -54,11 +55,11 @@ def convert_onnx(
     Raises:
         ImportError: if openvino or nncf is missing; says how to get it.
     """
-    openvino = import_openvino("--format openvino")
-    nncf = None if calibration is None else import_nncf()
+    openvino = import_package("openvino", "--format openvino")
+    nncf = None if calibration is None else import_package("nncf", "--int8")
     model = openvino.convert_model(file)
     _step_by_index(model)
-    if nncf is not None:
+    if nncf is not None and calibration is not None:
         print(f"quantising with {len(calibration)} images ...", flush=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # masked attention has infinities, which it averages
@@ -78,7 +79,7 @@ def convert_onnx(
         model.set_rt_info(str(zlib.crc32(path.with_suffix(".bin").read_bytes())), CHECKSUM)
 
 
-def _step_by_index(model: object) -> None:
+def _step_by_index(model: Any) -> None:
     """Take every second token by its place.
 
     OpenVINO (2026.4) believes that a slice in steps, of a dimension of any length, is as long as
@@ -102,7 +103,7 @@ def _step_by_index(model: object) -> None:
     model.validate_nodes_and_infer_types()
 
 
-def _is_constant(node: object, *inputs: int) -> bool:
+def _is_constant(node: Any, *inputs: int) -> bool:
     sources = (node.input_value(index).get_node() for index in inputs)
     return all(source.get_type_name() == "Constant" for source in sources)
 
@@ -111,16 +112,3 @@ def _constant(value: int) -> object:
     from openvino import opset15 as ops
 
     return ops.constant(value, dtype=np.int64)
-
-
-def import_nncf():
-    """The package.
-
-    Raises:
-        ImportError: if it is missing; says how to get it.
-    """
-    try:
-        import nncf
-    except ImportError as error:
-        raise ImportError("--int8 needs nncf: pip install 'ltm_mm[openvino]'") from error
-    return nncf

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .files import import_openvino, onnx_options, openvino_settings
+from .files import import_package, onnx_options, openvino_settings
 
 PASSES = 3  # after two that are not counted
 
@@ -82,10 +82,10 @@ def _onnx_spans(path: Path, images: Tensor, threads: int) -> Iterator[tuple[str,
 def _openvino_spans(
     path: Path, images: Tensor, threads: int, bf16: bool
 ) -> Iterator[tuple[str, float]]:
-    openvino = import_openvino("its profile")
+    openvino = import_package("openvino", "its profile")
     settings = {**openvino_settings(threads, bf16), "PERF_COUNT": True}
     compiled = openvino.Core().compile_model(path, "CPU", settings)
-    names = {}
+    names: dict = {}
     for node in compiled.get_runtime_model().get_ordered_ops():
         info = node.get_rt_info()
         merged = info["originalLayersNames"].astype(str) if "originalLayersNames" in info else ""

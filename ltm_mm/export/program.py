@@ -9,10 +9,11 @@ already?) becomes an assertion in the program and not an assumption about it.
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -87,8 +88,9 @@ def save_program(program: ExportedProgram, path: Path, metadata: Mapping[str, st
 def forget_pending(program: ExportedProgram) -> None:
     """Let a program be rewritten again: rewriting leaves numbers of boxes that nothing returned."""
     for node in program.graph.nodes:
-        if isinstance(value := node.meta.get("val"), Tensor):
-            value.fake_mode.shape_env.pending_fresh_unbacked_symbols.clear()
+        mode = getattr(node.meta.get("val"), "fake_mode", None)
+        if mode is not None:
+            mode.shape_env.pending_fresh_unbacked_symbols.clear()
             return
 
 
@@ -121,8 +123,9 @@ def dynamic_shapes(smallest: int = SMALLEST, dynamic_size: bool = True) -> dict[
 @contextmanager
 def no_assumptions() -> Iterator[None]:
     """While a graph is made or rewritten: no gradients, and no path of its own for sizes of 1."""
-    from torch.fx.experimental import _config as shapes
+    from torch.fx.experimental import _config
 
+    shapes: Any = _config  # a module that is given its `patch` when imported
     with torch.no_grad(), shapes.patch(backed_size_oblivious=True):
         yield
 
@@ -134,16 +137,15 @@ def _portable() -> Iterator[None]:
     FPN's max pooling of single pixels is what it is: a slice. Pooling asks whether the size is
     even, and the answer would hold for the traced one only. For antialiasing see :mod:`.pooling`.
     """
-    pool, resize = F.max_pool2d, F.interpolate
+    pool: Callable[..., Tensor] = F.max_pool2d
+    resize: Callable[..., Tensor] = F.interpolate
 
-    def sliced(x: Tensor, kernel_size: int, stride: int | None = None, *args: object) -> Tensor:
+    def sliced(x: Tensor, kernel_size: int, stride: int | None = None, *args: Any) -> Tensor:
         if kernel_size == 1 and stride and not args:
             return x[..., ::stride, ::stride]
         return pool(x, kernel_size, stride, *args)
 
-    def resized(
-        x: Tensor, size: Sequence[int] | None = None, *args: object, **options: object
-    ) -> Tensor:
+    def resized(x: Tensor, size: Sequence[int] | None = None, *args: Any, **options: Any) -> Tensor:
         how = [options.get(key) for key in ("mode", "antialias", "align_corners")]
         if how in (["bicubic", True, None], ["bicubic", True, False]) and size is not None:
             return antialiased(x, (size[0], size[1]))

@@ -1,7 +1,7 @@
 """What the model itself finds on the images that an exported file is compared on."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +50,7 @@ def segment(whole: WholeModel, images: Tensor) -> Tensor:
 
 
 def unpack(
-    outputs: Sequence[Tensor], metadata: dict[str, object], size: tuple[int, int]
+    outputs: Sequence[Tensor], metadata: dict[str, Any], size: tuple[int, int]
 ) -> list[ImageDetections]:
     """Detections in the outputs of an exported file, without the rows that hold none.
 
@@ -63,7 +63,9 @@ def unpack(
     detections = []
     for index in range(len(boxes)):
         there = labels[index] >= 0
-        of_image = ImageDetections(*(t[index][there] for t in (boxes, scores, labels)), None)
+        of_image = ImageDetections(
+            boxes[index][there], scores[index][there], labels[index][there], None
+        )
         if masks:
             pasted = paste(masks[0][index][there], of_image.boxes, metadata, size)
             of_image = of_image._replace(masks=pasted)
@@ -74,7 +76,7 @@ def unpack(
 def paste(
     masks: Tensor,
     boxes: Tensor,
-    metadata: dict[str, object],
+    metadata: dict[str, Any],
     size: tuple[int, int],
     original: tuple[int, int] | None = None,
 ) -> Tensor:
@@ -104,7 +106,7 @@ def paste(
 def rescaled(
     masks: Tensor,
     scores: Tensor,
-    metadata: dict[str, object],
+    metadata: dict[str, Any],
     size: tuple[int, int],
     original: tuple[int, int],
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,7 +4,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -14,11 +14,11 @@ from ..engine.build import AS_CONFIGURED, channels_of, model_builder, named_conf
 from ..engine.convert import parse_keep, set_detail
 from ..errors import UserError
 from .check import MASK_IOU, TOLERANCE, Difference, compare, other_sizes
-from .files import RUNTIMES, SUFFIXES, import_onnxruntime, import_openvino, open_file
+from .files import RUNTIMES, SUFFIXES, import_onnxruntime, import_package, open_file
 from .heads import WholeModel, whole_model
 from .metadata import describe
 from .onnx import require_onnx, save_onnx
-from .openvino import import_nncf, save_openvino
+from .openvino import save_openvino
 from .program import SMALLEST, export_program, save_program
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def export(
     checkpoint: str | None = None,
     format: str = "onnx",
     whole_model: bool = False,
-    size: tuple[int, int] = (512, 512),
+    size: Sequence[int] = (512, 512),
     ltm: str | None = None,
     out: str | None = None,
     check: bool = False,
@@ -61,12 +61,13 @@ def export(
     Raises:
         UserError: for a mistake in the input, or if the file differs from the model.
     """
+    size = (size[0], size[1])  # of a command line a list
     _check_size(size, SMALLEST)
     if int8 is not None and format != "openvino":
         raise UserError("--int8 quantises with NNCF for OpenVINO: it needs --format openvino")
     path = _path(config, format, whole_model, out)
     cfg = named_config(config)
-    set_detail(cfg, detail, converts=ltm is not None)
+    set_detail(cfg, detail, ltm)
     if whole_model and "type" not in cfg.model:
         raise UserError(f"{config} is a backbone; the whole model needs a detector's config")
     build = model_builder(
@@ -117,14 +118,14 @@ def _require(format: str, check: bool, quantised: bool) -> None:
     if format != "torch":
         require_onnx()
     if format == "openvino":
-        import_openvino("--format openvino")
+        import_package("openvino", "--format openvino")
     if format == "onnx" and check:
         import_onnxruntime("--check")
     if quantised:
-        import_nncf()
+        import_package("nncf", "--int8")
 
 
-def _prepared(built: nn.Module, whole: bool) -> tuple[nn.Module, list[str]]:
+def _prepared(built: Any, whole: bool) -> tuple[nn.Module, list[str]]:
     """The network of one tensor, and its outputs' names."""
     built.eval()
     if not whole:

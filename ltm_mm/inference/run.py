@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
@@ -87,10 +87,10 @@ def predict(
     cfg = load_config(config, deepcopy(cfg_options))
     require(cfg, "model")
     require_file(checkpoint)
-    set_detail(cfg, detail, converts=ltm is not None)
+    set_detail(cfg, detail, ltm)
     folder = Path(out_dir or Path("work_dirs", Path(cfg.filename).stem, "predict"))
     check_folder("--out-dir", folder)
-    model = build(cfg, checkpoint, ltm, device, trust_checkpoint)
+    model = build(cfg, checkpoint, ltm, device, trust_checkpoint, detail)
     with scope_of(cfg):
         metainfo, reduced = data_facts(cfg)
         reader = PictureReader(pipeline_of(cfg), reduced)
@@ -106,7 +106,14 @@ def predict(
     return folder
 
 
-def build(cfg: Config, checkpoint: str, ltm: str | None, device: str, trust: bool) -> nn.Module:
+def build(
+    cfg: Config,
+    checkpoint: str,
+    ltm: str | None,
+    device: str,
+    trust: bool,
+    detail: str | None = None,
+) -> nn.Module:
     """The model to predict with: a config's with a checkpoint in it, or an exported file.
 
     Raises:
@@ -114,7 +121,8 @@ def build(cfg: Config, checkpoint: str, ltm: str | None, device: str, trust: boo
     """
     if is_exported(checkpoint):
         check_device(device)
-        use_file(cfg, checkpoint, {"--ltm": ltm, f"--device {device}": device != "cpu"})
+        options = {"--ltm": ltm, "--detail": detail, f"--device {device}": device != "cpu"}
+        use_file(cfg, checkpoint, options)
         with scope_of(cfg):
             return construct(cfg.model).eval()
     if ltm is not None:
@@ -177,7 +185,7 @@ def _write(
     cfg: Config,
     folder: Path,
     files: Sequence[Path],
-    metainfo: Mapping[str, object],
+    metainfo: Mapping[str, Any],
     score_thr: float,
     draw: bool,
 ) -> Counts:
@@ -220,9 +228,7 @@ def _visualizer(cfg: Config) -> dict[str, str]:
     return dict(type=f"{scope}LocalVisualizer", name="visualizer")
 
 
-def _predict(
-    model: nn.Module, batch: list[Picture]
-) -> Iterator[tuple[Picture, BaseDataElement | None]]:
+def _predict(model: Any, batch: list[Picture]) -> Iterator[tuple[Picture, BaseDataElement | None]]:
     """A sample for every picture of a batch; None for one with a fault.
 
     Raises:

@@ -3,17 +3,19 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..adapters import apply
+from ..adapters.apply import check_model
 from ..adapters.copies import shared_copy
 from ..adapters.families import swin_stages
-from ..adapters.maps import feature_maps
+from ..adapters.maps import as_images, feature_maps
 from ..checkpoints.learned import Learned, sizes_of, weights_digest
-from ..merging import Detail, MaskModule
+from ..merging import Detail, MaskModule, merges
 from ..presets import Keep
 from .distill import Progress, Settings, at_least, distill, map_loss
 
@@ -24,6 +26,7 @@ PROBED = 4  # crops that tell it
 NOISE = 0.005  # how much random steps of the chosen rate change the maps, of what merging does
 
 
+@torch.inference_mode(False)  # called under it, nothing could learn
 def learn(
     model: nn.Module,
     images: Iterable[Tensor],
@@ -50,9 +53,11 @@ def learn(
     Raises:
         ValueError: if an argument does not fit, or learning did not help on the images held out.
     """
-    photos = [image if image.ndim == 4 else image[None] for image in images]
-    photos, held_out = hold_out(photos)
+    check_model(model)
+    photos, held_out = hold_out(as_images(images))
     settings = settings or Settings()
+    if not isinstance(settings, Settings):
+        raise ValueError(f"settings must be ltm_mm.learning.Settings, got {settings!r}")
     plans = keep if isinstance(keep, Mapping) else _named(keep)
 
     train = train or default_train(plans, has_swin(model))
@@ -98,7 +103,8 @@ def has_swin(model: nn.Module) -> bool:
 
 def _named(keep: Keep | Sequence[str]) -> dict[str, Keep]:
     several = isinstance(keep, tuple | list) and all(isinstance(plan, str) for plan in keep)
-    return {str(plan): plan for plan in (keep if several else [keep])}  # type: ignore[union-attr]
+    plans: Any = keep if several else [keep]
+    return {str(plan): plan for plan in plans}
 
 
 def hold_out(photos: Sequence) -> tuple[list, list]:
@@ -161,6 +167,9 @@ class Lesson:
                 torch.manual_seed(seed)
                 for student in self.students.values():
                     self._attach(student)
+        for name, student in self.students.items():
+            if not merges(student):
+                raise ValueError(f"the plan {name} merges nothing in this model")
 
     def _attach(self, student: nn.Module) -> None:
         """Give a student's merging blocks fresh details, the same modules as the others'."""
@@ -208,7 +217,10 @@ class Lesson:
             student.requires_grad_(False)
         for parameter in (*details, *weights):
             parameter.requires_grad_(True)
-        groups = [dict(params=details, lr=settings.detail_lr), dict(params=weights, lr=rate)]
+        groups: list[dict] = [
+            dict(params=details, lr=settings.detail_lr),
+            dict(params=weights, lr=rate),
+        ]
         return [group for group in groups if group["params"]]
 
     @torch.no_grad()
@@ -257,9 +269,8 @@ class Lesson:
                 for name, p in self.plain.named_parameters()
                 if not torch.equal(p, before[name])
             }
-        widths, depths, digest = (), (), ""
-        if details:
-            stages = swin_stages(self.plain)
-            (widths, depths), digest = sizes_of(stages), weights_digest(stages)
+        stages = swin_stages(self.plain) if details else ()
+        widths, depths = sizes_of(stages)
+        digest = weights_digest(stages) if details else ""
         history = dict(losses=progress.losses, held_out=progress.held_out)
         return Learned(details, widths, depths, digest, tuple(self.plans), weights, history)

@@ -1,13 +1,18 @@
 """Backbones and losses, imported when first asked for: not all of them need OpenMMLab."""
 
-from importlib import import_module
+from typing import Any
 
-__all__ = ["DenseIBLoss", "LTMEfficientViT", "LTMMobileViT", "LTMSwin", "LTMViT", "SSDHead"]
+from ..families import FAMILIES, load
 
-_PLACES = {"DenseIBLoss": ".losses", "SSDHead": ".ssd_head"}
+_NAMED = {
+    "DenseIBLoss": "ltm_mm.models.losses:DenseIBLoss",
+    "SSDHead": "ltm_mm.models.ssd_head:SSDHead",
+    **{family.backbone: family.code for family in FAMILIES.values()},
+}
+__all__ = sorted(_NAMED)
 
 
-def __getattr__(name: str) -> object:
-    if name not in __all__:
+def __getattr__(name: str) -> Any:
+    if name not in _NAMED:
         raise AttributeError(f"module 'ltm_mm.models' has no attribute {name!r}")
-    return getattr(import_module(_PLACES.get(name, ".backbones"), __name__), name)
+    return load(_NAMED[name])

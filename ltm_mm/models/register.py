@@ -3,10 +3,10 @@
 The classes do not register themselves, because timm's users have no mmengine.
 """
 
+from ..families import FAMILIES, load
 from ..registry import MODELS
-from .backbones import LTMEfficientViT, LTMMobileViT, LTMSwin, LTMViT
 from .losses import DenseIBLoss
 from .ssd_head import SSDHead
 
-for _model in (LTMEfficientViT, LTMMobileViT, LTMSwin, LTMViT, DenseIBLoss, SSDHead):
+for _model in (*(load(family.code) for family in FAMILIES.values()), DenseIBLoss, SSDHead):
     MODELS.register_module(module=_model)

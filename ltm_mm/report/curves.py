@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -71,7 +72,8 @@ def _draw(lines: Sequence[tuple[str, list, list]], across: str, up: str) -> str:
             markersize=5,
             linewidth=1.8,
         )
-    axis.xaxis.get_major_locator().set_params(integer=True)  # there is no step 1.5
+    steps: Any = axis.xaxis.get_major_locator()
+    steps.set_params(integer=True)  # there is no step 1.5
     axis.set_xlabel(across, color=TEXT)
     axis.set_ylabel(up, color=TEXT)
     axis.grid(color="#dddddd", linewidth=0.8)

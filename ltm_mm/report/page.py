@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from .. import __version__
@@ -88,15 +89,7 @@ def write_report(
 
 
 def render(runs: Sequence[Run], sections: Sequence[Section]) -> str:
-    """The page's HTML.
-
-    Raises:
-        ImportError: if jinja2 is missing.
-    """
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ImportError as error:
-        raise ImportError("reports need jinja2: pip install jinja2") from error
+    """The page's HTML."""
     loaded = Environment(
         loader=PackageLoader("ltm_mm.report"),
         autoescape=True,

@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -99,18 +100,18 @@ def _picture(visualizer: MergeVisualizer, file: Path, score_thr: float) -> Repor
     def differences(axis: Axes) -> None:
         differs.append(draw_differences(axis, image, plain, merged, visualizer.classes))
 
-    drawn = [
-        _bare(
-            image,
-            lambda axis, p=prediction: draw_prediction(axis, image, p, colours, visualizer.classes),
-        )
-        for prediction in (plain, merged)
-    ]
+    def predicted(prediction: Prediction, axis: Axes) -> None:
+        draw_prediction(axis, image, prediction, colours, visualizer.classes)
+
+    drawn = [_bare(image, partial(predicted, prediction)) for prediction in (plain, merged)]
     drawn.append(_bare(image, differences))
+    plain_uri, merged_uri, differences_uri = map(data_uri, drawn)
     return ReportPicture(
         file.name,
         (drawn[0].shape[1], drawn[0].shape[0]),
-        *(data_uri(pixels) for pixels in drawn),
+        plain_uri,
+        merged_uri,
+        differences_uri,
         data_uri(pixels_of(merge_map_figure(comparison.scene))),
         _describe(plain, visualizer.classes),
         _describe(merged, visualizer.classes),

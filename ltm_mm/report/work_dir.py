@@ -89,7 +89,7 @@ def read_run(folder: str | Path) -> Run:
     """
     path = Path(folder).expanduser()
     if not path.is_dir():
-        raise UserError(f"work dir {folder} does not exist")
+        raise UserError(f"work dir {folder} {'is a file' if path.exists() else 'does not exist'}")
     starts = sorted(
         p for p in path.iterdir() if p.is_dir() and re.fullmatch(r"\d{8}_\d{6}", p.name)
     )
@@ -172,9 +172,9 @@ def _resumed(start: Path) -> bool:
     return file.is_file() and bool(re.search(r"^resume *= *True", file.read_text(), flags=re.M))
 
 
-def _before(old: list[Entry], new: list[Entry]) -> list[Entry]:
+def _before(old: Sequence[Entry], new: Sequence[Entry]) -> list[Entry]:
     """The entries that come before the new ones: steps that were run again count once."""
-    return [e for e in old if e["step"] < new[0]["step"]] if new else old
+    return [e for e in old if not new or e["step"] < new[0]["step"]]
 
 
 def _start_config(start: Path) -> Config | None:

@@ -88,9 +88,9 @@ def draw_instances(
     drawn = image.copy()
     for k in reversed(range(len(instances))):  # the best ones on top
         if instances.masks is not None:
-            mask, colour = instances.masks[k], rgb(_colour(instances.labels[k]))
-            drawn[mask] = (drawn[mask] * 0.5 + colour * 0.5).astype(np.uint8)
-            drawn[mask & (outlines(mask))] = colour
+            mask, tint = instances.masks[k], rgb(_colour(instances.labels[k]))
+            drawn[mask] = (drawn[mask] * 0.5 + tint * 0.5).astype(np.uint8)
+            drawn[mask & (outlines(mask))] = tint
     show(axis, drawn)
     for k in reversed(range(len(instances))):
         colour = _colour(instances.labels[k])
@@ -109,11 +109,11 @@ def draw_label_map(
 
     Classes without a colour, which the background is, show the image.
     """
-    drawn = image.astype(np.float32)
+    mixed = image.astype(np.float32)
     for label, colour in colours.items():
         region = labels == label
-        drawn[region] = drawn[region] * np.float32(0.4) + rgb(colour) * np.float32(0.6)
-    drawn = drawn.astype(np.uint8)
+        mixed[region] = mixed[region] * np.float32(0.4) + rgb(colour) * np.float32(0.6)
+    drawn = mixed.astype(np.uint8)
     drawn[outlines(labels)] = 255
     show(axis, drawn)
     for label in colours:

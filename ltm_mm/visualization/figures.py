@@ -2,6 +2,7 @@
 
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colors
@@ -49,7 +50,8 @@ def panels(rows: int, columns: int, aspect: float, extra: float = 0.8) -> tuple[
     size = (width * columns, height * rows + extra)
     figure = Figure(figsize=size, dpi=DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.06, wspace=0.01, hspace=0.01)
+    layout: Any = figure.get_layout_engine()
+    layout.set(w_pad=0.03, h_pad=0.06, wspace=0.01, hspace=0.01)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])

@@ -1,18 +1,16 @@
 """Pictures of what merging does, of the same images all through a training."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch import nn
-from torch.utils.data import Dataset
 
 from ..checks.loaders import datasets
 from ..checks.randomness import preserve_rng_state
-from ..engine.build import plain_model
+from ..engine.build import evaluating, plain_model
 from ..engine.merging_blocks import mask_modules
 from ..engine.photos import pipeline_of, some_images
 from ..errors import UserError
@@ -104,20 +102,8 @@ class MergePicturesHook(Hook):
                     pixels = pixels_of(figure)
                     runner.visualizer.add_image(f"{name}_{file.stem}", pixels, step=runner.iter)
 
-    def _files(self, dataset: Dataset) -> list[Path]:
+    def _files(self, dataset: Any) -> list[Path]:
         """The same images each time."""
         if not isinstance(self.images, int):
             return [Path(name) for name in self.images]
         return some_images(dataset, self.images)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode, and every module back into its own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..engine.build import evaluating
 from ..engine.merging_blocks import block_of
 from ..merging import Merge, record_merges
 from ..models.losses.token_labels import token_stride
@@ -113,13 +114,8 @@ def merge_groups_of(model: nn.Module, inputs: Tensor) -> list[BlockGroups]:
     Returns:
         One entry per merging block, in order; empty where nothing merges.
     """
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), record_merges(model) as merges:
-            model(inputs)
-    finally:
-        model.train(training)
+    with evaluating(model), torch.no_grad(), record_merges(model) as merges:
+        model(inputs)
     size = (inputs.shape[2], inputs.shape[3])
     return [_block_groups(block_of(name), merge, size) for name, merge in merges]
 

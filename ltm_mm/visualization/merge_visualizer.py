@@ -45,7 +45,7 @@ class MergeVisualizer:
 
     def __init__(
         self,
-        merged: nn.Module,
+        merged: Any,
         plain: nn.Module,
         pipeline: Compose,
         classes: Sequence[str] | None = None,

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from torchvision.ops import box_iou
 
 from ..engine.predictions import Instances
 
@@ -28,7 +28,8 @@ class InstanceMatching:
 
 def match_instances(plain: Instances, merged: Instances) -> InstanceMatching:
     """Pair off the instances of two models: one class, IoU >= 0.5, best score first."""
-    overlap = _iou(plain.boxes, merged.boxes)
+    boxes = [torch.as_tensor(one.boxes) for one in (plain, merged)]
+    overlap = box_iou(*boxes).nan_to_num().numpy()
     overlap[plain.labels[:, None] != merged.labels[None, :]] = 0
     result, free = InstanceMatching(), set(range(len(merged)))
     for index in range(len(plain)):
@@ -40,15 +41,6 @@ def match_instances(plain: Instances, merged: Instances) -> InstanceMatching:
             free.discard(best)
     result.new = sorted(free)
     return result
-
-
-def _iou(a: NDArray, b: NDArray) -> NDArray:
-    """Intersection over union of boxes ``(n, 4)`` and ``(m, 4)``: ``(n, m)``."""
-    top_left = np.maximum(a[:, None, :2], b[None, :, :2])
-    bottom_right = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    both = (bottom_right - top_left).clip(min=0).prod(-1)
-    sizes = [(x[:, 2:] - x[:, :2]).clip(min=0).prod(-1) for x in (a, b)]
-    return both / np.maximum(sizes[0][:, None] + sizes[1][None, :] - both, 1e-9)
 
 
 def class_name(names: Sequence[str] | None, index: int) -> str:

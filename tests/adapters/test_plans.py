@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import ltm_mm
-from ltm_mm.adapters import families
+from ltm_mm.adapters.apply import ADAPTERS
 from ltm_mm.merging import MASKS, merging_blocks, record_merges
 from tests.models.contract import settled
 
@@ -48,7 +48,9 @@ def kept(model: nn.Module) -> dict[str, int]:
 
 @pytest.mark.parametrize("name", BACKBONES)
 @pytest.mark.parametrize("keep", ["balanced", 0.4])
-@pytest.mark.parametrize("kind", ["list", "names", "nested"])
+@pytest.mark.parametrize(
+    "kind", ["nested", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("list", "names"))]
+)
 def test_every_backbone_of_a_model_gets_the_plan(name, keep, kind):
     first, second = BACKBONES[name](), BACKBONES[name]()
     parts = {
@@ -82,7 +84,7 @@ def test_apply_does_all_or_nothing(name, monkeypatch):
         return [*names, list(model.state_dict())]
 
     before, calls = inventory(), []
-    for family in families.FAMILIES:
+    for family in ADAPTERS:
         wrap_stage = family.wrap_stage
 
         def failing(*args: object, wrap_stage: Callable = wrap_stage) -> None:

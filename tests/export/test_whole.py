@@ -21,7 +21,7 @@ from ltm_mm.errors import UserError
 from ltm_mm.export import compare, export_program, open_file, save_onnx, save_program, whole_model
 from ltm_mm.export.calibration import images
 from ltm_mm.export.evaluate import use_file
-from ltm_mm.export.files import import_openvino
+from ltm_mm.export.files import import_package
 from ltm_mm.export.heads import SUPPORTED, WholeModel
 from ltm_mm.export.reference import paste
 from tests.conftest import ROOT
@@ -187,7 +187,7 @@ def test_files_that_cannot_be_run_are_named(fixed, tmp_path, monkeypatch):
         use_file(Config.fromfile(CONFIG), str(tmp_path / "bare.onnx"))
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ImportError, match=r"x needs openvino: pip install 'ltm_mm\[openvino\]'"):
-        import_openvino("x")
+        import_package("openvino", "x")
 
 
 @pytest.mark.parametrize(

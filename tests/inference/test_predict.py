@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.dataset import Compose
 from mmengine.registry import MODELS, DefaultScope
 from PIL import Image, ImageOps
 from pycocotools.coco import COCO
@@ -17,6 +18,7 @@ from ltm_mm.datasets import draw_image, ensure_shapes
 from ltm_mm.engine import evaluate, load_config
 from ltm_mm.errors import UserError
 from ltm_mm.inference import predict
+from ltm_mm.inference.inputs import PictureReader, find_sources
 from ltm_mm.inference.run import data_facts
 from tests.conftest import ROOT, forget_runs
 from tests.engine.conftest import SHAPES_CONFIG, data_options, line_of
@@ -71,7 +73,9 @@ def detections(results: Path, images: Path) -> dict[str, list[tuple]]:
     return {key: sorted(entries, key=str) for key, entries in by_image.items()}
 
 
-@pytest.mark.parametrize(("kind", "batch"), [("bbox", 1), ("segm", 3)])
+@pytest.mark.parametrize(
+    ("kind", "batch"), [pytest.param("bbox", 1, marks=pytest.mark.slow), ("segm", 3)]
+)
 def test_detections_are_those_of_a_test(
     kind: str, batch: int, shapes: Path, weights: Weights, tmp_path: Path
 ) -> None:
@@ -220,6 +224,17 @@ def test_no_photo_ends_the_others(
     assert (turned["width"], turned["height"]) == (90, 120)
     video = cv2.VideoCapture(str(out / "pictures" / "i_clip.mp4"))
     assert (video.get(cv2.CAP_PROP_FRAME_COUNT), video.get(cv2.CAP_PROP_FPS)) == (3, 5)
+
+
+def test_hidden_files_and_links_to_nothing(tmp_path: Path) -> None:
+    """macOS leaves a ``._*`` beside every photo; a link to nothing does not end a folder's run."""
+    for name in ("b.jpg", "._b.jpg"):
+        (tmp_path / name).touch()
+    link = tmp_path / "a.jpg"
+    link.symlink_to(tmp_path / "gone.jpg")
+    assert find_sources([str(tmp_path)]) == [link, tmp_path / "b.jpg"]
+    (picture,) = PictureReader(Compose([dict(type="LoadImageFromFile")])).read(link)
+    assert picture.fault == "is a link to a file that is gone"
 
 
 def test_every_fault_is_named(

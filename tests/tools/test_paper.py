@@ -6,15 +6,22 @@ import torch
 from torch import nn
 
 from ltm_mm.analysis.benchmark.flops import count_macs
+from ltm_mm.families import FAMILIES
 from ltm_mm.models import LTMEfficientViT, LTMMobileViT, LTMSwin, LTMViT
-from ltm_mm.presets import PAPER
 from tools import flops
 from tools.flops import POINTS, Point, measure, to_markdown
 
 BACKBONES = dict(swin=LTMSwin, vit=LTMViT, efficientvit=LTMEfficientViT, mobilevit=LTMMobileViT)
 
 
-@pytest.mark.parametrize("point", POINTS, ids=lambda p: f"{p.model}-{p.size}")
+SMALL = ("ltm_swin_tiny", "ltm_efficientvit_b1", "ltm_mobilevit_xs", "ltm_vit_small")
+
+
+@pytest.mark.parametrize(
+    "point",
+    [p if p.model in SMALL else pytest.param(p, marks=pytest.mark.slow) for p in POINTS],
+    ids=lambda p: f"{p.model}-{p.size}",
+)
 def test_work_and_parameters_are_the_papers(point: Point) -> None:
     with torch.device("meta"):
         figures = measure(point)
@@ -55,7 +62,7 @@ def test_backbone_and_classifier_have_one_plan(point: Point) -> None:
 
     assert kept(backbone)
     assert kept(backbone) == kept(model)
-    assert len(PAPER) == len({p.model for p in POINTS})
+    assert sum(len(f.paper) for f in FAMILIES.values()) == len({p.model for p in POINTS})
 
 
 def test_table_and_speedup(monkeypatch: pytest.MonkeyPatch) -> None:

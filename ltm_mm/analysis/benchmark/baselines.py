@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from ...engine.build import construct, model_builder, named_config
 from ...engine.convert import parse_keep, set_detail, use_ltm
 from ...errors import UserError
-from ...families import MOBILEVIT, SWIN, VIT, of_type
-from ...models.backbones import swin
+from ...families import SWIN, of_type
 from ...models.backbones.base import copy_weights
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def build_models(
         UserError: if something is unknown, or does not fit the config.
     """
     cfg = named_config(config)
-    set_detail(cfg, detail, converts=bool(plans))
+    set_detail(cfg, detail, *plans)
     if whole and "type" not in cfg.model:
         raise UserError(f"{config} is a backbone; the whole model needs a detector's config")
     build = model_builder(cfg, backbone=not whole)
@@ -85,17 +84,8 @@ def _mmdet_swin(backbone: Mapping) -> dict[str, object]:
     if backbone["type"] != SWIN.type:
         raise UserError(f"--against mmdet-swin needs a Swin, the config has {backbone['type']}")
     options = {k: v for k, v in backbone.items() if k not in OURS}
-    arch = swin.ARCHS[backbone["arch"]] if backbone.get("arch") else {}
-    return dict(type="mmdet.SwinTransformer", **{**options, **arch})
-
-
-# Our backbones' keywords -> timm's, where a network of other sizes can be built.
-_TIMM_SWIN = dict.fromkeys(
-    ("depths", "num_heads", "patch_size", "window_size", "mlp_ratio", "drop_path_rate")
-)
-_TIMM_SWIN |= dict(embed_dims="embed_dim", in_channels="in_chans")
-_TIMM_VIT = dict.fromkeys(("img_size", "patch_size", "num_heads", "drop_path_rate"))
-_TIMM_VIT |= dict(embed_dims="embed_dim", num_layers="depth", in_channels="in_chans")
+    sizes = SWIN.sizes[backbone["arch"]] if backbone.get("arch") else {}
+    return dict(type="mmdet.SwinTransformer", **{**options, **sizes})
 
 
 class TimmMaps(nn.Module):
@@ -112,16 +102,15 @@ class TimmMaps(nn.Module):
         super().__init__()
         import timm
 
-        self.channel_last = backbone["type"] == SWIN.type
-        self.norm, self.pyramid = nn.Identity(), None
-        options: dict[str, object] = {}
-        if backbone["type"] == VIT.type:
-            ours = construct(backbone)
-            self.norm, self.pyramid, self.strides = ours.norm, ours.pyramid, ours.strides
-            options["out_indices"] = ours.out_indices
-        name, arguments = _timm_arguments(backbone, size)
+        ours: Any = construct(backbone)
+        self.norm = getattr(ours, "norm", nn.Identity())
+        self.pyramid, self.strides = getattr(ours, "pyramid", None), ours.strides
+        name, options = _timm_arguments(backbone, size)
         torch.manual_seed(0)
-        self.model = timm.create_model(name, features_only=True, **{**arguments, **options})
+        self.model = timm.create_model(
+            name, features_only=True, **options, out_indices=ours.out_indices
+        )
+        self.channel_last = self.model.output_fmt == "NHWC"
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Images ``(B, 3, H, W)`` to one map per stage."""
@@ -137,28 +126,22 @@ class TimmMaps(nn.Module):
         return tuple(level[:, :, :height, :width] for level, (height, width) in levels)
 
 
-def _timm_arguments(backbone: Mapping, size: tuple[int, int]) -> tuple[str, dict[str, object]]:
+def _timm_arguments(backbone: Mapping, size: tuple[int, int]) -> tuple[str, dict[str, Any]]:
     """timm's name and keywords for the network of one of our backbones."""
     family = of_type(backbone["type"])
-    assert family is not None
+    if family is None or family.timm is None:
+        raise UserError(f"--against timm: timm has no counterpart of {backbone['type']}")
     arch = backbone.get("arch")
-    if family is SWIN:
-        # Windows of one size at every image size, as ours are.
-        options = dict(img_size=size, window_size=7, always_partition=True)
-        complete = {**backbone, **(swin.ARCHS[arch] if arch else {})}
-        options |= _renamed(complete, _TIMM_SWIN) | dict(out_indices=(0, 1, 2, 3))
-        return family.in_timm(None), options | _renamed(backbone, {"out_indices": None})
-    if family is VIT:
-        options = dict(dynamic_img_size=True, dynamic_img_pad=True)
-        return family.in_timm(arch), options | _renamed(backbone, _TIMM_VIT)
-    maps = (1, 2, 3, 4) if family is MOBILEVIT else (0, 1, 2, 3)
-    options = dict(out_indices=backbone.get("out_indices") or maps)
-    return family.in_timm(arch), options | dict(in_chans=backbone.get("in_channels", 3))
-
-
-def _renamed(options: Mapping[str, object], names: Mapping[str, str | None]) -> dict[str, object]:
-    """Those options that have a name there, under that name; None: under their own."""
-    return {names[k] or k: v for k, v in options.items() if k in names and v is not None}
+    named = family.default if arch is None or family.sizes else arch
+    given = {**backbone, **(family.sizes[arch] if arch and family.sizes else {})}
+    options: dict[str, Any] = {"img_size": size} if family.timm_sized else {}
+    options |= family.timm_options
+    options |= {
+        theirs: given[ours]
+        for ours, theirs in family.timm_keywords.items()
+        if given.get(ours) is not None
+    }
+    return family.in_timm(named), options
 
 
 def _short(config: str) -> str:

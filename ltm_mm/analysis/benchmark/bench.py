@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +29,8 @@ class Bench:
         size: height and width of the images in pixels.
         device: 'cpu' or 'cuda'.
         amp: None, 'fp16' or 'bf16'.
-        compiled: mode of ``torch.compile`` for the backbones, such as 'default'; None: as they
-            are.
+        compiled: mode of ``torch.compile`` for the backbones, such as 'default', or 'aot_eager',
+            graphs without generated code; None: as they are.
         channels_last: that memory format for weights and images.
         clock: seconds so far; on a GPU wall time.
 
@@ -54,8 +55,9 @@ class Bench:
         self.compiled = compiled
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.clock = clock
-        self.models = {
-            n: m.to(self.device).to(memory_format=self.layout) for n, m in models.items()
+        laid_out: Any = {n: m.to(self.device) for n, m in models.items()}
+        self.models: dict[str, nn.Module] = {
+            n: m.to(memory_format=self.layout) for n, m in laid_out.items()
         }
         self.macs: dict[str, dict[str, int]] = {}
         for name, model in tqdm(self.models.items(), desc="work", unit="model", leave=False):
@@ -182,7 +184,7 @@ class Bench:
         return run
 
     def _train_step(
-        self, model: nn.Module, batch: int, optimizer: torch.optim.Optimizer
+        self, model: Any, batch: int, optimizer: torch.optim.Optimizer
     ) -> Callable[[], None]:
         call = self._call(model, batch, "loss", self.size)
 
@@ -223,7 +225,7 @@ class Bench:
             torch.cuda.synchronize(self.device)
 
 
-def _trained(call: Callable[[], object]) -> object:
+def _trained(call: Callable[[], object]) -> Any:
     """A pass in training mode, in which batch normalisation may want more images."""
     try:
         return call()
@@ -244,9 +246,10 @@ def _counted(run: Callable[[], object], bar: tqdm) -> Callable[[], None]:
     return counted
 
 
-def _compile_backbone(model: nn.Module, mode: str) -> nn.Module:
+def _compile_backbone(model: Any, mode: str) -> Any:
     """The model with its backbone compiled; the rest runs as it is."""
+    options: dict[str, Any] = dict(backend=mode) if mode == "aot_eager" else dict(mode=mode)
     if not hasattr(model, "backbone"):
-        return torch.compile(model, mode=mode)
-    model.backbone.compile(mode=mode)
+        return torch.compile(model, **options)
+    model.backbone.compile(**options)
     return model

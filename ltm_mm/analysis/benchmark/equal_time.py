@@ -13,8 +13,8 @@ Size = tuple[int, int]
 
 def equal_time_size(
     size: Size,
-    plain: Callable[[Size], None],
-    target: Callable[[], None],
+    plain: Callable[[Size], object],
+    target: Callable[[], object],
     clock: Clock = time.perf_counter,
     rounds: int = 3,
     step: int = 32,

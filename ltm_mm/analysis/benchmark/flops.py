@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from ...engine.build import evaluating
 from .parts import PartMeter
 
 
@@ -50,18 +51,10 @@ def count_macs(
     Returns:
         The MACs.
     """
-    training = model.training
-    model.eval()  # not chained: mmdet's Swin returns None
     counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
     meter = PartMeter(model, counter.get_total_flops)
-    try:
-        with torch.no_grad(), counter, meter:
-            if forward is None:
-                model(inputs)
-            else:
-                forward()
-    finally:
-        model.train(training)
+    with evaluating(model), torch.no_grad(), counter, meter:
+        model(inputs) if forward is None else forward()
     root = type(model).__name__
     by_module = {"": counter.get_total_flops() // 2}
     for name, flops in counter.get_flop_counts().items():

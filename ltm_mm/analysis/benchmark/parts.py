@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from ...families import FAMILIES
 from ...merging import MergeScope, MergingBlock, merges
 
 ATTENTION, MLP, MERGE, REST = "attention", "mlp", "merge", "rest"
@@ -21,11 +22,10 @@ POST = "post-processing"
 # Attributes by which our blocks and those of mmdet, mmseg and timm hold their parts.
 _ATTRIBUTES = {
     "attn": ATTENTION,
-    "context_module": ATTENTION,
     "ffn": MLP,
     "mlp": MLP,
-    "local_module": MLP,
     "merge": MERGE,
+    **{name: part for family in FAMILIES.values() for name, part in family.parts.items()},
 }
 
 
@@ -109,7 +109,7 @@ class PartMeter:
 
     def totals(self) -> dict[str, float]:
         """What was charged to each part that was charged something, see :func:`ordered`."""
-        totals = dict.fromkeys(ordered(part for part, _, _ in self._spans), 0)
+        totals = dict.fromkeys(ordered(part for part, _, _ in self._spans), 0.0)
         for part, before, after in self._spans:
             totals[part] += self._between(before, after)
         return {part: total for part, total in totals.items() if total}

@@ -20,14 +20,9 @@ def plot_latency(path: Path, rows: Sequence[BenchmarkRow], title: str) -> None:
         path: the picture, ``.png`` or ``.svg``.
         rows: of one or several batch sizes; ratios are against each size's first.
         title: above the picture.
-
-    Raises:
-        ImportError: if matplotlib is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install matplotlib") from error
+    from matplotlib.figure import Figure
+
     batches = list(dict.fromkeys(row.batch for row in rows))
     figure = Figure(figsize=(9, 1.2 + 0.5 * len(rows)), layout="constrained")
     figure.suptitle(title, fontsize=10)

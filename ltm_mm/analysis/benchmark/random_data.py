@@ -1,5 +1,7 @@
 """Random images with random annotations, ready for a built mmdet or mmseg model."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -61,7 +63,7 @@ def _segmentor_data(model: nn.Module, batch: int, size: tuple[int, int]) -> dict
     return dict(inputs=images, data_samples=samples)
 
 
-def _head(model: nn.Module) -> nn.Module:
+def _head(model: Any) -> nn.Module:
     """The last decode head, of one or several."""
     head = model.decode_head
     return head[-1] if isinstance(head, nn.ModuleList) else head

@@ -3,9 +3,10 @@
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -60,7 +61,7 @@ def to_markdown(rows: Sequence[BenchmarkRow]) -> str:
     head = ["model", "params", "GMACs", "forward ms (IQR)", "speed-up", "realised / theoretical"]
     head += ["memory MiB"]
     head += ["training step ms (IQR)", "speed-up", "memory MiB"] * train
-    lines = [markdown_line(head), markdown_line(["---"] * len(head))]
+    lines = []
     for row in rows:
         realised = "-"
         if plain is not None and row.total_macs < plain.total_macs:
@@ -77,10 +78,11 @@ def to_markdown(rows: Sequence[BenchmarkRow]) -> str:
         if train:
             cells += _times(first.train, row.train) if row.train else ["-", "-"]
             cells.append(_memory(first.train_memory, row.train_memory) if row.train else "-")
-        lines.append(markdown_line(cells))
+        lines.append(cells)
+    table = markdown_table(head, lines)
     if not first.parts:
-        return "\n".join(lines)
-    return "\n".join([*lines, "", parts_table({row.name: row.parts for row in rows})])
+        return table
+    return f"{table}\n\n{parts_table({row.name: row.parts for row in rows})}"
 
 
 def parts_table(rows: Mapping[str, Mapping[str, float]]) -> str:
@@ -90,15 +92,13 @@ def parts_table(rows: Mapping[str, Mapping[str, float]]) -> str:
         rows: name -> part -> seconds; those without parts have no line.
     """
     known = ordered(part for parts in rows.values() for part in parts)
-    lines = [markdown_line(["where the forward pass goes, ms", *known])]
-    lines.append(markdown_line(["---"] * (len(known) + 1)))
+    lines = []
     for name, parts in rows.items():
-        if not parts:
-            continue
         total = sum(parts.values())
         shares = [parts.get(part, 0.0) for part in known]
-        lines.append(markdown_line([name, *(f"{t * 1e3:.1f} ({t / total:.0%})" for t in shares)]))
-    return "\n".join(lines)
+        if parts:
+            lines.append([name, *(f"{t * 1e3:.1f} ({t / total:.0%})" for t in shares)])
+    return markdown_table(["where the forward pass goes, ms", *known], lines)
 
 
 def _times(base: Sequence[float], seconds: Sequence[float]) -> list[str]:
@@ -111,12 +111,14 @@ def _memory(base: int, held: int) -> str:
     return f"{held / 2**20:.0f} ({held / base:.2f}x)"
 
 
-def markdown_line(cells: Sequence[str]) -> str:
-    """One row of a table."""
-    return "| " + " | ".join(cells) + " |"
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table; all rows have as many cells as its head."""
+    return "\n".join(
+        "| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)
+    )
 
 
-def machine() -> dict[str, object]:
+def machine() -> dict[str, Any]:
     """What the numbers were measured on."""
     cpu = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):

@@ -11,16 +11,16 @@ from tqdm import tqdm
 
 from ...engine.build import channels_of
 from ...errors import UserError
-from ...export.files import import_onnxruntime, import_openvino, open_file
+from ...export.files import import_onnxruntime, import_package, open_file
 from ...export.heads import WholeModel, whole_model
 from ...export.onnx import save_onnx
-from ...export.openvino import convert_onnx, import_nncf
+from ...export.openvino import convert_onnx
 from ...export.profile import file_part_times
 from ...export.program import export_program
 from .bench import Bench
 from .latency import Spread, ratios
 from .parts import parts_of
-from .report import BenchmarkRow, markdown_line, parts_table
+from .report import BenchmarkRow, markdown_table, parts_table
 
 CALIBRATION = 2  # random images: they decide about accuracy, not about time
 
@@ -54,13 +54,13 @@ def measure_files(
         profiles: dict[str, Callable[[], dict[str, float]]] = {}
         for index, name in enumerate(tqdm(exported, desc="exporting", unit="model", leave=False)):
             model = bench.models[name]
-            parts = parts_of(model)
+            part_names = parts_of(model)
             files = _files(model, runtimes, images[:1], Path(folder, str(index)))
             for runtime, path in files.items():
                 bf16 = runtime.endswith("bf16")
                 key = f"{name}, {runtime}"
                 runs[key] = partial(open_file(path, threads, bf16).run, images)
-                profiles[key] = partial(file_part_times, path, images, parts, threads, bf16)
+                profiles[key] = partial(file_part_times, path, images, part_names, threads, bf16)
                 rows[key] = name
         seconds = bench.time_with(batch, rounds, runs)
         measured = []
@@ -87,7 +87,7 @@ def _files(
     if any(runtime in ("openvino", "openvino-bf16") for runtime in runtimes):
         convert_onnx(onnx, plain, {})
     if "openvino-int8" in runtimes:
-        convert_onnx(onnx, quantised, {}, torch.randn(CALIBRATION, 1, channels, *size))
+        convert_onnx(onnx, quantised, {}, list(torch.randn(CALIBRATION, 1, channels, *size)))
     files = {"onnxruntime": onnx, "openvino-int8": quantised}
     return {runtime: files.get(runtime, plain) for runtime in runtimes}
 
@@ -122,9 +122,9 @@ def _require(runtimes: Sequence[str]) -> None:
     """Say what is missing before minutes of tracing."""
     for runtime in runtimes:
         if runtime.startswith("openvino"):
-            import_openvino(f"--runtime {runtime}")
+            import_package("openvino", f"--runtime {runtime}")
         if runtime.endswith("int8"):
-            import_nncf()
+            import_package("nncf", "--int8")
         if runtime == "onnxruntime":
             import_onnxruntime(f"--runtime {runtime}")
 
@@ -132,10 +132,10 @@ def _require(runtimes: Sequence[str]) -> None:
 def runtime_table(rows: Sequence[BenchmarkRow]) -> str:
     """Milliseconds and speed-up over the first, one line each."""
     head = ["model, runtime", "forward ms (IQR)", "speed-up"]
-    lines = [markdown_line(head), markdown_line(["---"] * len(head))]
+    lines = []
     for row in rows:
         spread = Spread.of(row.forward)
         times = f"{spread.median * 1e3:.1f} ({(spread.high - spread.low) * 1e3:.1f})"
         ratio = ratios(rows[0].forward, row.forward).median
-        lines.append(markdown_line([row.name, times, f"{ratio:.2f}x"]))
-    return "\n".join(lines)
+        lines.append([row.name, times, f"{ratio:.2f}x"])
+    return markdown_table(head, lines)

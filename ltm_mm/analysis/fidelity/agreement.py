@@ -6,7 +6,7 @@ Maps are compared by their relative error, predictions by how much of the plain 
 import contextlib
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ def near_boundaries(labels: NDArray, distance: int = NEAR) -> NDArray:
 class Tally(Protocol):
     """Compares predictions photo by photo."""
 
-    def add(self, plain: object, other: object) -> None:
+    def add(self, plain: Any, other: Any) -> None:
         """Compare what two models predict for one photo."""
 
     def measures(self) -> dict[str, float]:

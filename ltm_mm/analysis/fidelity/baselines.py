@@ -5,19 +5,18 @@ CC-BY-NC), and the residual unmerging after it is ours.
 """
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...adapters.swin import MergedSwin
 from ...kernels import run_linear
 from ...merging import ChainMerge, Groups, MaskModule, SoftGroups
 from ...merging.grid import GridMerger
 from ...merging.masks import PADDING_PENALTY, REGION_PENALTY, WindowMask, prior_centers
 from ...models.backbones.global_blocks import Chain, GlobalBlock, GlobalBlocks
-from ...models.backbones.swin import SwinBlock
 from ...ops import sum_groups, window_regions
 
 GridSize = tuple[int, int]
@@ -33,14 +32,16 @@ def pooled(model: nn.Module) -> nn.Module:
         The model itself: as many merged tokens as before, grouped by position.
     """
     for module in list(model.modules()):
-        if isinstance(module, SwinBlock | MergedSwin) and module.merge is not None:
-            is_ours = isinstance(module, SwinBlock)
-            windows = module.attn.windows if is_ours else module.block_windows(module)
-            module.merge = Pool(windows.size, module.merge.keep, windows.shift).to(_device(module))
-        elif isinstance(module, GridMerger):
-            module.mask = GridPool(module.window, module.side**2).to(_device(module))
+        if isinstance(module, GridMerger):
+            pool: Pool = GridPool(module.window, module.side**2)
+            module.add_module("mask", pool.to(_device(module)))
         elif isinstance(module, GlobalBlocks):
             _pool_globally(module)
+        else:
+            for name, mask in module.named_children():
+                if isinstance(mask, WindowMask) and not isinstance(mask, Pool):
+                    pool = Pool(mask.window, mask.keep, mask.shift)
+                    module.add_module(name, pool.to(_device(module)))
     return model
 
 
@@ -94,9 +95,7 @@ class Pool(WindowMask):
 class GridPool(Pool):
     """The same in the place of :class:`ltm_mm.merging.grid.GridMerger`'s mask."""
 
-    def forward(
-        self, tokens: Tensor, mass: Tensor | None, shift_index: Tensor | None
-    ) -> SoftGroups:
+    def forward(self, tokens: Tensor, mass: Tensor | None, shift_index: Tensor | None) -> Any:
         """Masks of fixed groups, as :meth:`ltm_mm.merging.Soft.forward`."""
         groups = super().forward(tokens, mass, shift_index)
         return SoftGroups(*groups.masks(), groups.merge(tokens), groups.roots, mass)
@@ -131,7 +130,7 @@ class GlobalPool(MaskModule):
         return Groups(group_index, roots, total, sizes)
 
 
-def _pool_globally(blocks: GlobalBlocks) -> None:
+def _pool_globally(blocks: Any) -> None:
     plan: tuple[int, ...] = ()
     for block in blocks:
         if block.merge is None:
@@ -141,7 +140,7 @@ def _pool_globally(blocks: GlobalBlocks) -> None:
         block.register_forward_pre_hook(_set_chain_size)
 
 
-def _set_chain_size(block: nn.Module, args: tuple) -> None:
+def _set_chain_size(block: Any, args: tuple) -> None:
     block.merge.size = args[1].size  # of the chain
 
 
@@ -211,6 +210,15 @@ class TomeBlock(nn.Module):
         block: whose layers it shares.
         pairs: tokens that are lost, half of those that come in at most.
     """
+
+    attn: Any
+    norm1: nn.Module
+    ls1: nn.Module
+    drop_path1: nn.Module
+    norm2: nn.Module
+    mlp: nn.Module
+    ls2: nn.Module
+    drop_path2: nn.Module
 
     def __init__(self, block: GlobalBlock, pairs: int) -> None:
         super().__init__()

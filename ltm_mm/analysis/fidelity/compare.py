@@ -1,21 +1,23 @@
 """What merging would change in a model, on photos without labels."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ...adapters.apply import attach
+from ...adapters.apply import attach, check_model
 from ...adapters.copies import Size, by_size, in_our_blocks
 from ...adapters.families import swin_stages
-from ...adapters.maps import plain_output, run_with_maps
+from ...adapters.maps import as_images, plain_output, run_with_maps
 from ...checkpoints.learned import Learned
-from ...engine.photos import resized
+from ...engine.build import evaluating
+from ...engine.photos import add_noise, at_size, resized, size_of
 from ...merging import Detail, MaskModule, merges
 from ...models.backbones.base import LTMBackbone
 from ...models.backbones.global_blocks import GlobalBlocks
@@ -35,8 +37,8 @@ NOISE = 1e-4  # standard deviations of the pixels
 STEADY = ("plain", "plan", "learned")  # rows that are run with noise, too
 NOISY_PHOTOS = 8  # how many are run again with noise
 PRESETS = ("light", "balanced", "fast")
-Predict = Callable[[nn.Module, object], object]
-PredictionCallback = Callable[[FidelityRow, int, object], None]
+Predict = Callable[[nn.Module, Any], object]
+PredictionCallback = Callable[[FidelityRow, int, Any], None]
 
 
 @dataclass(frozen=True)
@@ -55,23 +57,17 @@ class ModelUnderTest:
         plain: the model as it is given, in eval mode.
         build: the same with a merging plan; None: with nothing merged, in the same blocks.
         predict: gets model and image; see :func:`fidelity`.
-        resize: an image at another size ``(H, W)``.
-        image_size: height and width of an image.
         maps: see :func:`.models.run_with_maps`.
         timed: the model and the image that times are taken with; None: itself, the first photo.
         saved: an image as it is after it was saved as JPEG of a quality; None: not known.
-        noisy: an image with noise of so many standard deviations.
     """
 
     plain: nn.Module
-    build: Callable[[Keep], nn.Module]
+    build: Callable[[Any], nn.Module]
     predict: Predict
-    resize: Callable[[object, Size], object]
-    image_size: Callable[[object], Size]
-    maps: Callable[[nn.Module, object], Sequence[Tensor]] | None = None
-    timed: "tuple[ModelUnderTest, object] | None" = None
-    saved: Callable[[object, int], object] | None = None
-    noisy: Callable[[object, float], object] = lambda image, scale: add_noise(image, scale)
+    maps: Callable[[nn.Module, Any], Sequence[Tensor]] | None = None
+    timed: "tuple[ModelUnderTest, Any] | None" = None
+    saved: Callable[[Any, int], Any] | None = None
 
 
 @dataclass
@@ -92,8 +88,8 @@ class Candidate:
 
 def fidelity(
     model: nn.Module,
-    images: Sequence[Tensor],
-    keep: Sequence[Keep] | Mapping[str, Keep | LearnedPlan] = PRESETS,
+    images: Iterable[Tensor],
+    keep: Keep | Sequence[Keep] | Mapping[str, Keep | LearnedPlan] = PRESETS,
     predict: Callable[[nn.Module, Tensor], object] | None = None,
     maps: Callable[[nn.Module, Tensor], Sequence[Tensor]] | None = None,
     baselines: Sequence[str] = BASELINES,
@@ -112,9 +108,9 @@ def fidelity(
 
     Args:
         model: built, as :func:`ltm_mm.apply` supports it, plain.
-        images: ``(1, 3, H, W)``, normalised.
+        images: ``(3, H, W)`` or ``(1, 3, H, W)``, normalised.
         keep: the plans, each as ``ltm_mm.apply`` takes it, or a :class:`LearnedPlan`; a mapping
-            names them.
+            names them. A name or a number is one plan.
         predict: gets a model and an image and returns logits ``(1, classes)`` or ``(1, classes,
             H, W)``, a NumPy array of classes, or :class:`ltm_mm.visualization.predictions
             .Instances`; its time is measured. None: calls the model.
@@ -143,29 +139,27 @@ def fidelity(
         model,
         lambda plan: with_plan(model, plan),
         predict or (lambda model, image: model(image)),
-        resized,
-        lambda image: (image.shape[2], image.shape[3]),
         maps,
         None if timed is None else (_stand_in(timed[0]), timed[1]),
         saved,
     )
+    if keep is None or isinstance(keep, str | int | float):
+        keep = [keep]
+    baselines = (baselines,) if isinstance(baselines, str) else baselines
     plans = keep if isinstance(keep, Mapping) else {str(plan): plan for plan in keep}
-    if not len(images):
+    check_model(model)
+    images = as_images(images)
+    if not images:
         raise ValueError("images must hold at least one tensor (1, 3, H, W)")
-    training = model.training
-    model.eval()
-    try:
-        with use_threads(threads):
-            return compare(tested, images, plans, baselines, rounds, watch, progress, clock)
-    finally:
-        model.train(training)
+    with evaluating(model), use_threads(threads):
+        return compare(tested, images, plans, baselines, rounds, watch, progress, clock)
 
 
 @torch.no_grad()
 def compare(
     tested: ModelUnderTest,
-    images: Sequence[object],
-    plans: Mapping[str, Keep],
+    images: Sequence[Any],
+    plans: Mapping[str, Keep | LearnedPlan],
     baselines: Sequence[str] = BASELINES,
     rounds: int = 5,
     watch: PredictionCallback | None = None,
@@ -186,7 +180,7 @@ def compare(
         _measure_time(*(tested.timed or (tested, images[0])), candidates, rounds, clock, progress)
     with tqdm(total=len(images) * len(candidates), unit="pass", disable=not progress) as bar:
         _measure_fidelity(tested, images, candidates, watch or (lambda *_: None), bar)
-    metadata = machine() | dict(photos=len(images), size=tested.image_size(images[0]))
+    metadata = machine() | dict(photos=len(images), size=size_of(images[0]))
     return Fidelity([c.row for c in candidates], metadata, no_faster)
 
 
@@ -211,26 +205,27 @@ def _stand_in(build: Callable[[Keep], nn.Module]) -> ModelUnderTest:
                 block.merge.detail = Detail(norms[0].weight.numel()).eval()
         return model
 
-    return ModelUnderTest(
-        build(None), build_detailed, lambda m, x: m(x), resized, lambda x: tuple(x.shape[2:])
-    )
+    return ModelUnderTest(build(None), build_detailed, lambda m, x: m(x))
 
 
 def _candidates(
-    tested: ModelUnderTest, image: object, plans: Mapping[str, Keep], baselines: Sequence[str]
+    tested: ModelUnderTest,
+    image: Any,
+    plans: Mapping[str, Keep | LearnedPlan],
+    baselines: Sequence[str],
 ) -> list[Candidate]:
     """The plain model, and every plan with the baselines that need no timing."""
     timed = (tested.timed or (tested,))[0]
     candidates = [Candidate(FidelityRow("plain"), by_size(tested.plain), by_size(timed.plain))]
     if not any(isinstance(m, LTMBackbone) for m in tested.plain.modules()):
-        models = (by_size(one.build(None)) for one in (tested, timed))
-        candidates.append(Candidate(FidelityRow("plain, our blocks"), *models))
+        model, other = (by_size(one.build(None)) for one in (tested, timed))
+        candidates.append(Candidate(FidelityRow("plain, our blocks"), model, other))
     for name, keep in plans.items():
         if not isinstance(keep, LearnedPlan) and not merges(tested.build(keep)):
             raise ValueError(f"keep={keep!r} merges nothing in this model")
 
         def add(
-            row: FidelityRow, change: Callable[[nn.Module], nn.Module], keep: Keep = keep
+            row: FidelityRow, change: Callable[[nn.Module], nn.Module], keep: Any = keep
         ) -> None:
             model = change(tested.build(keep))
             other = model if timed is tested else change(timed.build(keep))
@@ -244,15 +239,15 @@ def _candidates(
             add(FidelityRow("pooling", "pooling", name), pooled)
         if "tome" in baselines and _global_blocks(tested.build(keep)) == 1:
             macs = _macs(tested, tested.build(keep), image)
-            pairs = equal_work_pairs(lambda r, keep=keep: _tome_macs(tested, keep, r, image), macs)
+            pairs = equal_work_pairs(partial(_tome_macs, tested, keep, image), macs)
             row = FidelityRow(f"ToMe, {pairs} a block", "tome", name)
-            add(row, lambda model, pairs=pairs: with_tome(model, pairs))
+            add(row, partial(with_tome, pairs=pairs))
     if "jpeg" in baselines and tested.saved is not None:
         reference = _reference(candidates)
         for quality in QUALITIES:
             row = FidelityRow(f"photo saved as JPEG, quality {quality}", "jpeg")
             candidates.append(Candidate(row, reference.model, reference.timed, quality=quality))
-    size = tested.image_size(image)
+    size = size_of(image)
     for candidate in candidates:
         candidate.row.macs = _macs(tested, candidate.model(size), image)
     return candidates
@@ -262,12 +257,12 @@ def _global_blocks(model: nn.Module) -> int:
     return sum(isinstance(m, GlobalBlocks) for m in model.modules())
 
 
-def _macs(tested: ModelUnderTest, model: nn.Module, image: object) -> int:
+def _macs(tested: ModelUnderTest, model: nn.Module, image: Any) -> int:
     forward = lambda: tested.predict(model, image)  # noqa: E731
     return count_macs(model, torch.empty(0), forward).total
 
 
-def _tome_macs(tested: ModelUnderTest, keep: Keep, pairs: int, image: object) -> int:
+def _tome_macs(tested: ModelUnderTest, keep: Keep, image: Any, pairs: int) -> int:
     return _macs(tested, with_tome(tested.build(keep), pairs), image)
 
 
@@ -284,7 +279,7 @@ def equal_work_pairs(macs: Callable[[int], int], wanted: int, most: int = 4096) 
 
 def _with_smaller_images(
     tested: ModelUnderTest,
-    image: object,
+    image: Any,
     candidates: Sequence[Candidate],
     rounds: int,
     clock: Clock,
@@ -295,8 +290,8 @@ def _with_smaller_images(
         The candidates; names of the plans that take no less time than plain on the whole image.
     """
     timed, shown = tested.timed or (tested, image)
-    whole, plain = timed.image_size(shown), _reference(candidates)
-    resize = lru_cache(lambda size: timed.resize(shown, size))
+    whole, plain = size_of(shown), _reference(candidates)
+    resize = lru_cache(partial(at_size, shown))
     with_images, no_faster = [], []
     for candidate in candidates:
         with_images.append(candidate)
@@ -305,19 +300,19 @@ def _with_smaller_images(
         size = equal_time_size(
             whole,
             lambda size: timed.predict(plain.timed(size), resize(size)),
-            lambda candidate=candidate: timed.predict(candidate.timed(whole), shown),
+            partial(timed.predict, candidate.timed(whole), shown),
             clock,
             rounds,
         )
         share = (size[0] / whole[0], size[1] / whole[1])
         row = FidelityRow("", "image", candidate.row.name)
         smaller = Candidate(row, plain.model, plain.timed, share)
-        new_size = smaller.size(tested.image_size(image))
-        if new_size == tested.image_size(image):
+        new_size = smaller.size(size_of(image))
+        if new_size == size_of(image):
             no_faster.append(candidate.row.name)
             continue
         row.name = f"image of {new_size[0]} x {new_size[1]}"
-        row.macs = _macs(tested, plain.model(new_size), tested.resize(image, new_size))
+        row.macs = _macs(tested, plain.model(new_size), at_size(image, new_size))
         with_images.append(smaller)
     return with_images, no_faster
 
@@ -329,7 +324,7 @@ def _reference(candidates: Sequence[Candidate]) -> Candidate:
 
 def _measure_time(
     tested: ModelUnderTest,
-    image: object,
+    image: Any,
     candidates: Sequence[Candidate],
     rounds: int,
     clock: Clock,
@@ -339,9 +334,8 @@ def _measure_time(
     runs = {}
     timed = [candidate for candidate in candidates if candidate.quality is None]
     for number, candidate in enumerate(timed):
-        size = candidate.size(tested.image_size(image))
-        resized_image = image if size == tested.image_size(image) else tested.resize(image, size)
-        runs[str(number)] = _run(tested, candidate.timed(size), resized_image)
+        size = candidate.size(size_of(image))
+        runs[str(number)] = _run(tested, candidate.timed(size), at_size(image, size))
     with tqdm(total=(rounds + 2) * len(runs), desc="time", unit="run", disable=not progress) as bar:
         seconds = interleave(runs, rounds, 2, clock, lambda _: bar.update())
     for candidate, taken in zip(timed, seconds.values(), strict=True):
@@ -350,7 +344,7 @@ def _measure_time(
         candidate.row.seconds = candidate.row.seconds or _reference(candidates).row.seconds
 
 
-def _run(tested: ModelUnderTest, model: nn.Module, image: object) -> Callable[[], None]:
+def _run(tested: ModelUnderTest, model: nn.Module, image: Any) -> Callable[[], None]:
     cuda = next(model.parameters()).is_cuda
 
     def run() -> None:
@@ -363,7 +357,7 @@ def _run(tested: ModelUnderTest, model: nn.Module, image: object) -> Callable[[]
 
 def _measure_fidelity(
     tested: ModelUnderTest,
-    images: Sequence[object],
+    images: Sequence[Any],
     candidates: Sequence[Candidate],
     watch: PredictionCallback,
     bar: tqdm,
@@ -373,10 +367,10 @@ def _measure_fidelity(
     tallies: list[Tally | None] = [None for _ in candidates]
     steady: list[Tally | None] = [None for _ in candidates]
     for place, image in enumerate(images):
-        whole = tested.image_size(image)
+        whole = size_of(image)
         for number, candidate in enumerate(candidates):
             size = candidate.size(whole)
-            shown = image if size == whole else tested.resize(image, size)
+            shown = at_size(image, size)
             if candidate.quality is not None and tested.saved is not None:
                 shown = tested.saved(shown, candidate.quality)
             model = candidate.model(size)
@@ -386,27 +380,19 @@ def _measure_fidelity(
             errors[number].append(map_errors(plain_maps, maps))
             if plain is not None:
                 true, other = decide(plain, plain), decide(out, plain)
-                tallies[number] = tallies[number] or tally_of(true)
-                tallies[number].add(true, other)
+                tally = tallies[number] = tallies[number] or tally_of(true)
+                tally.add(true, other)
                 watch(candidate.row, place, other)
                 if candidate.row.kind in STEADY and place < NOISY_PHOTOS:
-                    again = tested.predict(model, tested.noisy(shown, NOISE))
-                    steady[number] = steady[number] or tally_of(true)
-                    steady[number].add(other, decide(plain_output(again), plain))
+                    again = tested.predict(model, add_noise(shown, NOISE))
+                    tally = steady[number] = steady[number] or tally_of(true)
+                    tally.add(other, decide(plain_output(again), plain))
             bar.update()
-    for candidate, of_photos, tally in zip(candidates, errors, tallies, strict=True):
+    for candidate, of_photos, agreed, held in zip(candidates, errors, tallies, steady, strict=True):
         candidate.row.errors = [sum(one) / len(one) for one in zip(*of_photos, strict=True)]
-        candidate.row.agreement = {} if tally is None else tally.measures()
-    for candidate, tally in zip(candidates, steady, strict=True):
-        if tally is not None:
-            candidate.row.steadiness = next(iter(tally.measures().values()))
-
-
-def add_noise(image: Tensor, scale: float) -> Tensor:
-    """A normalised image with noise, always the same for a size."""
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(image.shape, generator=generator).to(image.device)
-    return image + scale * noise
+        candidate.row.agreement = {} if agreed is None else agreed.measures()
+        if held is not None:
+            candidate.row.steadiness = next(iter(held.measures().values()))
 
 
 def map_errors(plain: Sequence[Tensor], other: Sequence[Tensor]) -> list[float]:

@@ -5,10 +5,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..benchmark.latency import Spread, ratios
-from ..benchmark.report import markdown_line
+from ..benchmark.report import markdown_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,7 +62,7 @@ class Fidelity:
     """
 
     rows: list[FidelityRow]
-    metadata: dict[str, object]
+    metadata: dict[str, Any]
     no_faster: list[str] = field(default_factory=list)
 
     def reference(self) -> FidelityRow:
@@ -76,11 +76,10 @@ class Fidelity:
     def table(self) -> str:
         """All rows as a markdown table, and a sentence about plans that save no time."""
         head, *rows = self.cells()
-        lines = [markdown_line(head), markdown_line(["---"] * len(head))]
-        lines += [markdown_line(row) for row in rows]
+        table = markdown_table(head, rows)
         if self.no_faster:
-            lines += ["", self.note()]
-        return "\n".join(lines)
+            table += f"\n\n{self.note()}"
+        return table
 
     def note(self) -> str:
         """A sentence about plans that save no time; empty if all do."""
@@ -126,11 +125,7 @@ class Fidelity:
             raise ValueError(f"{path} holds no table of tools/fidelity.py ({error!r})") from error
 
     def save(self, stem: Path) -> list[Path]:
-        """Write ``stem.json``, and a picture ``stem.png`` where time was measured.
-
-        Raises:
-            ImportError: if matplotlib is missing.
-        """
+        """Write ``stem.json``, and a picture ``stem.png`` where time was measured."""
         stem.parent.mkdir(parents=True, exist_ok=True)
         files = [stem.with_name(f"{stem.name}.json")]
         rows = [asdict(row) for row in self.rows]
@@ -143,15 +138,9 @@ class Fidelity:
         return files
 
     def figure(self) -> "Figure":
-        """Error of the maps over time; a line joins what none of its kind beats.
+        """Error of the maps over time; a line joins what none of its kind beats."""
+        from matplotlib.figure import Figure
 
-        Raises:
-            ImportError: if matplotlib is missing.
-        """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError("pictures need matplotlib: pip install matplotlib") from error
         figure = Figure(figsize=(6, 4), layout="constrained")
         axis = figure.subplots()
         axis.margins(x=0.12)

@@ -4,9 +4,9 @@ import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ...checks.options import check_counts
 from ...checks.outputs import check_folder
@@ -14,10 +14,7 @@ from ...engine.build import model_builder, named_config, scope_of
 from ...engine.config import change_config
 from ...engine.convert import parse_keep, set_detail
 from ...engine.photos import (
-    add_noise_to_sample,
     read_photos,
-    resize_sample,
-    resized,
     save_sample,
     some_photos,
 )
@@ -27,7 +24,6 @@ from ...presets import Keep
 
 if TYPE_CHECKING:
     from mmengine.config import Config
-from ...adapters.copies import Size
 from ..benchmark.latency import clock_of
 from ..benchmark.latency import threads as use_threads
 from .agreement import CONFIDENT
@@ -86,7 +82,7 @@ def run_fidelity(
     if None in plans.values():
         raise UserError("--ltm none: the model without merging is always there; name plans")
     cfg = change_config(named_config(config), cfg_options or {})
-    set_detail(cfg, detail)
+    set_detail(cfg, detail, *ltm)
     files = some_photos(photos, num_photos)
     build = model_builder(cfg, checkpoint, trust=trust_checkpoint, device=device)
     with scope_of(cfg):
@@ -125,29 +121,11 @@ def model_under_test(cfg: "Config", build: Callable[[Keep], nn.Module]) -> Model
     """The model, and how a photo goes through it."""
     plain = build(None)
     if "type" in cfg.model:
-        return ModelUnderTest(
-            plain,
-            build,
-            predict_sample,
-            resize_sample,
-            sample_size,
-            saved=save_sample,
-            noisy=add_noise_to_sample,
-        )
-    return ModelUnderTest(plain, build, lambda model, image: model(image), resized, tensor_size)
+        return ModelUnderTest(plain, build, predict_sample, saved=save_sample)
+    return ModelUnderTest(plain, build, lambda model, image: model(image))
 
 
-def tensor_size(image: Tensor) -> Size:
-    """Height and width of an image ``(1, 3, H, W)``."""
-    return image.shape[2], image.shape[3]
-
-
-def sample_size(sample: Mapping) -> Size:
-    """Height and width of a packed sample's image."""
-    return sample["inputs"].shape[1], sample["inputs"].shape[2]
-
-
-def predict_sample(model: nn.Module, sample: Mapping) -> object:
+def predict_sample(model: Any, sample: Mapping) -> object:
     """What mmdet's, mmseg's or mmpretrain's model predicts, at the photo's own size."""
     sample_out = model.test_step({key: [value] for key, value in sample.items()})[0].cpu()
     if "pred_label" in sample_out:

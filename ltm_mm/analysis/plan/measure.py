@@ -8,16 +8,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ...families import FAMILIES
 from ...merging import MergeScope, MergingBlock
 from ...presets import Keep, Plan
 from ..benchmark.latency import Clock, interleave
 from ..fidelity.compare import map_errors
-from .search import Entry, options_of, to_counts, to_keep
+from .search import Entry, to_counts, to_keep
 
 Outputs = Callable[[nn.Module, Tensor], Sequence[Tensor]]
-# What losing the tokens of one block adds to the squared error, stage by stage: of a small Swin
-# trained on street photos (tools/real_weights.py swin --target-time), for want of the user's own.
-WEIGHTS = {"swin": (2e-2, 1.5e-2, 3e-4, 1e-5)}
 
 
 @dataclass
@@ -26,7 +24,7 @@ class MeasuredModel:
 
     Attributes:
         build: the model with a plan, in eval mode, on our blocks; None: nothing merged.
-        family: 'swin', 'vit', 'efficientvit' or 'mobilevit'.
+        family: its name, as in :data:`ltm_mm.families.FAMILIES`.
         whole: the plan that keeps all tokens.
         outputs: gets model and image, returns the maps (or logits) whose error counts.
     """
@@ -54,11 +52,11 @@ class PlanUnit:
     timed_as: str
 
 
-def units_of(model: nn.Module, family: str, whole: Plan) -> list[PlanUnit]:
-    """The units of a model that runs on our blocks, in order."""
+def units_of(model: nn.Module, whole: Plan) -> list[PlanUnit]:
+    """The units of a model that runs on our blocks, in order: its stages, or each block alone."""
     paths = [name for name, module in model.named_modules() if _is_unit(module)]
     stages = [(i, counts) for i, counts in enumerate(whole) if counts]
-    if family != "swin":
+    if len(paths) == len(stages):
         return [PlanUnit(p, i, c, p) for p, (i, c) in zip(paths, stages, strict=True)]
     blocks = [(i, k, count) for i, counts in stages for k, count in enumerate(counts)]
     return [
@@ -93,8 +91,8 @@ class MergeVariants:
     def of(cls, model: MeasuredModel, progress: bool = True) -> "MergeVariants":
         """Build them all; they share the model's weights as far as ``model.build`` shares."""
         plain, whole = model.build(None), model.whole
-        units = units_of(plain, model.family, whole)
-        tried = [options_of(model.family, len(u.plain), max(u.plain)) for u in units]
+        units, options = units_of(plain, whole), FAMILIES[model.family].options
+        tried = [options(len(unit.plain), max(unit.plain)) for unit in units]
         modules = [{unit.plain: plain.get_submodule(unit.path)} for unit in units]
         for k in tqdm(range(len(tried[0])), desc="variants", disable=not progress, leave=False):
             merged = model.build(to_keep(to_counts([counts[k] for counts in tried], whole), whole))
@@ -126,7 +124,7 @@ def measure_times(
     for unit, modules in zip(units, variants.modules, strict=True):
         if unit.timed_as not in known:
             known[unit.timed_as] = _seconds(modules, inputs[unit.path], rounds, clock)
-    run = {(): lambda: variants.model.outputs(variants.plain, image)}
+    run: dict[Entry, Callable] = {(): lambda: variants.model.outputs(variants.plain, image)}
     whole = _seconds(run, (), rounds, clock)[()]
     taken = [known[unit.timed_as] for unit in variants.units]
     inside = sum(seconds[unit.plain] for unit, seconds in zip(variants.units, taken, strict=True))
@@ -167,7 +165,7 @@ def measure_errors(
 
 def known_errors(variants: MergeVariants) -> list[dict[Entry, float]]:
     """The same where nothing is measured: the share of tokens lost in each block, squared."""
-    weights = WEIGHTS.get(variants.model.family)
+    weights = FAMILIES[variants.model.family].error_weights
     return [
         {
             counts: (weights[min(unit.stage, len(weights) - 1)] if weights else 1.0)

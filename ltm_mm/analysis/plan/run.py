@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from ...errors import UserError
 from ...presets import Keep, Plan
 from ..benchmark.latency import Clock, Spread, clock_of, interleave, ratios
 from ..benchmark.latency import threads as use_threads
-from ..benchmark.report import machine, markdown_line
+from ..benchmark.report import machine, markdown_table
 from .measure import (
     MeasuredModel,
     MergeVariants,
@@ -213,14 +214,14 @@ def make_plan(
     check_folder("--out", out)
     clock = clock_of(cpu_time, threads, device)
     cfg = change_config(named_config(config), cfg_options or {})
-    set_detail(cfg, detail)
+    set_detail(cfg, detail, "balanced")  # or any other that is tried
     files = some_photos(photos, num_photos) if photos else []
     build = model_builder(cfg, checkpoint, backbone=True, trust=trust_checkpoint, device=device)
     plain = build(None)
     family, whole = whole_plan(plain)
     model = MeasuredModel(build, family, whole, lambda model, image: model(image))
     channels = channels_of(plain)
-    images = read_photos(cfg, files, size, device, backbone=True, channels=channels)
+    images: list[Any] = read_photos(cfg, files, size, device, backbone=True, channels=channels)
     if images:
         timed_on = images[0]
     else:
@@ -269,11 +270,11 @@ def report(chosen: Chosen, target: float) -> str:
     budgets = sorted({*BUDGETS, target}, reverse=True)
     rows = [(f"{b:g}", best(chosen.front, b)) for b in budgets if chosen.front[0].time <= b]
     rows += [("fastest", chosen.front[0]), ("**chosen**", chosen.plan)]
-    lines = [markdown_line(["budget", "estimated time", "estimated error", "--ltm"])]
-    lines.append(markdown_line(["---"] * 4))
-    for name, plan in rows:
-        cells = [name, f"{plan.time:.2f}", f"{math.sqrt(plan.error):.3f}"]
-        lines.append(markdown_line([*cells, as_text(chosen.keep_of(plan))]))
+    cells = [
+        [name, f"{plan.time:.2f}", f"{math.sqrt(plan.error):.3f}", as_text(chosen.keep_of(plan))]
+        for name, plan in rows
+    ]
+    table = markdown_table(["budget", "estimated time", "estimated error", "--ltm"], cells)
     whole, estimate = chosen.time, chosen.plan
     verdict = (
         f"chosen: time {whole.median:.2f} ({whole.low:.2f} - {whole.high:.2f}) of the plain "
@@ -283,7 +284,7 @@ def report(chosen: Chosen, target: float) -> str:
         verdict += (
             f"; error {math.sqrt(chosen.error):.3f}, {math.sqrt(estimate.error):.3f} estimated"
         )
-    return "\n".join([*lines, "", verdict, "", f"--ltm '{as_text(chosen.keep)}'"])
+    return "\n".join([table, "", verdict, "", f"--ltm '{as_text(chosen.keep)}'"])
 
 
 def _save(chosen: Chosen, metadata: dict, stem: Path) -> list[Path]:
@@ -305,10 +306,8 @@ def _save(chosen: Chosen, metadata: dict, stem: Path) -> list[Path]:
 
 
 def _draw(chosen: Chosen, path: Path, basis: str) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install matplotlib") from error
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis = figure.subplots()
     front = chosen.front

@@ -13,8 +13,6 @@ from ...errors import UserError
 from ...presets import Keep, Plan
 
 MOST = 4096  # plans that are carried along; more are thinned out by time
-SWIN_SHARES = (32 / 49, 25 / 49, 16 / 49, 9 / 49, 5 / 49)
-GLOBAL_SHARES = (0.75, 0.6, 0.45, 0.3)
 Entry = tuple[int, ...]
 
 
@@ -94,41 +92,6 @@ def best(front: Sequence[TimedPlan], budget: float) -> TimedPlan:
             f"{front[0].time:.2f} of the plain model's time here"
         )
     return within[-1]
-
-
-def options_of(family: str, depth: int, tokens: int) -> list[Entry]:
-    """All ways to merge in a unit that are tried; the same number for any depth.
-
-    Args:
-        family: 'swin', 'vit', 'efficientvit' or 'mobilevit'.
-        depth: blocks of the unit (1 in a Swin).
-        tokens: what counts are of (N).
-
-    >>> options_of("swin", 1, 49)
-    [(32,), (25,), (16,), (9,), (5,)]
-    """
-    if family == "swin":
-        return [(max(round(share * tokens), 1),) * depth for share in SWIN_SHARES]
-    if family == "efficientvit":
-        side = round(tokens**0.5)
-        sides = range(side, (side + 1) // 2 - 1, -1)
-        pairs = [(a, b) for a in sides for b in sides if b <= a and b < side]
-        return [(a * a, *[b * b] * (depth - 1))[:depth] for a, b in pairs]
-    if family == "mobilevit":
-        kept = [max(round(share * tokens), 1) for share in GLOBAL_SHARES]
-        return [(first, *[k] * (depth - 1))[:depth] for k in kept for first in (tokens, k)]
-    return [
-        _falling(depth, tokens, round(share * tokens), start, length)
-        for share in GLOBAL_SHARES
-        for start in sorted({0, depth // 6, depth // 3})
-        for length in sorted({1, max(depth // 4, 1), max(depth // 2, 1), depth - start})
-    ]
-
-
-def _falling(depth: int, tokens: int, last: int, start: int, length: int) -> Entry:
-    """Counts that fall evenly from block ``start`` on, within ``length`` blocks."""
-    shares = (min(max(k - start + 1, 0) / length, 1.0) for k in range(depth))
-    return tuple(round(tokens - (tokens - last) * share) for share in shares)
 
 
 def to_counts(units: Sequence[Entry], whole: Plan) -> Plan:

@@ -6,6 +6,7 @@ label -1 and a box of zeros in the result.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ class WholeModel(nn.Module):
 
     outputs: tuple[str, ...]
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         model.eval()  # not chained: mmdet's Swin returns None
         self.model = model
@@ -111,7 +112,7 @@ def suppress(
     return top(torch.where(kept, scores, NONE), count)
 
 
-def check_nms(cfg: Mapping, head: nn.Module, counts: Sequence[str] = ("max_per_img",)) -> None:
+def check_nms(cfg: Mapping, head: Any, counts: Sequence[str] = ("max_per_img",)) -> None:
     """Refuse what :func:`suppress` does not do, and numbers of boxes that are not fixed.
 
     Raises:

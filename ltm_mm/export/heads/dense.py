@@ -4,6 +4,7 @@ Follows ``BaseDenseHead``, ``GFLHead`` and ``RPNHead`` of mmdet in what is kept.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ class DenseDetector(WholeModel):
 
     outputs = ("boxes", "scores", "labels")
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__(model)
         check_exportable(model.bbox_head)
         check_nms(model.bbox_head.test_cfg, model.bbox_head)
@@ -32,7 +33,7 @@ class DenseDetector(WholeModel):
         return results(take(boxes, index), scores, labels.gather(1, index))
 
 
-def check_exportable(head: nn.Module) -> None:
+def check_exportable(head: Any) -> None:
     """Refuse a head that predicts in a way of its own.
 
     Raises:
@@ -52,7 +53,7 @@ def check_exportable(head: nn.Module) -> None:
         raise ValueError(f"{type(head).__name__} predicts in a way of its own")
 
 
-def propose(head: nn.Module, maps: Sequence[Tensor], size: Sequence[int]) -> tuple[Tensor, Tensor]:
+def propose(head: Any, maps: Sequence[Tensor], size: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Regions of mmdet's ``RPNHead``: ``(B, n, 4)`` and their scores ``(B, n)``.
 
     Args:
@@ -70,7 +71,7 @@ def propose(head: nn.Module, maps: Sequence[Tensor], size: Sequence[int]) -> tup
 
 
 def candidates(
-    head: nn.Module,
+    head: Any,
     maps: Sequence[Sequence[Tensor]],
     size: Sequence[int],
     cfg: Mapping | None = None,
@@ -101,7 +102,7 @@ def candidates(
 
 
 def _best(
-    head: nn.Module, level: int, classes: Tensor, deltas: Tensor, cfg: Mapping
+    head: Any, level: int, classes: Tensor, deltas: Tensor, cfg: Mapping
 ) -> tuple[Tensor, ...]:
     """Scores, priors, deltas, labels and indices of a level's best boxes."""
     logits = _rows(classes, head.cls_out_channels)

@@ -1,11 +1,12 @@
 """DINO, Deformable DETR, Mask2Former and MaskFormer (follows mmdet in what is kept)."""
 
 from collections.abc import Sequence
+from typing import Any
 from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .common import WholeModel, clip, take
 from .deformable import centres, encode, sizes_in_lists
@@ -21,7 +22,7 @@ class DetrDetector(WholeModel):
 
     outputs = ("boxes", "scores", "labels")
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         from mmdet.models.detectors import DINO, DeformableDETR
 
         if type(model) not in (DINO, DeformableDETR):
@@ -116,7 +117,7 @@ def _side(queries: int, levels: int) -> int:
 class _Queries(WholeModel):
     """What Mask2Former and MaskFormer share."""
 
-    def _decoded(self, head: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:
+    def _decoded(self, head: Any, image: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of classes ``(B, n, classes + 1)`` and of masks ``(B, n, h, w)``."""
         padded = self.padded(image)
         with sizes_in_lists():
@@ -127,7 +128,7 @@ class _Queries(WholeModel):
         return classes[-1], masks[-1]
 
 
-def _check_queries(head: nn.Module) -> None:
+def _check_queries(head: Any) -> None:
     """Refuse what mmdet's two heads do not do themselves."""
     from mmdet.models.dense_heads import Mask2FormerHead, MaskFormerHead
     from mmdet.models.layers import MSDeformAttnPixelDecoder, PixelDecoder
@@ -140,7 +141,7 @@ def _check_queries(head: nn.Module) -> None:
 
 
 def _maskformer(
-    head: nn.Module, maps: Sequence[Tensor], image: Tensor, padded: Tensor
+    head: Any, maps: Sequence[Tensor], image: Tensor, padded: Tensor
 ) -> tuple[Tensor, Tensor]:
     """``forward`` of mmdet's ``MaskFormerHead``, whose decoder ignores the padding."""
     inside = F.pad(torch.zeros_like(image[:, :1]), _padding(image, padded), value=1.0)
@@ -175,7 +176,7 @@ class QueryInstances(_Queries):
 
     outputs = ("boxes", "scores", "labels", "masks")
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         _check_queries(model.panoptic_head)
         fusion = model.panoptic_fusion_head
         if not fusion.test_cfg.get("instance_on", False):
@@ -234,7 +235,7 @@ class QuerySegmentor(_Queries):
 
     outputs = ("logits",)
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         _check_queries(model.decode_head)
         super().__init__(model)
         self.divisor = test_divisor(model)

@@ -1,7 +1,9 @@
 """mmseg's segmentors: images in, logits of the same size out."""
 
+from typing import Any
+
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .common import WholeModel
 
@@ -18,7 +20,7 @@ class Logits(WholeModel):
 
     outputs = ("logits",)
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         _check(model)
         super().__init__(model)
         self.divisor = test_divisor(model)
@@ -46,7 +48,7 @@ class Logits(WholeModel):
         return logits if self.divisor == 1 else logits[..., : image.shape[2], : image.shape[3]]
 
 
-def test_divisor(model: nn.Module) -> int:
+def test_divisor(model: Any) -> int:
     """Steps that mmseg pads images to while testing: only where the preprocessor has a test_cfg.
 
     Raises:
@@ -61,7 +63,7 @@ def test_divisor(model: nn.Module) -> int:
     return tests.get("size_divisor") or 1
 
 
-def _check(model: nn.Module) -> None:
+def _check(model: Any) -> None:
     from mmseg.models import EncoderDecoder
     from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -19,7 +20,7 @@ class TwoStageDetector(WholeModel):
         ValueError: for parts that predict in a way of their own.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__(model)
         _check(model)
         self.outputs = ("boxes", "scores", "labels")
@@ -135,20 +136,20 @@ def _sorted_ranks(levels: Tensor, count: int) -> Tensor:
     return (member * (member.cumsum(0) - 1 + size.cumsum(0) - size)).sum(1)
 
 
-def _align(layer: nn.Module, x: Tensor, rois: Tensor) -> Tensor:
+def _align(layer: Any, x: Tensor, rois: Tensor) -> Tensor:
     return torchvision.ops.roi_align(
         x, rois, layer.output_size, layer.spatial_scale, layer.sampling_ratio, layer.aligned
     )
 
 
-def _stages(head: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
+def _stages(head: Any) -> list[tuple[nn.Module, nn.Module]]:
     """Extractor and box head of each step."""
     if isinstance(head.bbox_head, nn.ModuleList):
         return list(zip(head.bbox_roi_extractor, head.bbox_head, strict=True))
     return [(head.bbox_roi_extractor, head.bbox_head)]
 
 
-def _check(model: nn.Module) -> None:
+def _check(model: Any) -> None:
     from mmdet.models.dense_heads import RPNHead
     from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
     from mmdet.models.roi_heads.bbox_heads import BBoxHead

@@ -1,8 +1,12 @@
-"""Backbones with learnable token merging, one architecture family per file."""
+"""The backbones, one family per file; their classes are imported when first asked for."""
 
-from .efficientvit import LTMEfficientViT
-from .mobilevit import LTMMobileViT
-from .swin import LTMSwin
-from .vit import LTMViT
+from ...families import FAMILIES, load
 
-__all__ = ["LTMEfficientViT", "LTMMobileViT", "LTMSwin", "LTMViT"]
+__all__ = [family.backbone for family in FAMILIES.values()]
+
+
+def __getattr__(name: str) -> type:
+    for family in FAMILIES.values():
+        if family.backbone == name:
+            return load(family.code)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -12,8 +13,8 @@ from ...presets import Plan
 from .options import check_texts, is_ints
 
 BLOCK = r"stages\.\d+\.(blocks\.)?\d+|blocks\.\d+"  # paths of the blocks of all backbones
-STEM = ("patch_embed.", "absolute_pos_embed", "pos_embed", "cls_token", "reg_token", "norm_pre.")
-STEM += ("stem.",)
+STEM: tuple[str, ...] = ("patch_embed.", "absolute_pos_embed", "pos_embed", "cls_token")
+STEM += ("reg_token", "norm_pre.", "stem.")
 
 
 class LTMBackbone(nn.Module):
@@ -51,7 +52,7 @@ class LTMBackbone(nn.Module):
         init_cfg: Mapping | str | os.PathLike | None,
     ) -> None:
         super().__init__()
-        named = range(-out_indices, 0) if type(out_indices) is int else out_indices
+        named: Any = range(-out_indices, 0) if type(out_indices) is int else out_indices
         if not is_ints(named) or not named or any(not -num_stages <= i < num_stages for i in named):
             raise ValueError(
                 f"out_indices must name stages from 0 to {num_stages - 1}, got {out_indices!r}"
@@ -153,7 +154,7 @@ def checked_init_cfg(init_cfg: object) -> dict | None:
     given = dict(init_cfg) if isinstance(init_cfg, Mapping) else {}
     # A lazily imported config holds mmengine's class, PretrainedInit.
     type_name = str(getattr(given.get("type"), "__name__", given.get("type")))
-    checkpoint = given.get("checkpoint")
+    checkpoint = given.get("checkpoint", "")
     known = {"type", "checkpoint", "prefix", "trust", "map_location"}  # always to the CPU
     named = isinstance(checkpoint, str | os.PathLike) and os.fspath(checkpoint)
     if type_name.removesuffix("Init") != "Pretrained" or not named or given.keys() - known:

@@ -14,6 +14,7 @@ Not to be confused with the EfficientViT of MSRA (Liu et al., CVPR 2023; timm's
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +63,6 @@ class LTMEfficientViT(LTMBackbone):
 
     Raises:
         ValueError: if an argument does not fit; says what is allowed.
-        ImportError: if timm is missing.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class LTMEfficientViT(LTMBackbone):
         check_arch(arch, ARCHS)
         check_ints(in_channels=in_channels)
         check_flags(norm_eval=norm_eval, with_cp=with_cp)
-        reference = _timm_model(arch, dict(in_chans=in_channels) | norm_option(norm_layer))
+        reference: Any = _timm_model(arch, dict(in_chans=in_channels) | norm_option(norm_layer))
         super().__init__(out_indices, len(reference.stages), frozen_stages, init_cfg)
         self.norm_eval = norm_eval
         self.plan = resolve_stage_plans(keep, reference.stages, window_size)
@@ -195,9 +195,7 @@ class AttentionBlock(SwappedClass, MergingBlock):
         return self.local_module(x)
 
 
-def merge_stage(
-    stage: nn.Module, plan: Sequence[int], window: int, with_cp: bool = False
-) -> nn.Module:
+def merge_stage(stage: Any, plan: Sequence[int], window: int, with_cp: bool = False) -> nn.Module:
     """Let a stage merge tokens, in place; it gets parameters whose names contain ``.merge.``.
 
     Args:
@@ -212,7 +210,7 @@ def merge_stage(
         The stage itself.
     """
     before, sides = window, iter(round(count**0.5) for count in plan)
-    for block in stage.blocks:  # type: ignore[union-attr]
+    for block in stage.blocks:
         if hasattr(block, "context_module"):
             side = next(sides)
             norm = block.context_module.main.proj.norm.weight
@@ -223,7 +221,7 @@ def merge_stage(
     return stage
 
 
-def resolve_stage_plans(keep: Keep, stages: Sequence[nn.Module], window: int) -> Plan:
+def resolve_stage_plans(keep: Keep, stages: Sequence[Any], window: int) -> Plan:
     """Tokens per window that every attention block of every stage keeps.
 
     Args:
@@ -247,10 +245,8 @@ def resolve_stage_plans(keep: Keep, stages: Sequence[nn.Module], window: int) ->
 
 def _timm_model(arch: str, options: dict) -> nn.Module:
     """timm's model, which lends its stem and stages."""
-    try:
-        from timm.models import efficientvit_mit
-    except ImportError as error:
-        raise ImportError("LTMEfficientViT needs timm: pip install 'timm>=1.0'") from error
+    from timm.models import efficientvit_mit
+
     build = getattr(efficientvit_mit, f"efficientvit_{arch}")
     return build(**options, head_widths=(1, 1), num_classes=0)  # no head to draw
 

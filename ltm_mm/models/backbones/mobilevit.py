@@ -8,6 +8,7 @@ residual unmerging are ours: the paper's authors published no merging code to co
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +56,6 @@ class LTMMobileViT(LTMBackbone):
 
     Raises:
         ValueError: if an argument does not fit; says what is allowed.
-        ImportError: if timm is missing.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class LTMMobileViT(LTMBackbone):
         check_flags(norm_eval=norm_eval, with_cp=with_cp)
         options = dict(in_chans=in_channels, drop_path_rate=drop_path_rate)
         self_build = (arch, options | norm_option(norm_layer))
-        reference = _timm_model(*self_build)
+        reference: Any = _timm_model(*self_build)
         count = len(reference.stages)
         super().__init__(out_indices, count, frozen_stages, init_cfg)
         self._build = self_build
@@ -92,7 +92,7 @@ class LTMMobileViT(LTMBackbone):
         )
         whole = len(self.stages) == count
         self.final_conv = reference.final_conv if whole else nn.Identity()
-        info = [reference.feature_info[i] for i in self.out_indices]
+        info: list[Any] = [reference.feature_info[i] for i in self.out_indices]
         self.out_channels = tuple(entry["num_chs"] for entry in info)
         self.strides = tuple(entry["reduction"] for entry in info)
         self.freeze()
@@ -181,7 +181,7 @@ def merge_block(block: nn.Module, plan: Sequence[int], with_cp: bool = False) ->
     return block
 
 
-def resolve_stage_plans(keep: Keep, stages: Sequence[nn.Module]) -> Plan:
+def resolve_stage_plans(keep: Keep, stages: Sequence[Any]) -> Plan:
     """Tokens that every transformer block of every stage keeps of 64.
 
     Args:
@@ -206,8 +206,6 @@ def _with_merging(block: nn.Module, plan: Sequence[int], with_cp: bool) -> nn.Mo
 
 def _timm_model(arch: str, options: dict) -> nn.Module:
     """timm's model without a classifier."""
-    try:
-        import timm
-    except ImportError as error:
-        raise ImportError("LTMMobileViT needs timm: pip install 'timm>=1.0'") from error
-    return timm.create_model(f"mobilevit_{arch}", num_classes=0, **options)
+    import timm
+
+    return timm.create_model(MOBILEVIT.in_timm(arch), num_classes=0, **options)

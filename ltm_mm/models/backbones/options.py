@@ -6,16 +6,17 @@ does not fit, its value, and what is allowed.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 
-def check_ints(least: int = 1, **options: object) -> None:
+def check_ints(least: int = 1, **options: Any) -> None:
     """Each must be an int, ``least`` at least."""
     for name, value in options.items():
         if type(value) is not int or value < least:
             raise ValueError(f"{name} must be an int >= {least}, got {value!r}")
 
 
-def check_ints_per_stage(**options: object) -> None:
+def check_ints_per_stage(**options: Any) -> None:
     """Each must be a list of ints >= 1, all of one length."""
     for name, value in options.items():
         if not is_ints(value) or not value or min(value) < 1:
@@ -37,7 +38,7 @@ def is_ints(value: object) -> bool:
     )
 
 
-def check_image_size(**options: object) -> None:
+def check_image_size(**options: Any) -> None:
     """Each must be an int >= 1, or two of them: height and width in pixels."""
     for name, value in options.items():
         pair = (value, value) if type(value) is int else value
@@ -45,14 +46,14 @@ def check_image_size(**options: object) -> None:
             raise ValueError(f"{name} must be an int >= 1 or two (height, width), got {value!r}")
 
 
-def check_positive(**options: object) -> None:
+def check_positive(**options: Any) -> None:
     """Each must be a finite number above 0."""
     for name, value in options.items():
         if not _is_number(value) or not 0 < value < math.inf:
             raise ValueError(f"{name} must be a number > 0, got {value!r}")
 
 
-def check_rates(**options: object) -> None:
+def check_rates(**options: Any) -> None:
     """Each must be a number from 0 to 1: a rate of dropout."""
     for name, value in options.items():
         if not _is_number(value) or not 0 <= value <= 1:
@@ -63,21 +64,21 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def check_flags(**options: object) -> None:
+def check_flags(**options: Any) -> None:
     """Each must be True or False."""
     for name, value in options.items():
         if not isinstance(value, bool):
             raise ValueError(f"{name} must be True or False, got {value!r}")
 
 
-def check_texts(**options: object) -> None:
+def check_texts(**options: Any) -> None:
     """Each must be a text that is not empty, or None."""
     for name, value in options.items():
         if value is not None and not (isinstance(value, str) and value):
             raise ValueError(f"{name} must be a text or None, got {value!r}")
 
 
-def check_layers(**options: object) -> None:
+def check_layers(**options: Any) -> None:
     """Each must be a dict with a layer's ``type``, as mmengine's registries take it, or None."""
     for name, value in options.items():
         if value is not None and not (isinstance(value, Mapping) and value.get("type")):

@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from itertools import accumulate
 from operator import mul
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,22 +21,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...checkpoints.learned import Learned, Stages
+from ...families import SWIN
 from ...kernels import norm_to_map
 from ...layers import ShiftedWindowAttention, SwinView, WindowAttention
-from ...merging import Detail, MergeScope, MergingBlock, build_mask
+from ...merging import Detail, MaskModule, MergeScope, MergingBlock, WindowMask, build_mask
 from ...merging.masks import REGIONS, check_mask
 from ...presets import Keep, Plan, resolve_plan
 from . import options
 from .base import LTMBackbone
 from .swin_layers import FeedForward, PatchEmbed, PatchMerging, build_norm
 
-ARCHS: dict[str, dict] = {
-    "tiny": dict(embed_dims=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24)),
-    "small": dict(embed_dims=96, depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24)),
-    "base": dict(embed_dims=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
-    "large": dict(embed_dims=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48)),
-}
-ARCHS |= {name[0]: arch for name, arch in ARCHS.items()}
+ARCHS = SWIN.sizes
 
 
 class LTMSwin(LTMBackbone):
@@ -208,6 +204,7 @@ class LTMSwin(LTMBackbone):
             x = x + self._position_embedding(x.shape[1], x.shape[2])
         x = self.drop_after_pos(x)
         outs = []
+        stage: Any
         for i, stage in enumerate(self.stages):
             x = stage(x)  # (B, H, W, C)
             if i in self.out_indices:
@@ -218,18 +215,19 @@ class LTMSwin(LTMBackbone):
 
     def swin_stages(self) -> Stages:
         """Blocks with their norms, stage by stage."""
-        return [[(b, (b.norm1, b.norm2)) for b in stage.blocks] for stage in self.stages]
+        stages: Any = self.stages
+        return [[(b, (b.norm1, b.norm2)) for b in stage.blocks] for stage in stages]
 
     def _attach(self, detail: bool | str | os.PathLike) -> Learned | None:
         """Give merging blocks fresh details, or a file's."""
-        if not isinstance(detail, bool | str | os.PathLike):
-            raise ValueError(f"detail must be None, True or a file, got {detail!r}")
         if detail is True:
-            for stage, width in zip(self.stages, self.num_features, strict=False):
-                for block in stage.blocks:
-                    if block.merge is not None:
-                        block.merge.detail = Detail(width)
+            for blocks, width in zip(self.swin_stages(), self.num_features, strict=False):
+                for merge in (block.merge for block, _ in blocks):
+                    if isinstance(merge, MaskModule):
+                        merge.detail = Detail(width)
             return None
+        if not isinstance(detail, str | os.PathLike):
+            raise ValueError(f"detail must be None, True or a file, got {detail!r}")
         learned = Learned.load(detail)
         if learned.weights is not None:
             raise ValueError(
@@ -355,6 +353,8 @@ class SwinBlock(MergingBlock, MergeScope):
         act_cfg, norm_cfg, with_cp: as in :class:`LTMSwin`.
         **attention: passed on to the attention.
     """
+
+    merge: WindowMask | None
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ Source: Swin Transformer (Liu et al., ICCV 2021); parameter names as in mmdet's 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,10 +64,11 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., C)`` -> ``(..., C)``."""
-        (first, act, drop), second, last_drop = self.layers
+        hidden: Any = self.layers[0]
+        first, act, drop = hidden
         if drop.p and self.training:
             return self.layers(x)
-        return last_drop(run_mlp(first, act, second, x))
+        return self.layers[2](run_mlp(first, act, self.layers[1], x))
 
 
 class PatchEmbed(nn.Module):
@@ -122,13 +124,13 @@ class PatchMerging(nn.Module):
         height, width = ((n + self.stride - 1) // self.stride for n in x.shape[1:3])
         if torch.is_grad_enabled() or not uses_onednn(x, x):
             return self._reduced(x, height, width)
-        out = None
+        out = x.new_empty(0)
         step = max(CHUNK // (4 * width * x.shape[3]), 1)
         for first in range(0, height, step):  # so that the patches stay in the cache
             last = min(first + step, height)
             lines = x[:, first * self.stride : (last - 1) * self.stride + 2]
             part = self._reduced(lines, last - first, width)
-            if out is None:
+            if not first:
                 out = part.new_empty(x.shape[0], height, *part.shape[2:])
             out[:, first:last] = part
         return out
@@ -151,7 +153,8 @@ class PatchMerging(nn.Module):
         plain = is_unmodified(self.norm, nn.LayerNorm) and is_unmodified(self.reduction)
         if not plain or self.norm.bias is None:
             return run_linear(self.reduction, self.norm(torch.stack(patches, -1).flatten(3)))
-        norm, x = self.norm, torch.cat(patches, -1)
+        norm: Any = self.norm
+        x = torch.cat(patches, -1)
         scale, shift, weight = (
             p.unflatten(-1, (-1, 4)).mT.flatten(-2)
             for p in (norm.weight[None], norm.bias[None], self.reduction.weight)

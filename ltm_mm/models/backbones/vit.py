@@ -10,6 +10,7 @@ to compare with.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +62,6 @@ class LTMViT(LTMBackbone):
 
     Raises:
         ValueError: if an argument does not fit; says what is allowed.
-        ImportError: if timm is missing.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class LTMViT(LTMBackbone):
             options["img_size"] = img_size
         options |= dict(in_chans=in_channels, drop_path_rate=drop_path_rate)
         options |= norm_option(norm_layer)
-        reference = _timm_model(arch, options)
+        reference: Any = _timm_model(arch, options)
         depth, dim = len(reference.blocks), reference.embed_dim
         if out_indices is None:
             quarters = [max(depth * k // 4 - 1, 0) for k in (1, 2, 3, 4)]
@@ -228,18 +228,16 @@ class SimplePyramid(nn.Module):
         return x.unflatten(3, (width, 2)).unflatten(2, (height, 2)).amax((3, 5))
 
 
-def _last_norm(reference: nn.Module) -> nn.Module:
+def _last_norm(reference: Any) -> nn.Module:
     """The norm before the classifier, which timm keeps in one of two places."""
     return reference.fc_norm if isinstance(reference.norm, nn.Identity) else reference.norm
 
 
 def _timm_model(arch: str, options: dict) -> nn.Module:
     """timm's model for images of any size, without a classifier."""
-    try:
-        import timm
-    except ImportError as error:
-        raise ImportError("LTMViT needs timm: pip install 'timm>=1.0'") from error
-    name = f"vit_{arch}_patch16_224" if arch in ARCHS else str(arch)
+    import timm
+
+    name = VIT.in_timm(str(arch))
     if not timm.models.is_model_in_modules(name.partition(".")[0], ["vision_transformer"]):
         raise ValueError(
             f"unknown arch {arch!r}: choose from {', '.join(ARCHS)}, or a ViT of timm such as "

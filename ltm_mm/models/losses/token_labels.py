@@ -5,6 +5,7 @@ gets the class that most pixels of its tokens have.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,10 @@ IGNORED = -1
 
 
 def pixel_labels(
-    samples: Sequence[BaseDataElement], size: tuple[int, int], num_classes: int, device: object
+    samples: Sequence[BaseDataElement],
+    size: tuple[int, int],
+    num_classes: int,
+    device: torch.device | str,
 ) -> Tensor:
     """Class of every pixel of a batch.
 
@@ -48,7 +52,7 @@ def pixel_labels(
     return maps.masked_fill_(maps >= num_classes, IGNORED)
 
 
-def segments(sample: BaseDataElement, size: tuple[int, int], device: object) -> tuple:
+def segments(sample: BaseDataElement, size: tuple[int, int], device: torch.device | str) -> tuple:
     """Ground truth of a sample that is being tested, on the image as the network sees it.
 
     Test pipelines load annotations after resizing, so these have the original size (that of
@@ -109,7 +113,7 @@ def paint_instances(target: Tensor, instances: BaseDataElement, values: Tensor) 
         target[y1:y2, x1:x2] = values[index]
 
 
-def _mask_tensor(masks: object) -> Tensor:
+def _mask_tensor(masks: Any) -> Tensor:
     """``(N, H, W)`` bool of mmdet's bitmap or polygon masks, or of a tensor."""
     if isinstance(masks, Tensor):
         return masks.bool()

@@ -472,7 +472,14 @@ def test_a_maps_error_is_nan_where_the_pieces_differ():
         (dict(images=[]), "images must hold at least one"),
         (dict(baselines=["rival"]), "baselines must be of image, pooling, tome, jpeg, got 'rival'"),
         (dict(keep=[None]), "keep=None merges nothing"),
+        (dict(keep=None), "keep=None merges nothing"),
         (dict(keep=["gentle"]), "unknown preset keep='gentle'"),
+        (dict(keep="gentle"), "unknown preset keep='gentle'"),
+        (dict(baselines="rival"), "baselines must be of image, pooling, tome, jpeg, got 'rival'"),
+        (dict(rounds=-1), "rounds must be an int >= 1"),
+        (dict(rounds=1.5), "rounds must be an int >= 1"),
+        (dict(threads=0), "threads must be an int >= 1 or None, got 0"),
+        (dict(threads="2"), "threads must be an int >= 1 or None, got '2'"),
         (dict(model=nn.Linear(2, 2)), "Linear has no stages to merge in"),
         (dict(model=ltm_mm.apply(classifier())), "call ltm_mm.remove"),
     ],
@@ -482,6 +489,18 @@ def test_bad_arguments_are_one_line(change, says):
     with pytest.raises(ValueError, match=says) as error:
         ltm_mm.fidelity(**arguments, progress=False)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [torch.ones(3, 64, 64)[None], [torch.ones(3, 64, 64)], (torch.ones(1, 3, 64, 64) for _ in "a")],
+    ids=["tensor", "without a batch", "generator"],
+)
+def test_one_plan_and_images_in_any_form(images):
+    options = dict(baselines="pooling", rounds=0, progress=False)
+    found = ltm_mm.fidelity(classifier(), images, "light", **options)
+    whole = ltm_mm.fidelity(classifier(), [torch.ones(1, 3, 64, 64)], ["light"], **options)
+    assert found.rows == whole.rows
 
 
 # --------------------------------------------------------------------------------------- the tool

@@ -26,12 +26,12 @@ from ltm_mm.analysis.plan.search import (
     as_text,
     best,
     frontier,
-    options_of,
     to_counts,
     to_keep,
 )
 from ltm_mm.engine import parse_keep
 from ltm_mm.errors import UserError
+from ltm_mm.families import FAMILIES
 from ltm_mm.models import LTMEfficientViT, LTMMobileViT, LTMSwin, LTMViT
 from ltm_mm.models.backbones.swin import SwinBlock
 
@@ -47,7 +47,7 @@ def costs(seed: int, units: int = 4) -> list[list[Option]]:
     rng = random.Random(seed)
     return [
         [Option((49,), rng.uniform(0.2, 0.3), 0.0)]
-        + [Option(c, rng.uniform(0.02, 0.3), rng.random()) for c in options_of("swin", 1, 49)]
+        + [Option(c, rng.uniform(0.02, 0.3), rng.random()) for c in FAMILIES["swin"].options(1, 49)]
         for _ in range(units)
     ]
 
@@ -93,17 +93,17 @@ def test_a_thinned_frontier_is_nearly_as_good():
 
 
 def test_options_of_every_family():
-    assert options_of("swin", 1, 49) == [(32,), (25,), (16,), (9,), (5,)]
-    square = options_of("efficientvit", 2, 64)
+    assert FAMILIES["swin"].options(1, 49) == [(32,), (25,), (16,), (9,), (5,)]
+    square = FAMILIES["efficientvit"].options(2, 64)
     assert square[0] == (64, 49)
     assert square[-1] == (16, 16)
     assert all(math.isqrt(count) ** 2 == count for counts in square for count in counts)
-    chained = options_of("vit", 12, 196)
+    chained = FAMILIES["vit"].options(12, 196)
     assert (196, 196, 196, 196, 88, 88, 88, 88, 88, 88, 88, 88) in chained
-    for counts in (*chained, *options_of("mobilevit", 4, 64), *square):
+    for counts in (*chained, *FAMILIES["mobilevit"].options(4, 64), *square):
         assert list(counts) == sorted(counts, reverse=True)
     for family, tokens in (("vit", 196), ("mobilevit", 64), ("efficientvit", 64)):
-        lengths = {len(options_of(family, depth, tokens)) for depth in (2, 3, 4)}
+        lengths = {len(FAMILIES[family].options(depth, tokens)) for depth in (2, 3, 4)}
         assert len(lengths) == 1 or family == "vit"
 
 
@@ -220,7 +220,7 @@ def test_without_photos_fewer_tokens_and_earlier_stages_cost_more():
 )
 def test_units_of_every_family(model, family, count):
     model = model()
-    units = units_of(model, family, model.plan)
+    units = units_of(model, model.plan)
     assert len(units) == count
     kept = to_counts([unit.plain for unit in units], model.plan)
     assert kept == model.plan
@@ -310,7 +310,7 @@ def test_tool_writes_the_plan_and_prints_it_first(tmp_path, capsys):
 
 
 def test_without_photos_the_tool_says_what_errors_are(tmp_path, capsys):
-    make_plan("ltm-vit-tiny", 1.0, size=(32, 32), rounds=1, out=str(tmp_path))
+    make_plan("ltm-efficientvit-b0", 1.0, size=(64, 64), rounds=1, out=str(tmp_path))
     assert "estimated from token counts, not measured" in capsys.readouterr().out
 
 

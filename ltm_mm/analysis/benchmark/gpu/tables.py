@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..report import BenchmarkRow, markdown_line, parts_table, to_markdown
+from ..report import BenchmarkRow, markdown_table, parts_table, to_markdown
 
 
 def write_tables(folder: Path, parts: Mapping[str, Sequence[dict]]) -> None:
@@ -41,19 +41,18 @@ def _profile(cell: Mapping) -> list[str]:
         f"{cell['launches']} kernels, {cell['kernel_seconds'] * 1e3:.2f} ms; the longest:",
         "",
     ]
-    lines += [markdown_line(["kernel", "calls", "ms"]), markdown_line(["---"] * 3)]
-    for name, calls, seconds in cell["kernels"]:
-        short = name.replace("|", "\\|")[:80]
-        lines.append(markdown_line([f"`{short}`", str(calls), f"{seconds * 1e3:.3f}"]))
-    return lines
+    kernels = [
+        ["`" + name.replace("|", "\\|")[:80] + "`", str(calls), f"{seconds * 1e3:.3f}"]
+        for name, calls, seconds in cell["kernels"]
+    ]
+    return [*lines, markdown_table(["kernel", "calls", "ms"], kernels)]
 
 
 def _times_line(what: str, seconds: Mapping[str, float]) -> str:
     """Milliseconds (and share), in the order that they have."""
     total = sum(seconds.values()) or 1.0
     values = [f"{value * 1e3:.2f} ({value / total:.0%})" for value in seconds.values()]
-    head = [what, *seconds]
-    return "\n".join(map(markdown_line, (head, ["---"] * len(head), ["", *values])))
+    return markdown_table([what, *seconds], [["", *values]])
 
 
 def _plain(key: str, value: object) -> str:
