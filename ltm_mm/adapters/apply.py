@@ -68,7 +68,7 @@ def apply(
     return model
 
 
-def attach(model: nn.Module, learned: Learned) -> None:
+def attach(model: Any, learned: Learned) -> None:
     """Give a merging model what was learned for it.
 
     Raises:
