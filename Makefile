@@ -36,7 +36,7 @@ demo: $(READY)  ## train Mask R-CNN with LTM-Swin on built-in data, evaluate, wr
 	$(PY) tools/test.py $(DEMO_CONFIG) $$(cat $(DEMO)/last_checkpoint) --work-dir $(DEMO) --show-dir $(DEMO)/pictures
 	$(PY) tools/learn.py $(DEMO_CONFIG) $$(cat $(DEMO)/last_checkpoint) --ltm fast --steps 60 --crop 224 --out $(DEMO)/learned.pth
 	$(PY) tools/report.py $(DEMO)
-	@echo "== Look at $(DEMO)/report.html (results, which tokens merged) and $(DEMO)/pictures =="
+	@echo "== Open $(DEMO)/report.html in a browser (results, which tokens merged, what was learned); predictions: $(DEMO)/pictures =="
 	@echo "== Next: your own photos, docs/own-data.md; your own checkpoint, docs/faster-checkpoint.md =="
 
 # One thread each: processes that wait in OpenMP make each other many times slower.

@@ -74,7 +74,7 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(ann_file=data_root + val_annotations)
+val_evaluator = dict(ann_file=f"{data_root.rstrip('/')}/{val_annotations}")
 test_evaluator = val_evaluator
 
 train_cfg = dict(max_epochs=epochs, val_interval=1)

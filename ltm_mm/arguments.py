@@ -4,6 +4,8 @@ Nothing heavy is imported here, so that ``--help`` answers at once and without O
 """
 
 import argparse
+import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,20 +35,47 @@ class ConfigOptions(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         """Add the pairs to those that the command line had before."""
-        try:
-            from mmengine.config import DictAction
-        except ModuleNotFoundError:
-            parser.error(f"{option_string} needs mmengine: pip install 'ltm_mm[mm]'")
         options = dict(getattr(namespace, self.dest, None) or {})
         for pair in [values] if isinstance(values, str) else values or ():
             key, equals, value = pair.partition("=")
             if not (key and equals and value):
                 parser.error(f"{option_string}: {pair!r} is not KEY=VALUE (no spaces around =)")
             try:
-                options[key] = DictAction._parse_iterable(value)
+                options[key] = parse_value(value)
+            except ModuleNotFoundError:
+                parser.error(f"{option_string} needs mmengine: pip install 'ltm_mm[mm]'")
             except (AssertionError, ValueError) as error:
                 parser.error(f"{option_string} {pair}: {error}")
         setattr(namespace, self.dest, options)
+
+
+def parse_value(text: str) -> object:
+    """A value as mmengine reads it, which would leave out all spaces: of paths and names, too.
+
+    Args:
+        text: a number, True, False, None, a text, or several of them: ``a,b``, ``[a, b]``,
+            ``(1, 2)``.
+
+    Raises:
+        AssertionError: if brackets do not match.
+        ModuleNotFoundError: without mmengine.
+    """
+    from mmengine.config import DictAction
+
+    text = text.strip()
+    if os.path.exists(text) or ("," not in text and not text.startswith(("(", "["))):
+        return DictAction._parse_int_float_bool(text.strip("'\""))
+    tight = re.sub(r"\s*([,()\[\]])\s*", r"\1", text)
+    return _with_spaces(DictAction._parse_iterable(tight.replace(" ", SPACE)))
+
+
+SPACE = "\0"
+
+
+def _with_spaces(value: object) -> object:
+    if isinstance(value, list | tuple):
+        return type(value)(map(_with_spaces, value))
+    return value.replace(SPACE, " ") if isinstance(value, str) else value
 
 
 SHARED: dict[str, dict] = {

@@ -310,6 +310,14 @@ def _while_building(error: BaseException) -> str | None:
     return f"{cls.__name__}: {text}" + ("" if ours else " (--debug shows where)")
 
 
+def _of_mmengine(error: BaseException) -> str | None:
+    """What mmengine itself says against an entry of a config: a text for a dict, say."""
+    module = frames(error)[-1].f_globals.get("__name__", "") if frames(error) else ""
+    if not module.startswith("mmengine.") or not message(error):
+        return None
+    return f"{message(error)} (--debug shows where)"
+
+
 def _last_line(error: BaseException) -> str | None:
     """The line of code that raised: what an assertion without words says."""
     lines = traceback.extract_tb(error.__traceback__)
@@ -353,4 +361,5 @@ RULES: tuple[tuple[tuple[type[BaseException], ...], Rule], ...] = (
         ),
         _while_building,
     ),
+    ((ValueError, TypeError, LookupError, AttributeError, AssertionError), _of_mmengine),
 )

@@ -1,5 +1,6 @@
 """Shared set-up: `ltm_mm` before mmdet (for the fallback of mmcv's ops), fixed seeds, real data."""
 
+import gc
 import importlib.util
 import os
 import sys
@@ -37,6 +38,30 @@ def tool_runner(name: str, patch: pytest.MonkeyPatch) -> Callable[..., None]:
         module.main()
 
     return run
+
+
+def pytest_collection_finish() -> None:
+    """Keep what is imported out of garbage collections: mmengine starts one per data set built."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_start() -> Iterator[None]:
+    """Leave out what only makes a log nicer or a path longer to find; seconds per runner."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmengine.runner.runner.collect_env", lambda: {"PyTorch": "2.x"})
+        patch.setattr("yapf.yapflib.yapf_api.FormatCode", lambda text, **_: (text, True))
+        patch.setattr("mmengine.config.utils._get_cfg_metainfo", _metainfo)
+        yield
+
+
+def _metainfo(package_path: str, cfg_path: str) -> dict:
+    """Stands for mmengine's look-up of a config in all metafiles of a package; it finds none.
+
+    mmengine then takes the path as it is, which is what the look-up ends in, too.
+    """
+    raise ValueError(cfg_path)
 
 
 @pytest.fixture(autouse=True)

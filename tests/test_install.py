@@ -41,6 +41,7 @@ def run(*words: object, cwd: Path | None = None, ok: bool = True) -> str:
 # timm's users: everything that the package promises them, and what is said about the rest.
 WITHOUT_MM = """
 import torch, timm, ltm_mm, ltm_mm.timm_models
+ltm_mm.export, ltm_mm.fidelity, ltm_mm.learn
 from ltm_mm.merging import record_merges
 names = ["swin_tiny_patch4_window7_224", "vit_tiny_patch16_224", "efficientvit_b0", "mobilevit_xxs"]
 for name in names:
@@ -135,6 +136,7 @@ def run_without(calls: list[list[str]], folder: Path) -> str:
     return run(sys.executable, "-c", WITHOUT.format(calls=calls, tools=str(ROOT / "tools")))
 
 
+@pytest.mark.slow  # test_timm_models_need_no_openmmlab imports the package without it, too
 def test_backbones_of_a_name_need_no_openmmlab(tmp_path: Path) -> None:
     Image.new("RGB", (80, 64), "red").save(tmp_path / "a.png")
     torch.save(LTMMobileViT("xxs").state_dict(), tmp_path / "a.pth")

@@ -28,7 +28,7 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("debug", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_training_prints_what_one_asks_about(
     debug: bool,
     options: Callable,  # noqa: F811

@@ -18,7 +18,10 @@ print(type(backbone).__name__, backbone.plan[2])
 """
 
 
-@pytest.mark.parametrize("scope", ["mmdet", "mmseg", "mmengine"])
+SLOW = [pytest.param(scope, marks=pytest.mark.slow) for scope in ("mmseg", "mmengine")]
+
+
+@pytest.mark.parametrize("scope", ["mmdet", *SLOW])
 def test_builds_from_any_scope(scope):
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT.format(scope=scope)], capture_output=True, text=True

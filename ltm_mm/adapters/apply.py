@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints.learned import Learned
+from ..checkpoints.mm import unwrapped_name
 from ..families import FAMILIES, load, titles
 from ..layers.swap_class import SwappedClass, restore_class
+from ..merging import merges
 from ..merging.masks import check_mask
 from ..models.backbones.base import LTMBackbone
 from ..presets import Keep, Plan
@@ -22,6 +24,8 @@ from .families import FamilyAdapter, swin_stages
 ADAPTERS: tuple[type[FamilyAdapter], ...] = tuple(
     load(family.adapter) for family in FAMILIES.values() if family.adapter
 )
+
+BEFORE = "_ltm_weights_before"  # a module's own parameters, where learned ones are in their place
 
 
 def apply(
@@ -58,9 +62,15 @@ def apply(
         OSError: if the detail's file cannot be read.
     """
     learned = Learned.load(detail) if isinstance(detail, str | os.PathLike) else detail
+    if not isinstance(learned, Learned | None):
+        raise ValueError(
+            f"detail must be what ltm_mm.learn returned, or its file, got a {type(detail).__name__}"
+        )
     convert_stages(model, keep, mask, window_size)
     try:
         if learned is not None:
+            if not merges(model):
+                raise ValueError(f"keep={keep!r} merges nothing, so there is nothing to correct")
             attach(model, learned)
     except BaseException:
         remove(model)
@@ -75,23 +85,39 @@ def attach(model: Any, learned: Learned) -> None:
         ValueError: if it does not fit.
     """
     if learned.weights:
-        parameters = dict(model.named_parameters())
-        for name, value in learned.weights.items():
-            if name not in parameters or parameters[name].shape != value.shape:
-                raise ValueError(f"the learned weights are of another model: {name} does not fit")
-        model._ltm_weights_before = {n: parameters[n].detach().clone() for n in learned.weights}
-        _copy_in(model, learned.weights)
+        _put_weights(model, learned.weights)
     if learned.details:
         stages = swin_stages(model)
         learned.attach(stages)
         learned.check_weights(stages)
 
 
-def _copy_in(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in weights.items():
-            parameters[name].copy_(value)
+@torch.no_grad()
+def _put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy learned weights in. Each module keeps its own old ones, whoever wraps it meanwhile."""
+    owners = {
+        unwrapped_name(f"{path}.{name}" if path else name): (module, name)
+        for path, module in model.named_modules()
+        for name, _ in module.named_parameters(recurse=False)
+    }
+    places = []
+    for key, value in weights.items():
+        module, name = owners.get(unwrapped_name(key), (None, ""))
+        if module is None or getattr(module, name).shape != value.shape:
+            raise ValueError(f"the learned weights are of another model: {key} does not fit")
+        places.append((module, name, value))
+    for module, name, value in places:
+        parameter = getattr(module, name)
+        vars(module).setdefault(BEFORE, {})[name] = parameter.detach().clone()
+        parameter.copy_(value)
+
+
+@torch.no_grad()
+def _put_back(model: nn.Module) -> None:
+    """Undo :func:`_put_weights`."""
+    for module in model.modules():
+        for name, value in vars(module).pop(BEFORE, {}).items():
+            getattr(module, name).copy_(value)
 
 
 def convert_stages(
@@ -138,8 +164,7 @@ def resolve_model_plan(
     Raises:
         ValueError: as :func:`apply`.
     """
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model must be a built model (an nn.Module), got {model!r}")
+    check_model(model)
     if is_applied(model) or any(isinstance(m, LTMBackbone) for m in model.modules()):
         raise ValueError(
             "the model merges tokens already: call ltm_mm.remove(model) first, or change its "
@@ -160,6 +185,12 @@ def resolve_model_plan(
     return [BackbonePlan(f, stages, f.plan(keep, stages, window_size)) for f, stages in backbones]
 
 
+def check_model(model: object) -> None:
+    """Raise a ValueError for what is no model."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be a built model (an nn.Module), got {model!r}")
+
+
 def remove(model: nn.Module) -> nn.Module:
     """Take the merging of :func:`apply` off again, in place.
 
@@ -169,12 +200,14 @@ def remove(model: nn.Module) -> nn.Module:
     Returns:
         The model itself: every module has its own class again. Parameters, hooks and what was
         changed meanwhile stay.
+
+    Raises:
+        ValueError: if it is no model.
     """
+    check_model(model)
     for module in list(_applied(model)):
         restore_class(module)
-    before = vars(model).pop("_ltm_weights_before", None)
-    if before:
-        _copy_in(model, before)
+    _put_back(model)
     return model
 
 

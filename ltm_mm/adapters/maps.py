@@ -1,6 +1,6 @@
 """The feature maps of a model's backbone, whoever built it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,8 +56,33 @@ def run_with_maps(
     return out, collected
 
 
+def as_images(images: object) -> list[Tensor]:
+    """What a caller gives as images, each as a batch ``(B, C, H, W)``.
+
+    Args:
+        images: float tensors ``(C, H, W)`` or ``(B, C, H, W)``, in any iterable; a batch is one.
+
+    Raises:
+        ValueError: for anything else, and for values that are not finite.
+    """
+    wanted = "images must be normalised float tensors (C, H, W) or (1, C, H, W)"
+    if isinstance(images, str) or not isinstance(images, Iterable):
+        raise ValueError(f"{wanted}, got {images!r}")
+    batches = []
+    for image in images:
+        if not isinstance(image, Tensor):
+            raise ValueError(f"{wanted}, got a {type(image).__name__} among them")
+        if image.ndim not in (3, 4) or not image.numel() or not image.is_floating_point():
+            raise ValueError(f"{wanted}, got {image.dtype} of shape {tuple(image.shape)}")
+        if not image.isfinite().all():
+            raise ValueError("images must be finite, one of them has values that are not")
+        image = image.clone() if image.is_inference() else image  # which no gradient could pass
+        batches.append(image if image.ndim == 4 else image[None])
+    return batches
+
+
 def _as_list(out: Any) -> Sequence[Tensor]:
-    return [out] if isinstance(out, Tensor) else out  # type: ignore[return-value]
+    return [out] if isinstance(out, Tensor) else out
 
 
 def _catch_stages(model: Any, caught: list[object]) -> list[RemovableHandle]:

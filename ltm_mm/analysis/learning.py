@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..checkpoints.learned import META, Learned, save_whole
+from ..checkpoints.detect import META
+from ..checkpoints.learned import Learned, save_whole
 from ..checkpoints.optional import print_log
-from ..checkpoints.read import read_file
+from ..checkpoints.read import read_file, read_state_dict
 from ..checks.options import check_counts
 from ..checks.outputs import check_file
 from ..engine.build import model_builder, named_config, scope_of
 from ..engine.config import change_config
 from ..engine.convert import parse_keep
 from ..engine.photos import find_images, read_photos, train_images
-from ..errors import UserError, naming
+from ..errors import UserError, naming, swapped_argument
 from ..learning import Progress, Settings
 from ..learning.learn import Lesson, default_train, has_swin, hold_out, show_progress
 from ..presets import Keep
@@ -61,7 +62,8 @@ class Photos(Sequence):
                 self.files.remove(file)
                 print_log(f"{error}; it is left out", "current", logging.WARNING)
                 if not self.files:
-                    raise UserError("none of the photos can be read") from error
+                    which = "of those to learn from, or of those held out, none can be read"
+                    raise UserError(f"{error}; {which}") from error
 
     def __iter__(self) -> Iterator[Tensor]:
         for file in list(self.files):
@@ -119,7 +121,9 @@ def run_learning(
     check_counts(counts)
     if rounds < 0:
         raise UserError(f"--rounds must be 0 (no timing) or more, got {rounds}")
-    check_file("--out", out)
+    check_file("--out", out, config, checkpoint)
+    if swapped := swapped_argument(out, "checkpoint"):
+        raise UserError(f"--out: {swapped}")
     plans = {text: parse_keep(text) for text in ltm}
     if None in plans.values():
         raise UserError("--ltm none: there is nothing to learn without merging; name plans")
@@ -131,6 +135,12 @@ def run_learning(
             f"{photos or 'the train set'} holds one photo: learning needs two at least, one to "
             "learn on and one to judge by"
         )
+    with naming(checkpoint):
+        if getattr(read_state_dict(checkpoint, trust_checkpoint), "learned", False):
+            raise UserError(
+                f"{checkpoint} holds weights that learned with merging on, and the network without "
+                "merging is to teach: give the checkpoint that they were learned from"
+            )
     options: dict[str, Any] = dict(trust=trust_checkpoint, device=device)
     with scope_of(cfg), use_threads(threads):
         build = model_builder(cfg, checkpoint, **options)
@@ -209,14 +219,16 @@ def _resumed(resume_file: Path, setup: Mapping[str, Any]) -> Progress | None:
         return None
     with naming(str(resume_file)):
         content = read_file(resume_file)
-    saved = content["setup"]  # type: ignore[index, call-overload]
+    if not isinstance(content, Mapping) or not {"setup", "progress"} <= content.keys():
+        raise UserError(f"{resume_file} was not written by tools/learn.py: leave --resume out")
+    saved = content["setup"]
     wrong = [key for key, value in setup.items() if saved.get(key) != value]
     if wrong:
         raise UserError(
             f"{resume_file} was written with another {wrong[0]} ({saved.get(wrong[0])}): give the "
             "same options to go on, or leave --resume out to start anew"
         )
-    return Progress(**content["progress"])  # type: ignore[index, call-overload]
+    return Progress(**content["progress"])
 
 
 def _refuse(progress: Progress, out: str) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..families import FAMILIES, load
 
+META = "ltm_learned"  # in a checkpoint's meta: what was learned for merging, see .learned
 WRAPPERS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema")
 
 
@@ -35,11 +36,13 @@ def unwrap(checkpoint: object) -> dict[str, Tensor]:
             ``model`` or one of their usual variants.
 
     Returns:
-        A new dict of the tensors alone, with the ``_metadata`` of the original if any.
+        A new dict of the tensors alone, with the ``_metadata`` of the original if any, and whether
+        the weights were learned for merging.
 
     Raises:
         ValueError: if there is no tensor in it.
     """
+    meta = checkpoint.get("meta") if isinstance(checkpoint, Mapping) else None
     while isinstance(checkpoint, Mapping):
         inner = next((k for k in WRAPPERS if isinstance(checkpoint.get(k), Mapping)), None)
         if inner is None:
@@ -51,13 +54,20 @@ def unwrap(checkpoint: object) -> dict[str, Tensor]:
         held = list(checkpoint)[:5] if isinstance(checkpoint, Mapping) else type(checkpoint)
         raise ValueError(f"no weights in the checkpoint: it holds {held}, not a state dict")
     state._metadata = getattr(checkpoint, "_metadata", None)
+    learned = meta.get(META) if isinstance(meta, Mapping) else None
+    state.learned = getattr(checkpoint, "learned", bool(learned and learned["weights"]))
     return state
 
 
 class StateDict(dict):
-    """A dict that can carry ``_metadata``, the versions that modules convert old keys by."""
+    """A dict that can carry ``_metadata``, the versions that modules convert old keys by.
+
+    Attributes:
+        learned: whether the weights learned with merging on, and so are for merging alone.
+    """
 
     _metadata: dict | None = None
+    learned = False
 
 
 def detect(keys: Iterable[str]) -> Source | None:

@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import preview
 from ..merging import Detail, MaskModule
+from .detect import META
 from .optional import print_log
 from .read import read_file
 
-META = "ltm_learned"
 DETAIL_KEY = re.compile(r"stages\.(\d+)\.blocks\.(\d+)\.merge\.detail\.(.+)")
 
 # A Swin's blocks, stage by stage: each block, and the norms of its attention and MLP.
@@ -82,12 +83,11 @@ class Learned:
         )
         return dict(state_dict=dict(state), meta={META: metadata})
 
-    def attach(self, stages: Stages, share: bool = False) -> None:
+    def attach(self, stages: Stages) -> None:
         """Put the details into a backbone's merging blocks.
 
         Args:
             stages: the backbone's; blocks that do not merge get nothing.
-            share: the very same modules, not copies.
 
         Raises:
             ValueError: if they belong to another architecture.
@@ -98,17 +98,29 @@ class Learned:
                 f"the detail belongs to a Swin of widths {self.widths} and depths {self.depths}, "
                 f"this one has widths {widths} and depths {depths}"
             )
+        lacking = []
         for i, blocks in enumerate(stages):
             for k, (block, norms) in enumerate(blocks):
                 merge, detail = getattr(block, "merge", None), self.details.get((i, k))
-                if detail is None or not isinstance(merge, MaskModule):
+                if not isinstance(merge, MaskModule):
                     continue
-                attached = detail if share else deepcopy(detail)
-                merge.detail = attached.to(norms[0].weight).train(block.training)
+                if detail is None:
+                    lacking.append(f"block {k} of stage {i}")
+                    continue
+                merge.detail = deepcopy(detail).to(norms[0].weight).train(block.training)
+        if lacking:
+            print_log(
+                f"the detail was learned for {', '.join(self.plans)} and has none for "
+                f"{len(lacking)} of the blocks that merge ({preview(lacking, 3)}): learn it for "
+                "this plan",
+                "current",
+                logging.WARNING,
+            )
 
     def check_weights(self, stages: Stages) -> None:
         """Log a warning where a backbone has other weights than the details were learned on."""
-        if self.details and weights_digest(stages) != self.digest:
+        on_meta = any(norm.weight.is_meta for blocks in stages for _, ns in blocks for norm in ns)
+        if self.details and not on_meta and weights_digest(stages) != self.digest:
             print_log(
                 "the detail was learned on other weights than the model's: check what it does with "
                 "tools/fidelity.py, or learn it anew with tools/learn.py",

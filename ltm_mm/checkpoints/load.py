@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from ..errors import preview
+from ..merging import merges
 from .detect import StateDict, unwrap
 from .fit import DERIVED, MERGE, to_backbone
 from .learned import Learned
+from .mm import unwrapped_name
 from .optional import is_model_wrapper, print_log
 from .read import read_state_dict
 
@@ -112,7 +114,7 @@ def _whole(
     given: dict[str, Tensor], model: nn.Module, names: list[str], adapt: bool
 ) -> tuple[dict[str, Tensor], list[str]]:
     """A whole model's state dict with its backbones adapted, and the misfits beside them."""
-    given_whole = {re.sub(r"^(module\.|_orig_mod\.)+", "", k): v for k, v in given.items()}
+    given_whole = {unwrapped_name(key): value for key, value in given.items()}
     inside = tuple(f"{name}." for name in names)
     model_state = model.state_dict()
     # The metadata lets heads convert the names of their older versions.
@@ -145,6 +147,11 @@ def _load(
 ) -> Report:
     """Load what fits, log one line, and report."""
     names = [key for key in model.state_dict() if not DERIVED.search(key)]
+    if broken := [key for key, value in state.items() if value.isnan().any()]:
+        raise ValueError(
+            f"{len(broken)} tensors of the checkpoint hold values that are not a number: its "
+            f"training diverged ({preview(broken, 3)})"
+        )
     missing, unused = model.load_state_dict(state, strict=False)
     lacking = set(missing)
     # Details that a backbone took from a file of their own are no concern of the checkpoint's.
@@ -179,6 +186,13 @@ def _load(
     if unused:
         parts.append(f"{len(unused)} of the checkpoint are not used ({preview(unused, 3)})")
     print_log("; ".join(parts), "current", logging.WARNING if heads else logging.INFO)
+    if getattr(given, "learned", False) and not merges(model):
+        print_log(
+            f"the weights{origin} learned with merging on, and {name} merges nothing: use the "
+            "checkpoint that they were learned from",
+            "current",
+            logging.WARNING,
+        )
     module: Any
     for module in model.modules():
         if isinstance(learned := getattr(module, "learned", None), Learned):

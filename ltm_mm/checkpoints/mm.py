@@ -1,5 +1,6 @@
 """OpenMMLab weights (mmdet, mmseg, mmpretrain) and the prefixes that wrap any weights."""
 
+import re
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -38,6 +39,11 @@ def strip_prefixes(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if any(key.startswith(prefix) for key in out):
             out = {k[len(prefix) :]: v for k, v in out.items() if k.startswith(prefix)}
     return out
+
+
+def unwrapped_name(name: str) -> str:
+    """A parameter's name without what DDP and ``torch.compile`` put before it."""
+    return re.sub(r"^(module\.|_orig_mod\.)+", "", name)
 
 
 def convert_swin(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -123,10 +123,10 @@ SMALLEST_SIDE = 32  # pixels of one token of a last stage; below there is nothin
 def check_counts(options: Mapping[str, int | Sequence[int] | None]) -> None:
     """Raise a UserError for an option of the command line that has a number below what it takes.
 
-    That is 1, of ``--size`` ``SMALLEST_SIDE``.
+    That is 1, of ``--size`` and ``--crop`` ``SMALLEST_SIDE``.
     """
     for option, value in options.items():
-        least = SMALLEST_SIDE if option == "--size" else 1
+        least = SMALLEST_SIDE if option in ("--size", "--crop") else 1
         numbers = [least] if value is None else value if isinstance(value, Sequence) else [value]
         if any(number < least for number in numbers):
             raise UserError(f"{option} must be {least} or more, got {' '.join(map(str, numbers))}")

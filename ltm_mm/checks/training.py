@@ -148,6 +148,8 @@ def check_optimizer(cfg: Config) -> None:
     with OPTIMIZERS.switch_scope_and_registry(cfg.get("default_scope")) as known:
         if isinstance(optimizer_type, str) and known.get(optimizer_type) is None:
             raise UserError(no_such_type(optimizer_type, "optimizer"))
+    steps = cfg.optim_wrapper.get("accumulative_counts", 1)
+    _check_count("optim_wrapper.accumulative_counts", steps)
     if cfg.optim_wrapper.get("constructor") in (None, "DefaultOptimWrapperConstructor"):
         for key in cfg.optim_wrapper.get("paramwise_cfg") or ():
             if key not in PARAMWISE:  # which mmengine would pass over

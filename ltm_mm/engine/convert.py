@@ -79,16 +79,17 @@ def use_ltm(cfg: "Config", keep: Keep) -> list[str]:
     return lines
 
 
-def set_detail(cfg: "Config", detail: str | None, converts: bool = True) -> None:
+def set_detail(cfg: "Config", detail: str | None, *ltm: str | None) -> None:
     """Have the Swin of a config take a file of learned details, in place.
 
     Args:
         cfg: of a model, or of a backbone alone.
         detail: a file of ``tools/learn.py``; None: nothing is changed.
-        converts: whether the backbone will be converted where it is not ours.
+        *ltm: plans that the backbone will be converted to; none or None: it stays as it is.
 
     Raises:
-        UserError: if the file cannot be read, holds weights, too, or there is no Swin to take it.
+        UserError: if the file cannot be read, holds weights, too, or there is no merging Swin to
+            take it.
     """
     if detail is None:
         return
@@ -99,18 +100,20 @@ def set_detail(cfg: "Config", detail: str | None, converts: bool = True) -> None
             f"--detail {detail}: the file holds weights, too, which its detail was learned with: "
             "give it instead of the checkpoint, without --detail"
         )
-    takes_detail = False
+    takes_detail, plans = False, {plan for plan in ltm if plan is not None}
     for _, backbone in _backbones(cfg.get("model") or {}, "model"):
         short = _name(backbone["type"]).rpartition(".")[2]
         if any(
-            f.takes_detail and (short == f.backbone or (converts and short in f.replaces))
+            f.takes_detail and (short == f.backbone or (plans and short in f.replaces))
             for f in FAMILIES.values()
         ):
             backbone["detail"] = os.path.abspath(os.path.expanduser(detail))
-            takes_detail = True
+            merging = {str(keep).lower() for keep in plans or [backbone.get("keep", "balanced")]}
+            takes_detail |= bool(merging - {"none"})
     if not takes_detail:
         raise UserError(
-            f"--detail {detail}: details are for a merging Swin; give --ltm with a Swin's config"
+            f"--detail {detail}: details are for a merging Swin; give --ltm with a Swin's config, "
+            "and a plan other than none"
         )
 
 

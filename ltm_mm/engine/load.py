@@ -51,7 +51,7 @@ def load_start(runner: Runner, resumed: str | None, trust: bool) -> None:
         UserError: it is of another model, or cannot be read.
     """
     if resumed:
-        check_same_model(runner.model, resumed, trust)
+        check_same_model(runner.model, resumed, trust, runner.cfg)
         return
     checkpoint, runner._load_from = runner._load_from, None
     if checkpoint and is_flexible(runner.cfg):  # before FSDP spreads the weights

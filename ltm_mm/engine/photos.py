@@ -38,10 +38,15 @@ def find_images(source: str) -> list[Path]:
         if not path.is_file():
             raise UserError(f"{source}: there is no such image or folder")
         return [path]
-    files = sorted(f for f in path.iterdir() if f.suffix.lower() in PICTURES and f.is_file())
+    files = [f for f in visible(path) if f.suffix.lower() in PICTURES and f.is_file()]
     if not files:
         raise UserError(f"{source} holds no image: a name must end in {', '.join(PICTURES)}")
     return files
+
+
+def visible(folder: Path) -> list[Path]:
+    """What is in a folder, by name, without hidden files, such as the ``._*`` that macOS leaves."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def check_whole(file: Path) -> None:
@@ -317,9 +322,22 @@ def _preprocessor(cfg: "Config") -> Mapping:
     return {"mean": MEAN, "std": STD, **{k: v for k, v in settings.items() if v is not None}}
 
 
+def in_8_bits(photo: Image.Image) -> Image.Image:
+    """A photo of 16 bits by its upper eight, as OpenCV reads it; Pillow would clip it to white.
+
+    Raises:
+        ValueError: for floating-point pixels, whose range is not known.
+    """
+    if photo.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, save it with 8 or 16 bits")
+    if not photo.mode.startswith("I"):
+        return photo
+    return Image.fromarray((np.asarray(photo) >> 8).astype(np.uint8))
+
+
 def normalised(cfg: "Config", photo: Image.Image, size: Sequence[int]) -> Tensor:
     """A photo ``(1, 3, H, W)`` of a size, normalised as the config says, else as for ImageNet."""
     mean, std = (np.float32(_preprocessor(cfg)[key]) for key in ("mean", "std"))
-    scaled = photo.convert("RGB").resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    scaled = in_8_bits(photo).convert("RGB").resize((size[1], size[0]), Image.Resampling.BICUBIC)
     pixels = (np.asarray(scaled, np.float32) - mean) / std
     return torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()

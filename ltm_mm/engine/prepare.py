@@ -43,7 +43,7 @@ def prepare(
     """
     cfg = load_config(config, deepcopy(cfg_options))  # merging options alters them
     require(cfg, "model")
-    set_detail(cfg, detail, converts=ltm is not None)
+    set_detail(cfg, detail, ltm)
     stem = Path(cfg.filename).stem
     if ltm is not None:
         for line in use_ltm(cfg, parse_keep(ltm)):

@@ -1,7 +1,9 @@
 """Find a checkpoint to go on from; survive one that was being written when a run died."""
 
+import ast
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -111,12 +113,14 @@ def read_checkpoint(path: str, trust: bool) -> Any:
     return torch.load(path, map_location="cpu", weights_only=False, mmap=is_zipfile(path))
 
 
-def check_same_model(model: Any, path: str, trust: bool) -> None:
+def check_same_model(model: Any, path: str, trust: bool, cfg: Config) -> None:
     """Raise a UserError if a checkpoint to resume from is of another model.
 
-    mmengine would load what fits and go on with the rest untrained.
+    mmengine would load what fits and go on with the rest untrained. Another plan fits, too: that
+    is logged.
     """
-    given = read_checkpoint(path, trust)["state_dict"]
+    content = read_checkpoint(path, trust)
+    given = content["state_dict"]
     saved = {key.removeprefix("module."): value for key, value in given.items()}  # of DDPStrategy
     current = (model.module if is_model_wrapper(model) else model).state_dict()
     wrong = [k for k in current if k not in saved] + [k for k in saved if k not in current]
@@ -127,6 +131,34 @@ def check_same_model(model: Any, path: str, trust: bool) -> None:
             f"{', '.join(wrong[:3])}); resume with the config, --ltm and --cfg-options of that "
             f"run, or use --checkpoint {path} to start from its weights"
         )
+    _note_end(content["meta"], cfg, path)
+    before, now = (_merging_options(text) for text in (content["meta"].get("cfg"), cfg.pretty_text))
+    if before and now and before != now:
+        log_warning(f"--resume: {path} was trained with {before}, it goes on with {now}")
+
+
+def _note_end(meta: Mapping, cfg: Config, path: str) -> None:
+    """Log that nothing is left to train, where that is so."""
+    for count, key in (("epoch", "max_epochs"), ("iter", "max_iters")):
+        most = (cfg.get("train_cfg") or {}).get(key)
+        if most is not None and meta.get(count, 0) >= most:
+            log_warning(
+                f"--resume: {path} is the end of the run, {count} {meta[count]} of {most}: nothing "
+                f"is left to train, unless you raise train_cfg.{key}"
+            )
+
+
+def _merging_options(config: str | None) -> str:
+    """Plan and detail of the first backbone of ours in a config's text, which is not run."""
+    try:
+        nodes = list(ast.walk(ast.parse(config or "")))
+    except SyntaxError:
+        return ""
+    for call in (node for node in nodes if isinstance(node, ast.Call)):
+        options = {word.arg: ast.unparse(word.value) for word in call.keywords}
+        if ".LTM" in options.get("type", ""):
+            return ", ".join(f"{k}={options.get(k, '(default)')}" for k in ("keep", "detail"))
+    return "no merging" if config else ""
 
 
 def check_trained_classes(runner: Runner, checkpoint: str, trust: bool) -> None:

@@ -5,7 +5,8 @@
 
 import numbers
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,8 @@ def evaluate(
     hooks = write_outputs(cfg, out, show_dir, launcher)
     if tta:
         use_tta(cfg)
-    runner = build_runner(cfg, pretrained=False, testing=True)
+    with _kept_config(cfg, exported):
+        runner = build_runner(cfg, pretrained=False, testing=True)
     for hook in hooks:
         runner.register_hook(hook)
     if not exported:
@@ -143,6 +145,16 @@ def evaluate(
     results = {"metrics": metrics, "pictures": show_dir, "predictions": out}
     _report(runner, {"checkpoint": checkpoint, **results})
     return metrics
+
+
+@contextmanager
+def _kept_config(cfg: Config, keep: bool) -> Iterator[None]:
+    """Leave a run's config in its work dir: that of a file has no model to train or to draw."""
+    dumped = Path(cfg.work_dir, Path(cfg.filename).name)
+    before = dumped.read_text() if keep and dumped.is_file() else None
+    yield
+    if before is not None:
+        dumped.write_text(before)
 
 
 def build_runner(cfg: Config, pretrained: bool, testing: bool = False) -> Runner:
@@ -183,7 +195,9 @@ def _announce(runner: Runner) -> None:
         if isinstance(loader, DataLoader):
             dataset: Any = loader.dataset
             classes = (getattr(dataset, "metainfo", None) or {}).get("classes") or ()
-            lines[name] = f"{len(dataset)} images, {len(classes)} classes: {preview(classes)}"
+            repeats = getattr(dataset, "times", 1)  # of a RepeatDataset
+            count = f"{len(dataset) // repeats} images" + f" x {repeats}" * (repeats > 1)
+            lines[name] = f"{count}, {len(classes)} classes: {preview(classes)}"
     lines["log, checkpoints"] = runner.work_dir
     print_log(
         "\n".join(["training starts:", *(f"  {k:<17}{v}" for k, v in lines.items())]), "current"

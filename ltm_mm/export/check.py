@@ -31,7 +31,7 @@ class Difference:
         of_model, of_file: the same of the model and itself, and of the file and itself, for images
             that differ by ``NOISE``; None where the two results agree without.
         mask_iou: of the masks of all pairs together, where one pixel of each may sit on the
-            threshold (it would be more than a thousandth of a small mask); 1 without masks.
+            threshold (it would be more than a thousandth of a small mask); None without masks.
     """
 
     batch: int
@@ -39,7 +39,7 @@ class Difference:
     largest: float
     detections: int | None = None
     lost: int = 0
-    mask_iou: float = 1.0
+    mask_iou: float | None = None
     of_model: "Difference | None" = None
     of_file: "Difference | None" = None
 
@@ -56,9 +56,13 @@ class Difference:
         text = f"{self.largest:.1e}"
         if self.detections is None:
             return text
-        return (
-            f"{text}, {self.detections} detections, {self.lost} lost, mask IoU {self.mask_iou:.4f}"
-        )
+        text = f"{text}, {self.detections} detections, {self.lost} lost"
+        return text if self.mask_iou is None else f"{text}, mask IoU {self.mask_iou:.4f}"
+
+    @property
+    def mask_error(self) -> float:
+        """Share of the masks' pixels that differ; 0 without masks."""
+        return 0.0 if self.mask_iou is None else 1 - self.mask_iou
 
     @property
     def equal(self) -> bool:
@@ -75,7 +79,7 @@ class Difference:
         return (
             self.largest <= max(TOLERANCE, 2 * other.largest)
             and self.lost <= max((self.detections or 0) / 100, 2 * other.lost)
-            and 1 - self.mask_iou < max(1 - MASK_IOU, 2 * (1 - other.mask_iou))
+            and self.mask_error < max(1 - MASK_IOU, 2 * other.mask_error)
         )
 
 
@@ -130,7 +134,7 @@ def _worst(differences: Sequence[Difference]) -> Difference:
         differences[0],
         largest=max(x.largest for x in differences),
         lost=max(x.lost for x in differences),
-        mask_iou=min(x.mask_iou for x in differences),
+        mask_iou=max(differences, key=lambda x: x.mask_error).mask_iou,
     )
 
 
@@ -191,7 +195,7 @@ def _detections(
     expected: Sequence[ImageDetections], actual: Sequence[ImageDetections], size: tuple[int, int]
 ) -> Difference:
     """Differences of the pairs, each the nearest of the same class; both have the same images."""
-    largest, lost, other_pixels, pixels = 0.0, 0, 0, 0
+    largest, lost, other_pixels, pixels, masks = 0.0, 0, 0, 0, False
     for mine, theirs in zip(expected, actual, strict=True):
         pairs = _pairs(mine, theirs)
         lost += len(mine.boxes) + len(theirs.boxes) - 2 * len(pairs)
@@ -200,11 +204,12 @@ def _detections(
             score = (mine.scores[a] - theirs.scores[b]).abs().item()
             largest = max(largest, box, score)
             if mine.masks is not None and theirs.masks is not None:
+                masks = True
                 differing = int((mine.masks[a] ^ theirs.masks[b]).sum())
                 other_pixels += max(differing - 1, 0)
                 pixels += int((mine.masks[a] | theirs.masks[b]).sum())
     number = sum(len(x.boxes) for x in expected)
-    iou = 1 - other_pixels / max(pixels, 1)
+    iou = 1 - other_pixels / max(pixels, 1) if masks else None
     return Difference(len(expected), size, largest, number, lost, iou)
 
 

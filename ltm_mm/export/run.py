@@ -67,7 +67,7 @@ def export(
         raise UserError("--int8 quantises with NNCF for OpenVINO: it needs --format openvino")
     path = _path(config, format, whole_model, out)
     cfg = named_config(config)
-    set_detail(cfg, detail, converts=ltm is not None)
+    set_detail(cfg, detail, ltm)
     if whole_model and "type" not in cfg.model:
         raise UserError(f"{config} is a backbone; the whole model needs a detector's config")
     build = model_builder(
@@ -196,7 +196,7 @@ def _checked(
         return differences
     if not worst.equal:
         raise UserError(f"--check: {path} differs from the model by more than rounding at {worst}")
-    limits = f"{TOLERANCE:.0e}" + ("" if worst.detections is None else f", masks {MASK_IOU}")
+    limits = f"{TOLERANCE:.0e}" + ("" if worst.mask_iou is None else f", mask IoU {MASK_IOU}")
     alike = any(difference.of_model is not None for difference in differences)
     print(f"all within {limits}" + (", or as close as one of the two is to itself" * alike))
     return differences

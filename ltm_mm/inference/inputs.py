@@ -10,7 +10,7 @@ import numpy as np
 from mmengine.dataset import Compose
 from numpy.typing import NDArray
 
-from ..engine.photos import check_whole
+from ..engine.photos import check_whole, visible
 from ..errors import PICTURES as PHOTOS
 from ..errors import UserError
 
@@ -51,7 +51,7 @@ def find_sources(names: Sequence[str]) -> list[Path]:
     for name in names:
         path = Path(name).expanduser()
         if path.is_dir():
-            inside = [p for p in sorted(path.iterdir()) if p.suffix.lower() in PHOTOS + VIDEOS]
+            inside = [p for p in visible(path) if p.suffix.lower() in PHOTOS + VIDEOS]
             if not inside:
                 raise UserError(
                     f"{name} holds no photo or video: a name must end in "
@@ -114,6 +114,9 @@ class PictureReader:
 
     def _photo(self, source: Path) -> Picture:
         picture = Picture(source)
+        if not source.exists():
+            picture.fault = "is a link to a file that is gone"
+            return picture
         if not source.stat().st_size:
             picture.fault = "is empty"
             return picture

@@ -45,8 +45,9 @@ class Drawings:
         self.names = _names(sources, ".jpg", ".mp4")
         self.visualizer = VISUALIZERS.build({**visualizer, "vis_backends": None})
         colours = np.random.RandomState(42).randint(0, 255, (len(metainfo.get("classes") or ()), 3))
-        # without a palette mmseg's data sets draw the same colours
-        self.visualizer.dataset_meta = {"palette": colours.tolist(), **metainfo}
+        # without a palette mmseg's data sets draw the same colours; mmdet's boxes need tuples
+        palette = [tuple(colour) for colour in metainfo.get("palette") or colours.tolist()]
+        self.visualizer.dataset_meta = {**metainfo, "palette": palette}
         # Both packages' visualizers hand over the finished picture here.
         self.drawn: list[NDArray] = []
         self.visualizer.add_image = lambda name, image, *args: self.drawn.append(image)

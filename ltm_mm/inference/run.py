@@ -87,24 +87,33 @@ def predict(
     cfg = load_config(config, deepcopy(cfg_options))
     require(cfg, "model")
     require_file(checkpoint)
-    set_detail(cfg, detail, converts=ltm is not None)
+    set_detail(cfg, detail, ltm)
     folder = Path(out_dir or Path("work_dirs", Path(cfg.filename).stem, "predict"))
     check_folder("--out-dir", folder)
-    model = build(cfg, checkpoint, ltm, device, trust_checkpoint)
+    model = build(cfg, checkpoint, ltm, device, trust_checkpoint, detail)
     with scope_of(cfg):
         metainfo, reduced = data_facts(cfg)
         reader = PictureReader(pipeline_of(cfg), reduced)
         batches = _batches(_with_progress(files, reader), batch_size)
         counts = _write(model, batches, cfg, folder, files, metainfo, score_thr, pictures)
     total = counts.predicted + len(counts.failed)
-    print(f"Done.\n  {counts.predicted} predictions in {folder}", flush=True)
+    print(
+        f"Done.\n  {counts.predicted} photos or frames predicted, results in {folder}", flush=True
+    )
     for lines, what in ((counts.failed, "have no prediction"), (counts.not_drawn, "are not drawn")):
         if lines:
             raise UserError(f"{len(lines)} of {total} pictures {what}, first {lines[0]}")
     return folder
 
 
-def build(cfg: Config, checkpoint: str, ltm: str | None, device: str, trust: bool) -> nn.Module:
+def build(
+    cfg: Config,
+    checkpoint: str,
+    ltm: str | None,
+    device: str,
+    trust: bool,
+    detail: str | None = None,
+) -> nn.Module:
     """The model to predict with: a config's with a checkpoint in it, or an exported file.
 
     Raises:
@@ -112,7 +121,8 @@ def build(cfg: Config, checkpoint: str, ltm: str | None, device: str, trust: boo
     """
     if is_exported(checkpoint):
         check_device(device)
-        use_file(cfg, checkpoint, {"--ltm": ltm, f"--device {device}": device != "cpu"})
+        options = {"--ltm": ltm, "--detail": detail, f"--device {device}": device != "cpu"}
+        use_file(cfg, checkpoint, options)
         with scope_of(cfg):
             return construct(cfg.model).eval()
     if ltm is not None:

@@ -21,6 +21,13 @@ class SwappedClass(nn.Module):
 
         def __getattr__(self, name: str) -> Any: ...
 
+    def __prepare_scriptable__(self) -> None:
+        """Called by ``torch.jit.script``, whose language our code is not written in."""
+        raise ValueError(
+            "torch.jit.script cannot compile blocks that merge tokens: use torch.jit.trace, "
+            "torch.compile or ltm_mm.export, or call ltm_mm.remove(model) first"
+        )
+
     def __reduce_ex__(self, protocol: object) -> tuple:
         """A class made while running has no name to be found by: name what it is made of."""
         mixin, original = type(self).__bases__

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..adapters import apply
+from ..adapters.apply import check_model
 from ..adapters.copies import shared_copy
 from ..adapters.families import swin_stages
-from ..adapters.maps import feature_maps
+from ..adapters.maps import as_images, feature_maps
 from ..checkpoints.learned import Learned, sizes_of, weights_digest
-from ..merging import Detail, MaskModule
+from ..merging import Detail, MaskModule, merges
 from ..presets import Keep
 from .distill import Progress, Settings, at_least, distill, map_loss
 
@@ -25,6 +26,7 @@ PROBED = 4  # crops that tell it
 NOISE = 0.005  # how much random steps of the chosen rate change the maps, of what merging does
 
 
+@torch.inference_mode(False)  # called under it, nothing could learn
 def learn(
     model: nn.Module,
     images: Iterable[Tensor],
@@ -51,9 +53,11 @@ def learn(
     Raises:
         ValueError: if an argument does not fit, or learning did not help on the images held out.
     """
-    photos = [image if image.ndim == 4 else image[None] for image in images]
-    photos, held_out = hold_out(photos)
+    check_model(model)
+    photos, held_out = hold_out(as_images(images))
     settings = settings or Settings()
+    if not isinstance(settings, Settings):
+        raise ValueError(f"settings must be ltm_mm.learning.Settings, got {settings!r}")
     plans = keep if isinstance(keep, Mapping) else _named(keep)
 
     train = train or default_train(plans, has_swin(model))
@@ -163,6 +167,9 @@ class Lesson:
                 torch.manual_seed(seed)
                 for student in self.students.values():
                     self._attach(student)
+        for name, student in self.students.items():
+            if not merges(student):
+                raise ValueError(f"the plan {name} merges nothing in this model")
 
     def _attach(self, student: nn.Module) -> None:
         """Give a student's merging blocks fresh details, the same modules as the others'."""

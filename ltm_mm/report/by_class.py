@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..visualization.figures import CLASSES, TEXT
-from .curves import STYLES, svg_of
+from .curves import SIZE, STYLES, legend_below, svg_of
 
 IOU_TYPES = {"bbox": "box", "segm": "mask"}
 MAX_LINES = 7  # classes with a curve of their own
@@ -45,7 +45,7 @@ def precision_curve(results: dict) -> str | None:
     }
     if not curves:
         return None
-    figure = Figure(figsize=(7, 3.8), layout="constrained", facecolor="white")
+    figure = Figure(figsize=SIZE, layout="constrained", facecolor="white")
     axis = figure.subplots()
     if len(curves) <= MAX_LINES:
         for k, (name, values) in enumerate(curves.items()):
@@ -61,7 +61,7 @@ def precision_curve(results: dict) -> str | None:
     axis.set_ylabel(f"precision ({IOU_TYPES.get(iou_type, iou_type)}, IoU 0.5)", color=TEXT)
     axis.grid(color="#dddddd", linewidth=0.8)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    legend_below(figure)
     return svg_of(figure)
 
 

@@ -14,6 +14,7 @@ from .work_dir import Run
 
 STYLES = ("-", "--", "-.", ":")  # told apart without colour, too
 MARKERS = "osD^vPX*"
+SIZE = (5.6, 3.2)  # inches: lettering stays legible when a phone shrinks the figure
 MAX_LINES = 8  # of one figure
 MAIN = ("coco/bbox_mAP", "coco/segm_mAP", "mIoU", "mAcc")  # metrics that get a curve first
 
@@ -58,7 +59,7 @@ def metric_curves(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 def _draw(lines: Sequence[tuple[str, list, list]], across: str, up: str) -> str:
     """SVG of some lines (name, xs, ys)."""
-    figure = Figure(figsize=(7, 3.6), layout="constrained", facecolor="white")
+    figure = Figure(figsize=SIZE, layout="constrained", facecolor="white")
     axis: Axes = figure.subplots()
     for k, (name, xs, ys) in enumerate(lines):
         axis.plot(
@@ -80,8 +81,18 @@ def _draw(lines: Sequence[tuple[str, list, list]], across: str, up: str) -> str:
     if up == "loss":
         axis.set_ylim(bottom=0)
     if len(lines) > 1:
-        axis.legend(frameon=False)
+        legend_below(figure)
     return svg_of(figure)
+
+
+def legend_below(figure: Figure) -> None:
+    """A legend under the axes: it hides no curve, and takes no width on a phone."""
+    (axis,) = figure.axes
+    longest = max(len(label) for label in axis.get_legend_handles_labels()[1])
+    columns = 3 if longest <= 14 else 2 if longest <= 24 else 1
+    rows = -(-len(axis.get_legend_handles_labels()[1]) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.22 * rows)
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False)
 
 
 def svg_of(figure: Figure) -> str:

@@ -40,6 +40,7 @@ class Section:
     speed: list[list[list[str]]] = field(default_factory=list)
     measured_on: str = ""
     learned: list[list[str]] = field(default_factory=list)
+    learned_note: str = ""
     learned_picture: str | None = None
 
 
@@ -136,7 +137,8 @@ def _add_learned(section: Section) -> None:
     if not table.is_file():
         return
     try:
-        section.learned = Fidelity.read(table).cells()
+        found = Fidelity.read(table)
+        section.learned, section.learned_note = found.cells(), found.note()
     except ValueError as error:
         section.run.notes.append(f"{error}.")
         return

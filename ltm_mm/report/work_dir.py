@@ -23,6 +23,7 @@ from ..engine import load_config
 from ..engine.by_class import FILE
 from ..engine.commands import Command, read_commands
 from ..errors import UserError
+from ..export.files import is_exported
 
 Entry = Mapping[str, float]
 NOT_METRICS = ("time", "data_time", "step", "epoch", "iter")
@@ -88,7 +89,7 @@ def read_run(folder: str | Path) -> Run:
     """
     path = Path(folder).expanduser()
     if not path.is_dir():
-        raise UserError(f"work dir {folder} does not exist")
+        raise UserError(f"work dir {folder} {'is a file' if path.exists() else 'does not exist'}")
     starts = sorted(
         p for p in path.iterdir() if p.is_dir() and re.fullmatch(r"\d{8}_\d{6}", p.name)
     )
@@ -190,7 +191,7 @@ def _checkpoint(run: Run) -> Path | None:
     if run.tested.endswith(".pth") and tested.is_file():
         return tested
     best = sorted(run.folder.glob("best_*.pth"), key=lambda file: file.stat().st_mtime)
-    if best and not run.test:
+    if best and (not run.test or is_exported(run.tested)):
         return best[-1]
     note = run.folder / "last_checkpoint"
     if not note.is_file():

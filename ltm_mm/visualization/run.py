@@ -75,7 +75,7 @@ def visualize(
     cfg = load_config(config, cfg_options)
     if not cfg.get("model"):
         raise UserError(f"{cfg.filename} has no model, which is needed here")
-    set_detail(cfg, detail, converts=ltm is not None)
+    set_detail(cfg, detail, ltm)
     folder = Path(out_dir or Path("work_dirs", Path(cfg.filename).stem, "visualize"))
     check_folder("--out-dir", folder)
     if ltm is not None:

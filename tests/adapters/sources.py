@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import pytest
 import timm
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,11 @@ SOURCES: dict[str, Callable[[], nn.Module]] = {
     "official classifier": lambda: OfficialSwin(224),
     "official classifier v2": lambda: OfficialSwin(224, v2=True),
 }
+# Nearly the code of others: mmdet's, and the two kinds of blocks and of sizes apart.
+SLOW = ("mmseg", "official detector v2", "official classifier v2")
+sources = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in SOURCES]
+)
 ONE_SIZE = ("official classifier", "official classifier v2")
 
 

@@ -17,7 +17,7 @@ from ltm_mm.models import LTMSwin
 from tests.models.contract import same_groups, settled
 from tests.quantised import dequantise, quantise
 
-from .sources import EVEN, ODD, SOURCES, TINY, build, mm_swin, outputs, timm_swin
+from .sources import EVEN, ODD, TINY, build, mm_swin, outputs, sources, timm_swin
 
 VIT = dict(embed_dim=24, num_heads=2, depth=4)
 
@@ -65,8 +65,17 @@ CHECKPOINTING = {
 }
 
 
-@pytest.mark.parametrize("name", CHECKPOINTING)
-@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [
+        ("timm", "before"),
+        *((name, "after") for name in CHECKPOINTING),
+        *(
+            pytest.param(name, "before", marks=pytest.mark.slow)
+            for name in ("timm v2", "mmdet", "official detector")
+        ),
+    ],
+)
 def test_checkpointing_by_the_librarys_own_switch(name, order):
     model = build(name)
     if order == "before":
@@ -122,7 +131,7 @@ def test_lora_before_and_after(name):
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
-@pytest.mark.parametrize("name", SOURCES)
+@sources
 def test_quantised_layers_before_and_after(name, order):
     model = build(name)
     if order == "before":
@@ -267,14 +276,15 @@ def test_a_swin_of_an_optimiser_learns_on():
 
 SLOW = [
     pytest.param(name, marks=pytest.mark.slow)
-    for name in ("mmdet", "torchvision v2", "official detector")
+    for name in ("mmdet", "timm", "torchvision v2", "official detector")
 ]
 
 
-@pytest.mark.parametrize("name", ["timm", *SLOW])
+@pytest.mark.parametrize("name", ["one stage", *SLOW])
 def test_compiled_in_one_graph(name):
-    model = ltm_mm.apply(build(name), keep=0.4)
-    expected = outputs(model)
+    one = dict(embed_dim=8, depths=(2,), num_heads=(1,))
+    model = settled(timm_swin(**one)).eval() if name == "one stage" else build(name)
+    expected = outputs(ltm_mm.apply(model, keep=0.4))
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     assert_close(outputs(compiled), expected, rtol=1e-5, atol=1e-5)

@@ -12,9 +12,8 @@ from ltm_mm.merging import merging_blocks
 from ltm_mm.models import LTMSwin
 from tests.models.contract import same_groups, settled
 
-from .sources import EVEN, ODD, ONE_SIZE, SOURCES, TINY, build, outputs
+from .sources import EVEN, ODD, ONE_SIZE, TINY, build, outputs, sources
 
-sources = pytest.mark.parametrize("name", SOURCES)
 PAIRS = ("softmax", "attn_drop")  # numbers for pairs of tokens: groups have none of them
 
 
@@ -77,9 +76,9 @@ def test_hooks_that_only_look_change_nothing(name):
     ("name", "path", "shape"),
     [
         ("timm", "layers.3.blocks.1.norm1", (2, 7, 7, 128)),
-        ("timm", "layers.3.blocks.1.norm2", (2, 49, 128)),
+        pytest.param("timm", "layers.3.blocks.1.norm2", (2, 49, 128), marks=pytest.mark.slow),
         ("torchvision", "features.7.1.norm1", (2, 7, 7, 128)),
-        ("mmdet", "stages.3.blocks.1.norm1", (2, 49, 128)),
+        pytest.param("mmdet", "stages.3.blocks.1.norm1", (2, 49, 128), marks=pytest.mark.slow),
         ("mmdet", "stages.3.blocks.1.attn.w_msa.qkv", (2, 49, 384)),
     ],
 )

@@ -48,7 +48,9 @@ def kept(model: nn.Module) -> dict[str, int]:
 
 @pytest.mark.parametrize("name", BACKBONES)
 @pytest.mark.parametrize("keep", ["balanced", 0.4])
-@pytest.mark.parametrize("kind", ["list", "names", "nested"])
+@pytest.mark.parametrize(
+    "kind", ["nested", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("list", "names"))]
+)
 def test_every_backbone_of_a_model_gets_the_plan(name, keep, kind):
     first, second = BACKBONES[name](), BACKBONES[name]()
     parts = {

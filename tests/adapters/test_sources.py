@@ -11,9 +11,7 @@ import ltm_mm
 from ltm_mm.adapters.apply import convert_stages
 from ltm_mm.merging import MASKS, merging_blocks
 
-from .sources import EVEN, ODD, ONE_SIZE, SOURCES, build, outputs
-
-sources = pytest.mark.parametrize("name", SOURCES)
+from .sources import EVEN, ODD, ONE_SIZE, build, outputs, sources
 
 
 @sources
@@ -137,7 +135,14 @@ def test_parameters_put_in_meanwhile_stay(name):
     assert_close(outputs(ltm_mm.apply(other, keep=0.4)), merged, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["mmpretrain", "torchvision", "timm v2", "official detector"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torchvision",
+        "official detector",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("mmpretrain", "timm v2")),
+    ],
+)
 def test_fidelity_of_such_a_model(name):
     model = build(name)
     images = [torch.randn(1, 3, *EVEN) for _ in range(2)]

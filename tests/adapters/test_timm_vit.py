@@ -26,9 +26,10 @@ KINDS = {
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
-def build(kind: str) -> nn.Module:
+def build(kind: str, side: int = 224) -> nn.Module:
     torch.manual_seed(0)
-    return settled(timm.create_model("vit_tiny_patch16_224", **OPTIONS, **KINDS[kind])).eval()
+    options = {**OPTIONS, **KINDS[kind], "img_size": side}
+    return settled(timm.create_model("vit_tiny_patch16_224", **options)).eval()
 
 
 def shape_of(output: object) -> object:
@@ -43,10 +44,10 @@ def shape_of(output: object) -> object:
 
 @kinds
 def test_intermediates_are_timms(kind):
-    plain = build(kind)
+    plain = build(kind, 96)
     ours, merged = copy.deepcopy(plain), ltm_mm.apply(copy.deepcopy(plain), keep=0.4)
     convert_stages(ours, None, everywhere=True)
-    x = torch.randn(2, 3, 224, 224)
+    x = torch.randn(2, 3, 96, 96)
     switches = ("return_prefix_tokens", "norm", "stop_early", "intermediates_only", "output_dict")
     with torch.no_grad():
         for values in product((False, True), repeat=len(switches)):

@@ -285,6 +285,42 @@ def with_details(model: nn.Module) -> None:
             block.merge.detail = Detail(norms[0].weight.numel()).eval()
 
 
+class Drawn(torch.utils.data.Dataset):
+    """Four images of two classes."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> dict:
+        x = torch.randn(3, 224, 224, generator=torch.Generator().manual_seed(index))
+        return dict(pixel_values=x, labels=torch.tensor(index % 2))
+
+
+@pytest.mark.parametrize("name", ["classifier", "classifier v2"])
+@pytest.mark.parametrize("mask", ["match", "soft"])
+def test_the_trainer_trains_saves_and_resumes(name, mask, tmp_path):
+    """What learns for merging learns, too, and is in the Trainer's own checkpoints."""
+    pytest.importorskip("accelerate")
+    options = dict(per_device_train_batch_size=1, save_steps=2, report_to=[], use_cpu=True)
+    options |= dict(learning_rate=1e-2, disable_tqdm=True, dataloader_pin_memory=False)
+
+    def trained(resume: str | None = None) -> tuple[nn.Module, nn.Module]:
+        model = ltm_mm.apply(build(name), keep=0.4, mask=mask)
+        start = copy.deepcopy(model)
+        arguments = hf.TrainingArguments(str(tmp_path), max_steps=4, **options)
+        trainer = hf.Trainer(model, arguments, train_dataset=Drawn())
+        trainer.train(resume_from_checkpoint=resume)
+        return model, start
+
+    model, start = trained()
+    moved = {k for k, v in start.named_parameters() if not torch.equal(v, model.get_parameter(k))}
+    learning = {key for key, _ in model.named_parameters() if ".merge." in key}
+    assert learning <= moved
+    assert bool(learning) == (mask == "soft")
+    again, _ = trained(str(tmp_path / "checkpoint-2"))
+    assert_close(dict(again.state_dict()), dict(model.state_dict()), rtol=1e-5, atol=1e-6)
+
+
 @models
 def test_merged_and_taken_off_again(name, tmp_path):
     model = build(name)

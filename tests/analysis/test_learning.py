@@ -53,7 +53,9 @@ def photos(folder: Path, count: int, size: tuple[int, int] = (96, 64)) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("train", ["detail", "weights", "all"])
+@pytest.mark.parametrize(
+    "train", ["all", *(pytest.param(t, marks=pytest.mark.slow) for t in ("detail", "weights"))]
+)
 def test_what_is_written_serves_its_plan(trained, tmp_path, capsys, train):
     config, checkpoint = trained
     out = tmp_path / "learned.pth"
@@ -111,6 +113,7 @@ def test_only_damaged_photos(trained, tmp_path):
     ("options", "says"),
     [
         (dict(steps=0), "--steps"),
+        (dict(crop=8), "--crop must be 32 or more, got 8"),
         (dict(lr=3.0), "--lr must lie between 0 and 1, got 3.0"),
         (dict(ltm=["none"]), "--ltm none: there is nothing to learn"),
         (dict(ltm=["quick"]), "--ltm quick: give none"),
@@ -123,6 +126,38 @@ def test_options_are_checked_first(trained, tmp_path, options, says):
         run_learning(
             *trained, photos(tmp_path / "p", 2), str(tmp_path / "o.pth"), **OPTIONS | options
         )
+
+
+def test_what_learned_for_merging_does_not_teach(trained, tmp_path):
+    """Without merging it is not the network that was trained; learned over, it would get worse."""
+    config, checkpoint = trained
+    content = torch.load(checkpoint, weights_only=True)
+    content["meta"]["ltm_learned"] = dict(weights=True)
+    torch.save(content, tmp_path / "learned.pth")
+    with pytest.raises(UserError, match="learned with merging on, and the network without"):
+        run_learning(config, str(tmp_path / "learned.pth"), photos(tmp_path / "p", 2),
+                     str(tmp_path / "o.pth"), **OPTIONS)  # fmt: skip
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["config", "checkpoint"])
+def test_what_is_read_is_not_replaced(trained, tmp_path, place):
+    before = Path(trained[place]).read_bytes()
+    with pytest.raises(UserError, match=r"--out .* would replace a file that is read"):
+        run_learning(*trained, photos(tmp_path / "p", 2), trained[place], **OPTIONS)
+    assert Path(trained[place]).read_bytes() == before
+
+
+def test_a_file_is_not_named_like_its_table(trained, tmp_path):
+    """Which would be written over it."""
+    with pytest.raises(UserError, match=r"--out: .*o\.json is a config by its name"):
+        run_learning(*trained, photos(tmp_path / "p", 2), str(tmp_path / "o.json"), **OPTIONS)
+
+
+def test_another_file_to_resume_from(trained, tmp_path):
+    out = str(tmp_path / "o.pth")
+    torch.save({"state_dict": {}}, f"{out}.resume")
+    with pytest.raises(UserError, match=r"o.pth.resume was not written by tools/learn\.py"):
+        run_learning(*trained, photos(tmp_path / "p", 2), out, resume=True, **OPTIONS)
 
 
 def test_no_swin_no_detail(tmp_path):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from ltm_mm.checkpoints import load, load_backbone, load_into, to_backbone
+from ltm_mm.checkpoints.detect import unwrap
 from ltm_mm.models.backbones import LTMSwin
 
 from .tiny import TINY, randomize
@@ -304,3 +305,24 @@ def test_heads_see_the_version_they_were_saved_by() -> None:
     model = nn.ModuleDict({"backbone": LTMSwin(keep=KEEP, mask="soft", **TINY), "head": Head(2, 2)})
     load_into(model, {"state_dict": saved.state_dict()}, strict=True)
     assert seen == [3]
+
+
+def test_weights_that_learned_with_merging_are_for_merging(
+    trained: tuple[nn.Module, str], lines: list[tuple[int, str]]
+) -> None:
+    """Known by the file's meta, also where its state dict is handed on."""
+    content = {"meta": {"ltm_learned": {"weights": True}}, "state_dict": trained[0].state_dict()}
+    for weights in (content, unwrap(content)):
+        lines.clear()
+        load_into(mask_rcnn({"type": "ltm_mm.LTMSwin", "keep": 9}), weights)
+        assert all(level == logging.INFO for level, _ in lines)
+        load_into(mask_rcnn(PLAIN), weights)
+        (warning,) = [line for level, line in lines if level == logging.WARNING]
+        assert "learned with merging on, and MaskRCNN merges nothing" in warning
+
+
+def test_weights_of_a_training_that_diverged_are_refused(trained: tuple[nn.Module, str]) -> None:
+    state = deepcopy(trained[0].state_dict())
+    state["backbone.norm2.bias"][3] = torch.nan
+    with pytest.raises(ValueError, match=r"1 tensors .* not a number.* \(backbone\.norm2\.bias\)"):
+        load_into(mask_rcnn(PLAIN), state)

@@ -218,8 +218,17 @@ def as_mit_han_lab(weights: Weights, large: bool) -> Weights:
     return out
 
 
-@pytest.mark.parametrize("arch", ["b0", "l1"])
-@pytest.mark.parametrize("source", ["timm", "timm features_only", "mit-han-lab"])
+@pytest.mark.parametrize(
+    ("arch", "source"),
+    [
+        ("b0", "timm"),
+        ("b0", "timm features_only"),
+        ("b0", "mit-han-lab"),
+        ("l1", "mit-han-lab"),  # blocks of another kind
+        pytest.param("l1", "timm", marks=pytest.mark.slow),
+        pytest.param("l1", "timm features_only", marks=pytest.mark.slow),
+    ],
+)
 def test_efficientvit_outputs_are_timms(arch: str, source: str) -> None:
     whole = timm.create_model(f"efficientvit_{arch}")
     features = timm.create_model(f"efficientvit_{arch}", features_only=True).eval()

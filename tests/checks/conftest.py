@@ -3,7 +3,6 @@
 from tests.engine.conftest import (  # noqa: F401
     _default_scope,
     _one_thread,
-    _quick_start,
     options,
     shapes,
 )

@@ -569,7 +569,14 @@ METRIC = {"val_evaluator.metric": "bbox"}
 
 
 @pytest.mark.usefixtures("_no_steps")
-@pytest.mark.parametrize("done", [{}, HEAD, TRAIN, HEAD | TRAIN, HEAD | TRAIN | METRIC, HEAD | VAL])
+@pytest.mark.parametrize(
+    "done",
+    [
+        {},
+        HEAD | TRAIN | METRIC,
+        *(pytest.param(d, marks=pytest.mark.slow) for d in (HEAD, TRAIN, HEAD | TRAIN, HEAD | VAL)),
+    ],
+)
 def test_a_file_of_boxes_names_all_options_at_once(
     capsys: pytest.CaptureFixture, tmp_path: Path, options: Options, shapes_copy: Path, done: dict
 ) -> None:

@@ -1,5 +1,6 @@
 """Label maps that are damaged, missing or do not fit the classes: one line names the file."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +32,12 @@ def options(root: Path) -> dict[str, object]:
         changes[f"{part}_dataloader.num_workers"] = 0
         changes[f"{part}_dataloader.persistent_workers"] = False
     return changes
+
+
+@pytest.fixture(scope="module")
+def two_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two photos to train on and one to validate; not to be changed by a test."""
+    return ensure_shapes(tmp_path_factory.mktemp("data") / "shapes", {"train": 2, "val": 1})
 
 
 def high_label(file: Path) -> None:
@@ -101,8 +108,10 @@ def cut(file: Path) -> None:
         ),
     ],
 )
-def test_label_maps(tmp_path: Path, damage: Callable[[Path], None], split: str, line: str) -> None:
-    root = ensure_shapes(tmp_path / "shapes", {"train": 2, "val": 1})
+def test_label_maps(
+    tmp_path: Path, two_shapes: Path, damage: Callable[[Path], None], split: str, line: str
+) -> None:
+    root = Path(shutil.copytree(two_shapes, tmp_path / "shapes"))
     files = sorted((root / "annotations_semantic" / split).iterdir())
     for file in files:
         damage(file)
@@ -121,25 +130,22 @@ def test_label_check(labels: list, problem: str | None) -> None:
     assert fault is None if problem is None else problem in str(fault)
 
 
-def test_a_head_with_too_few_classes(tmp_path: Path) -> None:
-    root = ensure_shapes(tmp_path / "shapes", {"train": 2, "val": 1})
-    changes = {**options(root), "model.decode_head.num_classes": 5}
+def test_a_head_with_too_few_classes(tmp_path: Path, two_shapes: Path) -> None:
+    changes = {**options(two_shapes), "model.decode_head.num_classes": 5}
     with pytest.raises(UserError, match=r"has 7 classes, but the model's head 5: set model"):
         train(CONFIG, str(tmp_path / "work"), cfg_options=changes)
 
 
-def test_an_auxiliary_head_with_too_few_classes(tmp_path: Path) -> None:
-    root = ensure_shapes(tmp_path / "shapes", {"train": 2, "val": 1})
-    changes = {**options(root), "model.auxiliary_head.num_classes": 3}
+def test_an_auxiliary_head_with_too_few_classes(tmp_path: Path, two_shapes: Path) -> None:
+    changes = {**options(two_shapes), "model.auxiliary_head.num_classes": 3}
     with pytest.raises(UserError, match=r"has 7 classes, but model.auxiliary_head 3: set model"):
         train(CONFIG, str(tmp_path / "work"), cfg_options=changes)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_a_pipeline_that_loads_no_label_maps(tmp_path: Path, split: str) -> None:
-    root = ensure_shapes(tmp_path / "shapes", {"train": 2, "val": 1})
+def test_a_pipeline_that_loads_no_label_maps(tmp_path: Path, two_shapes: Path, split: str) -> None:
     steps = [dict(type="LoadImageFromFile"), dict(type="PackSegInputs")]
-    changes = {**options(root), f"{split}_dataloader.dataset.pipeline": steps}
+    changes = {**options(two_shapes), f"{split}_dataloader.dataset.pipeline": steps}
     line = rf"^{split}_dataloader.dataset.pipeline has no LoadAnnotations step, which loads the la"
     with pytest.raises(UserError, match=line):
         train(CONFIG, str(tmp_path / "work"), cfg_options=changes)
@@ -186,9 +192,8 @@ def test_the_last_of_several_heads_counts() -> None:
 )
 @pytest.mark.parametrize(("split", "load"), [("train", 1), ("val", 2)])
 def test_options_of_a_data_set(
-    tmp_path: Path, changes: dict, line: str | None, split: str, load: int
+    tmp_path: Path, two_shapes: Path, changes: dict, line: str | None, split: str, load: int
 ) -> None:
-    root = ensure_shapes(tmp_path / "shapes", {"train": 2, "val": 1})
     named = {key.format(split=split, load=load): value for key, value in changes.items()}
     given = {k: v.format(split=split) if isinstance(v, str) else v for k, v in named.items()}
     if line is None:  # mmseg maps labels by name where a data set has names of its own
@@ -196,7 +201,7 @@ def test_options_of_a_data_set(
         given[f"{split}_dataloader.dataset.img_suffix"] = ".png"
         line = "a label is a place in this list, so all must be one list"
     with pytest.raises(UserError) as caught:
-        train(CONFIG, str(tmp_path / "work"), cfg_options={**options(root), **given})
+        train(CONFIG, str(tmp_path / "work"), cfg_options={**options(two_shapes), **given})
     assert line.format(split=split, load=load) in str(caught.value)
 
 

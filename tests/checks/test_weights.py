@@ -110,6 +110,7 @@ def cut_short(folder: Path) -> str:
 def test_the_option_is_named(
     capsys: pytest.CaptureFixture,
     tmp_path: Path,
+    shapes: Path,
     option: str,
     make: Callable[[Path], str],
     expected: str,
@@ -117,7 +118,7 @@ def test_the_option_is_named(
     """As a config over mmseg's upernet_r50 has it, whose ``model.pretrained`` stays."""
     changes = {option: make(tmp_path)}
     for split in ("train", "val", "test"):
-        changes[f"{split}_dataloader.dataset.data_root"] = str(tmp_path / "shapes")
+        changes[f"{split}_dataloader.dataset.data_root"] = str(shapes)
         changes[f"{split}_dataloader.num_workers"] = 0
         changes[f"{split}_dataloader.persistent_workers"] = False
     line = line_of(capsys, lambda: train(SEGMENTOR, str(tmp_path / "w"), cfg_options=changes))

@@ -58,14 +58,6 @@ def options(shapes: Path) -> Callable[..., dict[str, object]]:
     return make
 
 
-def _metainfo(package_path: str, cfg_path: str) -> dict:
-    """Stands for mmengine's look-up of a config in all metafiles of a package; it finds none.
-
-    mmengine then takes the path as it is, which is what the look-up ends in, too.
-    """
-    raise ValueError(cfg_path)
-
-
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     """On tiny maps more threads only wait for one another."""
@@ -73,14 +65,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def _quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out what only makes a log nicer or a path longer to find; seconds per runner."""
-    monkeypatch.setattr("mmengine.runner.runner.collect_env", dict)
-    monkeypatch.setattr("yapf.yapflib.yapf_api.FormatCode", lambda text, **_: (text, True))
-    monkeypatch.setattr("mmengine.config.utils._get_cfg_metainfo", _metainfo)
 
 
 @pytest.fixture(autouse=True)

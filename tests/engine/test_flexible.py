@@ -19,6 +19,7 @@ FAST = {
 }
 
 
+@pytest.mark.slow  # test_start_from_weights trains with this runner
 def test_train_resume_evaluate(
     tmp_path: Path, options: Options, capsys: pytest.CaptureFixture
 ) -> None:

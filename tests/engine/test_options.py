@@ -13,8 +13,9 @@ from mmengine.structures import BaseDataElement, PixelData
 from PIL import Image
 from torch import nn
 
-from ltm_mm.arguments import ConfigOptions
+from ltm_mm.arguments import ConfigOptions, parse_value
 from ltm_mm.checks.heads import check_channels
+from ltm_mm.checks.outputs import check_file, check_folder
 from ltm_mm.checks.training import check_lengths
 from ltm_mm.datasets import SHAPES
 from ltm_mm.engine import evaluate, load_config, train
@@ -116,6 +117,17 @@ SMALL = {
             {"optim_wrapper__paramwise_cfg": {"norm_decay": 0}},
             "optim_wrapper.paramwise_cfg takes no 'norm_decay': did you mean norm_decay_mult",
         ),
+        *(
+            (
+                {"optim_wrapper__accumulative_counts": value},
+                f"optim_wrapper.accumulative_counts must be an integer >= 1, got {value!r}",
+            )
+            for value in (0, 1.5)
+        ),
+        ({"train_dataloader__batch_size": 0}, "batch_size should be a positive integer value"),
+        ({"train_dataloader__num_workers": -1}, "num_workers option should be non-negative"),
+        ({"custom_hooks": dict(type="EMAHook")}, "hook should be an instance of Hook or dict"),
+        ({"model": "MaskRCNN"}, "model should be a nn.Module object or dict, but got MaskRCNN"),
         ({"val_cfg": None}, "give all three, or None for all three; val_cfg is None"),
         (
             {"optim_wrapper__optimizer__lr": 1e8, "param_scheduler": None, **SMALL},
@@ -182,6 +194,29 @@ def test_cfg_options(capsys: pytest.CaptureFixture, words: list[str], expected: 
     assert expected in capsys.readouterr().err
     good = parser.parse_args(["--cfg-options", "a.b=3", "c=(1,2)", "--cfg-options", "d=x=y"])
     assert good.cfg_options == {"a.b": 3, "c": (1, 2), "d": "x=y"}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("my photos/a b.json", "my photos/a b.json"),
+        ("photos (old)", "photos (old)"),
+        ("['traffic light', car]", ["traffic light", "car"]),
+        ("traffic light,car", ["traffic light", "car"]),
+        ("((1, 2), [x y])", ((1, 2), ["x y"])),
+        ("here, there", "here, there"),  # a folder
+        ("bbox, segm", ["bbox", "segm"]),
+        ("'a b'", "a b"),
+        ("[ 0.5 , None , true ]", [0.5, None, True]),
+    ],
+)
+def test_spaces_and_commas(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, value: object
+) -> None:
+    """mmengine leaves out all spaces: another folder would be read."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here, there").mkdir()
+    assert parse_value(text) == value
 
 
 def test_channels_of_a_segmentors_heads() -> None:
@@ -286,6 +321,22 @@ def test_what_is_in_the_way(
     given = {"config": SHAPES_CONFIG, "checkpoint": str(file), "work_dir": str(tmp_path / "work")}
     given |= {key: value.format(**paths) for key, value in arguments.items()}
     assert expected.format(**paths) in line_of(capsys, lambda: evaluate(**given))
+
+
+@pytest.mark.parametrize("below", ["", "run"])
+def test_a_link_that_leads_nowhere_is_no_folder(tmp_path: Path, below: str) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"--work-dir .*: the link .*link leads to no folder"):
+        check_folder("--work-dir", tmp_path / "link" / below)
+
+
+def test_an_output_replaces_no_input(tmp_path: Path) -> None:
+    file = tmp_path / "trained.pth"
+    file.touch()
+    (tmp_path / "same.pth").symlink_to(file)
+    check_file("--out", tmp_path / "other.pth", str(file))
+    with pytest.raises(UserError, match=r"--out .*same\.pth would replace a file that is read"):
+        check_file("--out", tmp_path / "same.pth", "config.py", str(file))
 
 
 def test_a_folder_to_resume_from(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from torch import nn
 
 from ltm_mm.engine.resume import check_same_model, find_resume
@@ -119,6 +120,38 @@ def test_a_file_to_be_trusted_is_not_passed_over(run: Path) -> None:
 )
 def test_another_model(run: Path, model: nn.Module) -> None:
     file = str(run / "iter_3.pth")
-    check_same_model(nn.Linear(2, 2), file, trust=False)
+    check_same_model(nn.Linear(2, 2), file, trust=False, cfg=Config())
     with pytest.raises(UserError, match="saved by another model"):
-        check_same_model(model, file, trust=False)
+        check_same_model(model, file, trust=False, cfg=Config())
+
+
+PLAN = "model = dict(backbone=dict(type='ltm_mm.LTMSwin', norm_cfg=dict(type='LN'), keep={!r}))"
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "changes"),
+    [
+        (PLAN.format("fast"), PLAN.format("fast"), None),
+        (PLAN.format("fast"), PLAN.format((9, None)), ("keep='fast'", "keep=(9, None)")),
+        ("model = dict(backbone=dict(type='X'))", PLAN.format(9), ("no merging", "keep=9")),
+        (None, PLAN.format(9), None),  # of a runner that does not note it
+        ("no Python", PLAN.format(9), None),
+    ],
+)
+def test_another_plan_is_said(
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    before: str | None,
+    now: str,
+    changes: tuple[str, str] | None,
+) -> None:
+    """Parameters are the same, so that it can go on."""
+    said: list[str] = []
+    monkeypatch.setattr("ltm_mm.engine.resume.log_warning", said.append)
+    file = save(run / "iter_4.pth", 4, meta={"iter": 4, "cfg": before})
+    cfg = Config.fromstring(now, ".py")
+    check_same_model(nn.Linear(2, 2), str(file), trust=False, cfg=cfg)
+    assert len(said) == bool(changes)
+    if changes:
+        assert f"was trained with {changes[0]}" in said[0]
+        assert f"it goes on with {changes[1]}" in said[0]

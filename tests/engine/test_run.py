@@ -105,19 +105,21 @@ def test_start_from_a_plain_detector(
     assert any(".merge." in name for name in own_state)
 
 
-@pytest.mark.slow
-def test_segmentor(tmp_path: Path) -> None:
-    """The same doors with mmseg: metrics, pictures, label maps."""
+def test_train_resume_evaluate_with_mmseg(tmp_path: Path) -> None:
+    """The same tools: metrics, pictures, label maps."""
     config = str(ROOT / "configs" / "ltm_swin_upernet_shapes.py")
     root = ensure_shapes(tmp_path / "shapes", {"train": 4, "val": 2})
-    changes: dict[str, object] = {"train_cfg.max_iters": 2, "train_cfg.val_interval": 2}
+    changes: dict[str, object] = {"train_cfg.max_iters": 1, "train_cfg.val_interval": 2}
     for part in ("train", "val", "test"):
         changes[f"{part}_dataloader.dataset.data_root"] = str(root)
         changes[f"{part}_dataloader.num_workers"] = 0
         changes[f"{part}_dataloader.persistent_workers"] = False
     work = str(tmp_path / "work")
-    changes["default_hooks.checkpoint.interval"] = 2
-    assert train(config, work, cfg_options=changes).iter == 2
+    changes["default_hooks.checkpoint.interval"] = 1
+    changes["train_dataloader.batch_size"] = 2
+    assert train(config, work, cfg_options=changes).iter == 1
+    changes["train_cfg.max_iters"] = 2
+    assert train(config, work, resume="auto", cfg_options=changes).iter == 2
     metrics = evaluate(
         config,
         f"{work}/iter_2.pth",

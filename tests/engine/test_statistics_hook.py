@@ -67,6 +67,7 @@ def test_detector(shapes: Path, tmp_path: Path, options: Options) -> None:
     assert not runner.model._forward_pre_hooks
 
 
+@pytest.mark.slow
 def test_segmentor_and_a_plain_model(tmp_path: Path) -> None:
     config = str(ROOT / "configs" / "ltm_swin_upernet_shapes.py")
     root = ensure_shapes(tmp_path / "shapes", {"train": 4, "val": 2})

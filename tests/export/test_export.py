@@ -93,7 +93,8 @@ def test_onnx_of_a_merged_stage_is_the_model_at_all_sizes(tmp_path):
     check(model, onnx_of(model, tmp_path / "stage.onnx"))
 
 
-@pytest.mark.parametrize("keep", [(100, 100), pytest.param((196, 120), marks=pytest.mark.slow)])
+@pytest.mark.slow  # test_device_path.py exports one of a fixed size
+@pytest.mark.parametrize("keep", [(100, 100), (196, 120)])
 def test_program_of_a_vit_is_the_model_at_all_sizes(keep):
     """A merge in one round, or in two (of 196 to 100), among numbers of tokens of any size."""
     model = randomise(LTMViT(**SMALL_VIT, num_layers=2, keep=(keep,))).eval()

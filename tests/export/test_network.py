@@ -51,9 +51,10 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
 @pytest.mark.parametrize(
     ("name", "dynamo"),
     [
-        ("vit", True),
-        *(pytest.param(name, True, marks=pytest.mark.slow) for name in ("torchvision", "timm")),
-        *((name, False) for name in MODELS),
+        ("torchvision", False),
+        ("vit", False),
+        pytest.param("timm", False, marks=pytest.mark.slow),
+        *(pytest.param(name, True, marks=pytest.mark.slow) for name in MODELS),
     ],
 )
 def test_pytorchs_own_exporters_write_files_of_any_batch(name, dynamo, tmp_path):
@@ -73,9 +74,8 @@ def test_pytorchs_own_exporters_write_files_of_any_batch(name, dynamo, tmp_path)
             assert_close(torch.from_numpy(found), model(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "suffix", [".onnx", *(pytest.param(s, marks=pytest.mark.slow) for s in (".pt2", ".xml"))]
-)
+@pytest.mark.slow  # the documentation's example exports such a model, test_whole.py to ONNX
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".xml"])
 def test_a_file_is_the_model(suffix, tmp_path):
     if suffix != ".pt2":
         pytest.importorskip("onnxscript")
@@ -171,6 +171,7 @@ def test_mistakes_get_one_clear_line(model, example, name, options, message, tmp
         ltm_mm.export(model, example, tmp_path / "folder.pt2")
 
 
+@pytest.mark.slow  # that it can be imported without, test_install.py tests
 def test_openmmlab_is_not_needed(tmp_path):
     code = f"""
 import sys

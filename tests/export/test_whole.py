@@ -23,14 +23,12 @@ from ltm_mm.export.calibration import images
 from ltm_mm.export.evaluate import use_file
 from ltm_mm.export.files import import_package
 from ltm_mm.export.heads import SUPPORTED, WholeModel
-from ltm_mm.export.metadata import describe
 from ltm_mm.export.reference import paste
 from tests.conftest import ROOT
 from tests.export import tiny
+from tests.export.boxes import CONFIG, TRACED, Boxes, write_boxes
 
-TRACED = (97, 131)
 OTHERS = [(150, 70), (96, 160), (81, 90)]
-CONFIG = str(ROOT / "configs" / "ltm_swin_maskrcnn_shapes.py")
 
 
 MODELS = {**tiny.DETECTORS, **{f"mmseg-{name}": make for name, make in tiny.SEGMENTORS.items()}}
@@ -82,38 +80,11 @@ def test_files_are_the_model(name, keep, format, tmp_path_factory):
         assert difference.detections is None or difference.detections > 5
 
 
-class Boxes(nn.Module):
-    """A detector that finds the same two things in every image, one of them with a mask."""
-
-    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        zero = image.mean(dim=(1, 2, 3))[:, None] * 0  # (B, 1)
-        boxes = torch.tensor([[[10.0, 20, 50, 60], [70, 10, 90, 30], [0, 0, 0, 0]]])
-        scores, labels = torch.tensor([[0.9, 0.6, 0.0]]), torch.tensor([[0, 1, -1]])
-        masks = torch.zeros(1, 3, 28, 28)
-        masks[:, 0, :, :14] = 1
-        return (
-            boxes + zero[..., None],
-            scores + zero,
-            labels + zero.long(),
-            masks + zero[..., None, None],
-        )
-
-
 @pytest.fixture
 def fixed(tmp_path):
-    """Its ONNX file, for images of 160 x 160 of the built-in shapes."""
+    """An ONNX file for images of 160 x 160 of the built-in shapes."""
     pytest.importorskip("onnxscript")
-    cfg = Config.fromfile(CONFIG)
-    extra = dict(masks="box", mask_threshold=0.5, smallest=33)
-    outputs = ["boxes", "scores", "labels", "masks"]
-    preprocessor = nn.Module()
-    preprocessor.data_preprocessor = nn.Module()
-    preprocessor.data_preprocessor.mean = torch.tensor([1.0, 2, 3])
-    preprocessor.data_preprocessor.std = torch.ones(3)
-    preprocessor.data_preprocessor._channel_conversion = True
-    metadata = describe(cfg, preprocessor, outputs, extra, "none")
-    save_onnx(export_program(Boxes(), TRACED), tmp_path / "fixed.onnx", outputs, metadata)
-    return tmp_path / "fixed.onnx"
+    return write_boxes(tmp_path / "fixed.onnx")
 
 
 def test_a_file_says_how_to_run_it(fixed):

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.dataset import Compose
 from mmengine.registry import MODELS, DefaultScope
 from PIL import Image, ImageOps
 from pycocotools.coco import COCO
@@ -17,9 +18,11 @@ from ltm_mm.datasets import draw_image, ensure_shapes
 from ltm_mm.engine import evaluate, load_config
 from ltm_mm.errors import UserError
 from ltm_mm.inference import predict
+from ltm_mm.inference.inputs import PictureReader, find_sources
 from ltm_mm.inference.run import data_facts
 from tests.conftest import ROOT, forget_runs
 from tests.engine.conftest import SHAPES_CONFIG, data_options, line_of
+from tests.export.boxes import write_boxes
 
 SEGMENTOR = str(ROOT / "configs" / "ltm_swin_upernet_shapes.py")
 SMALL: dict[str, object] = {
@@ -70,7 +73,9 @@ def detections(results: Path, images: Path) -> dict[str, list[tuple]]:
     return {key: sorted(entries, key=str) for key, entries in by_image.items()}
 
 
-@pytest.mark.parametrize(("kind", "batch"), [("bbox", 1), ("segm", 3)])
+@pytest.mark.parametrize(
+    ("kind", "batch"), [pytest.param("bbox", 1, marks=pytest.mark.slow), ("segm", 3)]
+)
 def test_detections_are_those_of_a_test(
     kind: str, batch: int, shapes: Path, weights: Weights, tmp_path: Path
 ) -> None:
@@ -98,6 +103,31 @@ def test_detections_are_those_of_a_test(
     assert sorted(f.name for f in (out / "pictures").iterdir()) == sorted(
         f"{f.stem}.jpg" for f in (shapes / "val").iterdir()
     )
+
+
+@pytest.mark.parametrize(
+    ("suffix", "needed"), [(".onnx", "onnxscript"), (".xml", "openvino"), (".pt2", "torch")]
+)
+def test_a_file_predicts_what_it_is_tested_with(
+    suffix: str, needed: str, shapes: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip(needed)
+    file = str(write_boxes(tmp_path / f"boxes{suffix}"))
+    tested = {"test_evaluator.format_only": True, "test_evaluator.outfile_prefix": f"{tmp_path}/t"}
+    options = {k: v for k, v in data_options(shapes).items() if k.startswith("test")}
+    of_training = tmp_path / Path(SHAPES_CONFIG).name
+    of_training.write_text("# what was trained in this work dir")
+    evaluate(SHAPES_CONFIG, file, str(tmp_path), cfg_options=options | tested)
+    assert of_training.read_text() == "# what was trained in this work dir"
+    forget_runs()
+    photos = [str(shapes / "val")]
+    out = predict(SHAPES_CONFIG, file, photos, str(tmp_path / "out"), batch_size=2, score_thr=0.0)
+    for kind in ("bbox", "segm"):
+        expected = detections(
+            tmp_path / f"t.{kind}.json", shapes / "annotations" / "instances_val.json"
+        )
+        assert [len(found) for found in expected.values()] == [2, 2, 2]
+        assert detections(out / f"predictions.{kind}.json", out / "images.json") == expected
 
 
 def test_label_maps_are_those_of_a_test(shapes: Path, weights: Weights, tmp_path: Path) -> None:
@@ -196,6 +226,17 @@ def test_no_photo_ends_the_others(
     assert (video.get(cv2.CAP_PROP_FRAME_COUNT), video.get(cv2.CAP_PROP_FPS)) == (3, 5)
 
 
+def test_hidden_files_and_links_to_nothing(tmp_path: Path) -> None:
+    """macOS leaves a ``._*`` beside every photo; a link to nothing does not end a folder's run."""
+    for name in ("b.jpg", "._b.jpg"):
+        (tmp_path / name).touch()
+    link = tmp_path / "a.jpg"
+    link.symlink_to(tmp_path / "gone.jpg")
+    assert find_sources([str(tmp_path)]) == [link, tmp_path / "b.jpg"]
+    (picture,) = PictureReader(Compose([dict(type="LoadImageFromFile")])).read(link)
+    assert picture.fault == "is a link to a file that is gone"
+
+
 def test_every_fault_is_named(
     photos: Path, weights: Weights, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -215,6 +256,24 @@ def test_every_fault_is_named(
     labels = tmp_path / "out" / "labels"
     assert len(list(labels.glob("*.png"))) == 6
     assert len(list((labels / "i_clip").glob("*.png"))) == 3
+
+
+def test_own_classes_have_colours(shapes: Path, weights: Weights, tmp_path: Path) -> None:
+    """Data of one's own has class names and no palette; every box gets a frame in a colour."""
+    config = str(ROOT / "configs" / "ltm_swin_fasterrcnn_fruits_nuts.py")
+    options = {k: v for k, v in SMALL.items() if "pipeline" not in k}
+    out = predict(
+        config,
+        weights(config),
+        [str(shapes / "val")],
+        str(tmp_path),
+        score_thr=0.0,
+        cfg_options=options,
+    )
+    for file in (out / "pictures").iterdir():
+        photo = Image.open(shapes / "val" / f"{file.stem}.png")
+        change = np.abs(np.asarray(Image.open(file), int) - np.asarray(photo, int))
+        assert (change.max(-1) > 64).sum() > 100
 
 
 def test_a_turned_photo_is_the_photo_turned(photos: Path, weights: Weights, tmp_path: Path) -> None:

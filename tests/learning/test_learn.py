@@ -16,8 +16,11 @@ from ltm_mm.models import LTMSwin, LTMViT
 from tests.adapters.sources import build, outputs
 from tests.models.contract import settled
 
-LIBRARIES = ["mmdet", "mmpretrain", "timm", "timm v2", "torchvision", "torchvision v2"]
-LIBRARIES += ["official detector"]
+LIBRARIES = ["timm", "torchvision v2", "official detector"]  # other tests learn with mmdet's
+LIBRARIES += [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("mmdet", "mmpretrain", "timm v2", "torchvision")
+]
 SHORT = Settings(steps=8, crop=224, lr=2e-4, detail_lr=1e-2, batch_size=1)
 
 
@@ -179,6 +182,51 @@ def test_models_that_have_no_detail():
         ltm_mm.learn(vit, photos(), train="x")
     with pytest.raises(ValueError, match="keep must name plans that merge"):
         ltm_mm.learn(build("mmdet"), photos(), keep=None)
+
+
+@pytest.mark.parametrize("keep", ["none", 49, {"all": (None, None, None, None)}])
+def test_a_plan_that_merges_nothing_is_refused_before_it_learns(keep):
+    with pytest.raises(ValueError, match="merges nothing in this model"):
+        ltm_mm.learn(build("mmdet"), photos(), keep)
+
+
+FINE = torch.rand(3, 56, 56)
+NO_IMAGES = {
+    "path": ["a.jpg", "b.jpg"],
+    "text": "photos",
+    "number": 5,
+    "numpy": [FINE.numpy()] * 3,
+    "with labels": [(FINE, 0)] * 3,
+    "bytes": [(255 * FINE).byte()] * 3,
+    "no channels": [FINE[0]] * 3,
+    "empty": [FINE[:, :0]] * 3,
+    "not finite": [FINE, FINE / 0],
+}
+
+
+@pytest.mark.parametrize("images", NO_IMAGES.values(), ids=NO_IMAGES)
+@pytest.mark.parametrize("function", [ltm_mm.learn, ltm_mm.fidelity])
+def test_what_is_no_image(function, images):
+    with pytest.raises(ValueError, match="images must be") as error:
+        function(build("torchvision"), images)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("function", [ltm_mm.learn, ltm_mm.fidelity])
+def test_what_is_no_model(function):
+    with pytest.raises(ValueError, match="model must be a built model"):
+        function(None, photos())
+
+
+def test_settings_are_settings():
+    with pytest.raises(ValueError, match=r"settings must be ltm_mm\.learning\.Settings"):
+        ltm_mm.learn(build("mmdet"), photos(), settings=dict(steps=3))
+
+
+def test_learning_works_in_inference_mode():
+    with torch.inference_mode():
+        learned = ltm_mm.learn(build("mmdet"), photos(), 9, "all", SHORT, progress_bar=False)
+    assert learned.weights
 
 
 def test_two_photos_are_needed():

@@ -359,7 +359,9 @@ class BackboneContract:
         """Whether a parameter belongs to a stage, its output norm included."""
         raise NotImplementedError
 
-    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize(
+        "dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)]
+    )
     def test_autocast_is_finite_and_near(self, plan, dtype):
         """As near as without merging, if the groups are the same."""
         plain, x = settled(self.build(keep=None)).eval(), self.image(1, 75, 117)

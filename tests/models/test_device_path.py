@@ -34,6 +34,11 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 READS = ("aten.item", "local_scalar_dense", "nonzero", "sym_constrain_range")
 models = pytest.mark.parametrize("name", MODELS)
+# The steps of the families with convolutions take longest; their masks run in the passes, too.
+SLOW = ("efficientvit", "mobilevit")
+steps = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in MODELS]
+)
 sizes = pytest.mark.parametrize("size", SIZES, ids=str)
 
 
@@ -89,7 +94,7 @@ def test_forward_on_a_gpu_waits_for_nothing(
         assert copies.count == 0
 
 
-@models
+@steps
 @sizes
 def test_training_step_waits_for_nothing(
     name: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch

@@ -101,7 +101,7 @@ def same_as_timm(arch: str, *size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 3, 224, 224), (2, 3, 231, 317)])
-@pytest.mark.parametrize("arch", ["b0", "b1"])
+@pytest.mark.parametrize("arch", ["b0", pytest.param("b1", marks=pytest.mark.slow)])
 def test_equals_timms_features_only_model(arch, size):
     same_as_timm(arch, *size)
 

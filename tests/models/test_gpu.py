@@ -1,6 +1,6 @@
 """Laws on a GPU; `tools/gpu_benchmark.py` runs them. What can run on a CPU, too, does."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 import torch
@@ -64,23 +64,23 @@ def gradients(model: nn.Module, x: Tensor) -> list[Tensor]:
     return [p.grad.clone() for p in model.parameters()]
 
 
-def pair(name: str, device: str, **options: object) -> tuple[nn.Module, nn.Module]:
-    """A model on the CPU in double precision, and on the device in single."""
-    exact = randomise(MODELS[name](**options))
-    fast = MODELS[name](**options)
-    fast.load_state_dict(exact.state_dict())
-    return exact.double().eval(), fast.to(device).eval()
+def pairs(
+    run: Callable[[nn.Module, Tensor], Iterable[Tensor]], name: str, device: str
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What a run gives on the device in single precision, and on the CPU in double."""
+    exact, own = randomise(MODELS[name]()), MODELS[name]()
+    own.load_state_dict(exact.state_dict())
+    with same_groups(device) as again:
+        expected = run(exact.double().eval(), image("cpu").double())
+        again()
+        found = run(own.to(device).eval(), image(device))
+    return ((a.cpu(), b.float()) for a, b in zip(found, expected, strict=True))
 
 
 @models
 def test_maps_are_those_of_the_cpu(name: str, device: str) -> None:
-    exact, own = pair(name, device)
-    with same_groups(device) as again:
-        expected = maps(exact, image("cpu").double())
-        again()
-        found = maps(own, image(device))
-    for a, b in zip(found, expected, strict=True):
-        assert_close(a.cpu(), b.float(), rtol=1e-3, atol=1e-3)
+    for a, b in pairs(maps, name, device):
+        assert_close(a, b, rtol=1e-3, atol=1e-3)
 
 
 @models
@@ -130,13 +130,8 @@ def test_autocast_is_near_single_precision(name: str, dtype: torch.dtype, device
 
 @models
 def test_gradients_are_those_of_the_cpu(name: str, device: str) -> None:
-    exact, own = pair(name, device)
-    with same_groups(device) as again:
-        expected = gradients(exact, image("cpu").double())
-        again()
-        found = gradients(own, image(device))
-    for a, b in zip(found, expected, strict=True):
-        assert_close(a.cpu(), b.float(), rtol=1e-2, atol=1e-2 * float(b.abs().max()) + 1e-6)
+    for a, b in pairs(gradients, name, device):
+        assert_close(a, b, rtol=1e-2, atol=1e-2 * float(b.abs().max()) + 1e-6)
 
 
 @swins

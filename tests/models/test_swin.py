@@ -80,7 +80,13 @@ def test_options_mean_what_they_mean_in_mmdet(options):
     same_maps(model, reference, 1, options.get("in_channels", 3), 64, 96)
 
 
-@pytest.mark.parametrize("size", [(1, 224, 224), (1, 320, 256), (2, 231, 317)])
+@pytest.mark.parametrize(
+    "size",
+    [
+        (1, 231, 317),
+        *(pytest.param(s, marks=pytest.mark.slow) for s in ((1, 224, 224), (2, 320, 256))),
+    ],
+)
 def test_swin_tiny_equals_mmdets(size):
     reference = randomise(SwinTransformer())
     model = LTMSwin(arch="tiny", keep=None)

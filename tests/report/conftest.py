@@ -28,14 +28,11 @@ def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = {**data_options(shapes), **TINY, "train_cfg.max_epochs": 2}
     work = folder / "tiny"
     forget_runs()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mmengine.runner.runner.collect_env", lambda: {"PyTorch": "2.x"})
-        patch.setattr("yapf.yapflib.yapf_api.FormatCode", lambda text, **_: (text, True))
-        train(SHAPES_CONFIG, str(work), cfg_options=options)
-        forget_runs()
-        options["train_cfg.max_epochs"] = 3
-        train(SHAPES_CONFIG, str(work), resume="auto", cfg_options=options)
-        forget_runs()
-        evaluate(SHAPES_CONFIG, str(work / "epoch_3.pth"), str(work), cfg_options=options)
+    train(SHAPES_CONFIG, str(work), cfg_options=options)
+    forget_runs()
+    options["train_cfg.max_epochs"] = 3
+    train(SHAPES_CONFIG, str(work), resume="auto", cfg_options=options)
+    forget_runs()
+    evaluate(SHAPES_CONFIG, str(work / "epoch_3.pth"), str(work), cfg_options=options)
     forget_runs()
     return work

@@ -95,6 +95,7 @@ def test_page_of_a_run(work_dir: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "mask AP" in page
     assert page.count('<input type="range"') == 1
     assert page.count('class="map"') == 1
+    assert "with merging, epoch_3.pth." in page
     assert "3 epochs" in page
     assert f"python tools/train.py {work_dir}" in page  # no command was recorded
     svg = next(i for i in images_of(page) if "svg" in i)
@@ -133,16 +134,19 @@ def test_page_shows_what_was_learned(copy: Copy, tmp_path: Path) -> None:
             "fast, learned", "learned", "fast", 10**9, [], [0.05], {"objects": 0.95}
         ),
     ]
-    fidelity.Fidelity(rows, {}).save(folder / "learned")
+    fidelity.Fidelity(rows, {}, no_faster=["fast"]).save(folder / "learned")
     page = write_report([str(folder)], out, num_images=0).read_text()
     assert "<h2>Learned</h2>" in page
     assert "<td>95.00</td>" in page
+    assert "<p>Merging saves no time at this image size: fast.</p>" in page
+    assert page.count('id="learned"') == page.count('href="#learned"') == 1
     (folder / "learned.json").write_text('{"rows": 1}')
     page = write_report([str(folder)], out, num_images=0).read_text()
     assert "<h2>Learned</h2>" not in page
     assert "learned.json holds no table of tools/fidelity.py" in page
 
 
+@pytest.mark.slow
 def test_options_change_the_page(work_dir: Path, tmp_path: Path) -> None:
     from PIL import Image
 
@@ -156,6 +160,7 @@ def test_options_change_the_page(work_dir: Path, tmp_path: Path) -> None:
     assert "plain: 0 objects, merged: 0 objects" in none
 
 
+@pytest.mark.slow
 def test_same_names_are_told_apart(work_dir: Path, copy: Copy, tmp_path: Path) -> None:
     twin = copy("tiny")
     page = write_report(
@@ -177,14 +182,16 @@ def test_figures_name_their_checkpoint(copy: Copy, tmp_path: Path) -> None:
     details = next(folder.glob("*/by_class.json"))
     details.write_text(details.read_text().replace("epoch_3.pth", "best_of_all.pth"))
     assert read_run(folder).checkpoint == folder / "best_of_all.pth"  # the pictures' weights
-    page = write_report([str(folder)], str(tmp_path / "p.html"), num_images=1).read_text()
+    page = write_report([str(folder)], str(tmp_path / "p.html"), num_images=0).read_text()
     assert "<small>test of best_of_all.pth</small>" in page
     assert "By class: best_of_all.pth" in page
-    assert "with merging, best_of_all.pth." in page
     for name in SHAPES:
         assert f'<th scope="row">{name}</th>' in page
     assert 'alt="Confusions between classes of best_of_all.pth"' in page
     assert 'alt="Precision over recall of best_of_all.pth"' in page
+    (folder / "best_of_all.pth").rename(folder / "best_of_others.pth")
+    details.write_text(details.read_text().replace("best_of_all.pth", "best_of_all.onnx"))
+    assert read_run(folder).checkpoint == folder / "best_of_others.pth"  # a file's are of the best
     details.write_text('{"checkpoint": "x.pth", "task": "detection", "classes": ["a"]}')
     assert "What was found per class cannot be read" in write_report(
         [str(folder)], str(tmp_path / "p.html"), num_images=0
@@ -244,6 +251,7 @@ def test_broken_work_dirs_end_in_one_line(
     ("arguments", "expected"),
     [
         (dict(work_dirs=["no/such"]), "work dir no/such does not exist"),
+        (dict(work_dirs=[__file__]), f"work dir {__file__} is a file"),
         (dict(out="page.pdf"), "--out page.pdf: the file's name must end in .html"),
         (dict(num_images=-1), "--num-images must be 0 or more"),
         (dict(images=["no.jpg"]), "--images no.jpg: there is no such file"),

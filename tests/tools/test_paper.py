@@ -14,7 +14,14 @@ from tools.flops import POINTS, Point, measure, to_markdown
 BACKBONES = dict(swin=LTMSwin, vit=LTMViT, efficientvit=LTMEfficientViT, mobilevit=LTMMobileViT)
 
 
-@pytest.mark.parametrize("point", POINTS, ids=lambda p: f"{p.model}-{p.size}")
+SMALL = ("ltm_swin_tiny", "ltm_efficientvit_b1", "ltm_mobilevit_xs", "ltm_vit_small")
+
+
+@pytest.mark.parametrize(
+    "point",
+    [p if p.model in SMALL else pytest.param(p, marks=pytest.mark.slow) for p in POINTS],
+    ids=lambda p: f"{p.model}-{p.size}",
+)
 def test_work_and_parameters_are_the_papers(point: Point) -> None:
     with torch.device("meta"):
         figures = measure(point)

@@ -15,6 +15,7 @@ from ltm_mm.analysis.benchmark.run import run_benchmark
 from ltm_mm.analysis.plan.run import make_plan
 from ltm_mm.engine.build import named_config
 from ltm_mm.engine.photos import read_photos
+from ltm_mm.errors import UserError
 from ltm_mm.export.run import export
 from ltm_mm.report import write_report
 from ltm_mm.visualization import visualize
@@ -98,6 +99,23 @@ def test_photos_to_plan_with(capsys: pytest.CaptureFixture, tmp_path: Path, phot
         ),
     )
     assert f"{photos / 'b.jpg'} is damaged or no photo" in line
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_a_photo_of_16_bits_is_the_photo(tmp_path: Path, suffix: str) -> None:
+    """By its upper eight bits, not clipped to white."""
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 40), np.uint8)
+    files = [tmp_path / f"{bits}.{suffix}" for bits in (8, 16)]
+    Image.fromarray(pixels).save(files[0])
+    Image.fromarray(pixels.astype(np.uint16) << 8).save(files[1])
+    eight, sixteen = read_photos(named_config(MODEL), files, (64, 64), "cpu")
+    torch.testing.assert_close(sixteen, eight, rtol=0, atol=0)
+
+
+def test_a_photo_of_floating_point_pixels(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((40, 40), np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(UserError, match=r"a\.tif .* its pixels are floating-point numbers"):
+        read_photos(named_config(MODEL), [tmp_path / "a.tif"], (64, 64), "cpu")
 
 
 @pytest.mark.parametrize("dpi", [0, -5, 100_000])

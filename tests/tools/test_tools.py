@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from ltm_mm.engine.ib_hook import KEY
-from tests.conftest import ROOT
+from ltm_mm.errors import UserError
+from tests.conftest import ROOT, tool_runner
 from tests.tools.conftest import Tool, command, environment
 
 SHAPES_CONFIG = ROOT / "configs" / "ltm_swin_maskrcnn_shapes.py"
@@ -69,16 +70,35 @@ def options(shapes: Path, **changes: object) -> list[str]:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("train.py", SHAPES_CONFIG, "--ltm", "quick"), "error: --ltm quick: give none, light"),
-        (("test.py", SHAPES_CONFIG, "gone.pth"), "error: checkpoint gone.pth does not exist"),
+        (("train", SHAPES_CONFIG, "--ltm", "quick"), "error: --ltm quick: give none, light"),
+        (("test", SHAPES_CONFIG, "gone.pth"), "error: checkpoint gone.pth does not exist"),
     ],
 )
-def test_one_line_and_no_traceback(tool: Tool, shapes: Path, arguments: tuple, line: str) -> None:
-    done = tool(*arguments, *options(shapes), ok=False)
+def test_one_line_and_no_traceback(
+    shapes: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    arguments: tuple,
+    line: str,
+) -> None:
+    name, *words = arguments
+    run = tool_runner(name, monkeypatch)
+    with pytest.raises(SystemExit) as ended:
+        run(*words, *options(shapes))
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert next(ln for ln in said.splitlines() if "error" in ln).startswith(line)
+    with pytest.raises(UserError, match=line.removeprefix("error: ")):
+        run(*words, "--debug", *options(shapes))
+
+
+@pytest.mark.slow  # as test_install.py's test_command_says_what_is_missing
+def test_a_program_ends_in_one_line_and_with_its_status(tool: Tool) -> None:
+    done = tool("train.py", "gone.py", ok=False)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert next(ln for ln in done.stderr.splitlines() if "error" in ln).startswith(line)
-    assert "Traceback" in tool(*arguments, "--debug", *options(shapes), ok=False).stderr
+    assert done.stderr.splitlines()[-1].startswith("error: config gone.py does not exist")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """From config and image file to pictures: both tasks, every kind of image, bad input."""
 
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,21 +16,11 @@ from ltm_mm.engine.build import plain_twin
 from ltm_mm.engine.photos import find_images, pipeline_of
 from ltm_mm.errors import UserError, clean_errors
 from ltm_mm.visualization import MergeVisualizer, build_pair, visualize
-from tests.conftest import ROOT, load_file
+from tests.conftest import ROOT, load_file, tool_runner
 
 DETECTOR = str(ROOT / "configs" / "ltm_swin_maskrcnn_shapes.py")
 SEGMENTOR = str(ROOT / "configs" / "ltm_efficientvit_upernet_shapes.py")
 SIZES = {"test_dataloader.dataset.pipeline.1.scale": (96, 96)}
-
-
-@pytest.fixture(autouse=True)
-def _quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out what only makes a path longer to find; seconds per config."""
-
-    def metainfo(package_path: str, cfg_path: str) -> dict:
-        raise ValueError(cfg_path)
-
-    monkeypatch.setattr("mmengine.config.utils._get_cfg_metainfo", metainfo)
 
 
 def photo(height: int = 67, width: int = 90) -> Image.Image:
@@ -240,7 +229,7 @@ def test_plain_twin_of_a_model_that_apply_was_used_on() -> None:
 
 
 def test_images_of_a_folder_in_order(tmp_path: Path) -> None:
-    for name in ("b.PNG", "a.jpeg", "c.txt"):
+    for name in ("b.PNG", "a.jpeg", "c.txt", "._a.jpeg"):  # the last one as macOS leaves it
         (tmp_path / name).touch()
     assert [file.name for file in find_images(str(tmp_path))] == ["a.jpeg", "b.PNG"]
 
@@ -269,8 +258,11 @@ def tool() -> Callable:
     return load_file("tools/visualize.py").parse_args
 
 
-def test_the_tool_ends_with_one_line() -> None:
-    command = [sys.executable, str(ROOT / "tools/visualize.py"), DETECTOR, "none.jpg"]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ended.returncode == 1
-    assert ended.stderr.splitlines()[-1] == "error: none.jpg: there is no such image or folder"
+def test_the_tool_ends_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        tool_runner("visualize", monkeypatch)(DETECTOR, "none.jpg")
+    assert ended.value.code == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == "error: none.jpg: there is no such image or folder"

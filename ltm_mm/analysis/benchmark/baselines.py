@@ -47,7 +47,7 @@ def build_models(
         UserError: if something is unknown, or does not fit the config.
     """
     cfg = named_config(config)
-    set_detail(cfg, detail, converts=bool(plans))
+    set_detail(cfg, detail, *plans)
     if whole and "type" not in cfg.model:
         raise UserError(f"{config} is a backbone; the whole model needs a detector's config")
     build = model_builder(cfg, backbone=not whole)

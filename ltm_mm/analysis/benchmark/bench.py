@@ -29,8 +29,8 @@ class Bench:
         size: height and width of the images in pixels.
         device: 'cpu' or 'cuda'.
         amp: None, 'fp16' or 'bf16'.
-        compiled: mode of ``torch.compile`` for the backbones, such as 'default'; None: as they
-            are.
+        compiled: mode of ``torch.compile`` for the backbones, such as 'default', or 'aot_eager',
+            graphs without generated code; None: as they are.
         channels_last: that memory format for weights and images.
         clock: seconds so far; on a GPU wall time.
 
@@ -248,7 +248,8 @@ def _counted(run: Callable[[], object], bar: tqdm) -> Callable[[], None]:
 
 def _compile_backbone(model: Any, mode: str) -> Any:
     """The model with its backbone compiled; the rest runs as it is."""
+    options: dict[str, Any] = dict(backend=mode) if mode == "aot_eager" else dict(mode=mode)
     if not hasattr(model, "backbone"):
-        return torch.compile(model, mode=mode)
-    model.backbone.compile(mode=mode)
+        return torch.compile(model, **options)
+    model.backbone.compile(**options)
     return model

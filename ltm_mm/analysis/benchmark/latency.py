@@ -86,8 +86,8 @@ def interleave(
     Raises:
         ValueError: if there are no rounds.
     """
-    if rounds < 1 or warmup < 0:
-        raise ValueError(f"rounds must be >= 1 and warmup >= 0, got {rounds} and {warmup}")
+    if type(rounds) is not int or rounds < 1 or warmup < 0:
+        raise ValueError(f"rounds must be an int >= 1, warmup >= 0, got {rounds} and {warmup}")
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for k in range(-warmup, rounds):
         for name in reversed(list(runs)) if k % 2 else runs:
@@ -167,9 +167,15 @@ def weight_memory(model: nn.Module) -> int:
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Let PyTorch use ``count`` CPU threads (None: as it is)."""
+    """Let PyTorch use ``count`` CPU threads (None: as it is).
+
+    Raises:
+        ValueError: if it is neither None nor an int >= 1.
+    """
+    if count is not None and (type(count) is not int or count < 1):
+        raise ValueError(f"threads must be an int >= 1 or None, got {count!r}")
     before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
+    torch.set_num_threads(before if count is None else count)
     try:
         yield
     finally:

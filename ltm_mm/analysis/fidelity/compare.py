@@ -1,7 +1,7 @@
 """What merging would change in a model, on photos without labels."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ...adapters.apply import attach
+from ...adapters.apply import attach, check_model
 from ...adapters.copies import Size, by_size, in_our_blocks
 from ...adapters.families import swin_stages
-from ...adapters.maps import plain_output, run_with_maps
+from ...adapters.maps import as_images, plain_output, run_with_maps
 from ...checkpoints.learned import Learned
 from ...engine.build import evaluating
 from ...engine.photos import add_noise, at_size, resized, size_of
@@ -88,8 +88,8 @@ class Candidate:
 
 def fidelity(
     model: nn.Module,
-    images: Sequence[Tensor],
-    keep: Sequence[Keep] | Mapping[str, Keep | LearnedPlan] = PRESETS,
+    images: Iterable[Tensor],
+    keep: Keep | Sequence[Keep] | Mapping[str, Keep | LearnedPlan] = PRESETS,
     predict: Callable[[nn.Module, Tensor], object] | None = None,
     maps: Callable[[nn.Module, Tensor], Sequence[Tensor]] | None = None,
     baselines: Sequence[str] = BASELINES,
@@ -108,9 +108,9 @@ def fidelity(
 
     Args:
         model: built, as :func:`ltm_mm.apply` supports it, plain.
-        images: ``(1, 3, H, W)``, normalised.
+        images: ``(3, H, W)`` or ``(1, 3, H, W)``, normalised.
         keep: the plans, each as ``ltm_mm.apply`` takes it, or a :class:`LearnedPlan`; a mapping
-            names them.
+            names them. A name or a number is one plan.
         predict: gets a model and an image and returns logits ``(1, classes)`` or ``(1, classes,
             H, W)``, a NumPy array of classes, or :class:`ltm_mm.visualization.predictions
             .Instances`; its time is measured. None: calls the model.
@@ -143,8 +143,13 @@ def fidelity(
         None if timed is None else (_stand_in(timed[0]), timed[1]),
         saved,
     )
+    if keep is None or isinstance(keep, str | int | float):
+        keep = [keep]
+    baselines = (baselines,) if isinstance(baselines, str) else baselines
     plans = keep if isinstance(keep, Mapping) else {str(plan): plan for plan in keep}
-    if not len(images):
+    check_model(model)
+    images = as_images(images)
+    if not images:
         raise ValueError("images must hold at least one tensor (1, 3, H, W)")
     with evaluating(model), use_threads(threads):
         return compare(tested, images, plans, baselines, rounds, watch, progress, clock)

@@ -5,10 +5,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..benchmark.latency import Spread, ratios
 from ..benchmark.report import markdown_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 KINDS = {  # kind of a row -> name, colour and mark in the picture
     "plan": ("merging", "#4477aa", "o"),
@@ -75,8 +78,13 @@ class Fidelity:
         head, *rows = self.cells()
         table = markdown_table(head, rows)
         if self.no_faster:
-            table += f"\n\nMerging saves no time at this image size: {', '.join(self.no_faster)}."
+            table += f"\n\n{self.note()}"
         return table
+
+    def note(self) -> str:
+        """A sentence about plans that save no time; empty if all do."""
+        plans = ", ".join(self.no_faster)
+        return f"Merging saves no time at this image size: {plans}." if plans else ""
 
     def cells(self) -> list[list[str]]:
         """The table's head and rows."""
@@ -126,21 +134,24 @@ class Fidelity:
         files[0].write_text(text + "\n")
         if self.rows[0].seconds:
             files.append(stem.with_name(f"{stem.name}.png"))
-            self._draw(files[1])
+            self.figure().savefig(files[1], dpi=120)
         return files
 
-    def _draw(self, path: Path) -> None:
+    def figure(self) -> "Figure":
         """Error of the maps over time; a line joins what none of its kind beats."""
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(7, 4.5), layout="constrained")
+        figure = Figure(figsize=(6, 4), layout="constrained")
         axis = figure.subplots()
+        axis.margins(x=0.12)
+        highest = 0.0
         for kind, (name, colour, mark) in KINDS.items():
             rows = [row for row in self.rows if row.kind == kind]
             points = [(1 / self.speedup(row).median, _mean(row.errors)) for row in rows]
             shown = sorted(point for point in points if math.isfinite(point[1]))
             if not shown:
                 continue
+            highest = max(highest, *(error for _, error in shown))
             axis.plot(*zip(*shown, strict=True), mark, color=colour, label=name)
             axis.plot(*zip(*_pareto_front(shown), strict=True), color=colour, alpha=0.6)
             if kind == "plan":  # a long plan by its place in the table
@@ -149,10 +160,11 @@ class Fidelity:
                     axis.annotate(f" {label}", point, fontsize=8, va="bottom")
         axis.set_xlabel("time, share of the plain model's")
         axis.set_ylabel("error of the maps (mean)")
-        axis.set_ylim(bottom=0)
+        axis.axvline(1, color="#222222", linewidth=1, linestyle="--", label="plain model's time")
+        axis.set_ylim(0, 1.15 * highest or 1)
         axis.grid(alpha=0.3)
-        axis.legend()
-        figure.savefig(path, dpi=120)
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
+        return figure
 
 
 def _known(value: float | None) -> float:

@@ -82,7 +82,7 @@ def run_fidelity(
     if None in plans.values():
         raise UserError("--ltm none: the model without merging is always there; name plans")
     cfg = change_config(named_config(config), cfg_options or {})
-    set_detail(cfg, detail)
+    set_detail(cfg, detail, *ltm)
     files = some_photos(photos, num_photos)
     build = model_builder(cfg, checkpoint, trust=trust_checkpoint, device=device)
     with scope_of(cfg):

@@ -214,7 +214,7 @@ def make_plan(
     check_folder("--out", out)
     clock = clock_of(cpu_time, threads, device)
     cfg = change_config(named_config(config), cfg_options or {})
-    set_detail(cfg, detail)
+    set_detail(cfg, detail, "balanced")  # or any other that is tried
     files = some_photos(photos, num_photos) if photos else []
     build = model_builder(cfg, checkpoint, backbone=True, trust=trust_checkpoint, device=device)
     plain = build(None)

@@ -9,7 +9,8 @@ from ltm_mm.analysis.benchmark import random_data
 from ltm_mm.analysis.benchmark.baselines import build_models
 from ltm_mm.checkpoints import load_backbone
 
-NAMES = ("swin-tiny", "vit-tiny", "vit-small", "mobilevit-s", "mobilevit-xxs", "efficientvit-b1")
+NAMES = ["swin-tiny", "vit-tiny", "mobilevit-xxs", "efficientvit-b1"]
+NAMES += [pytest.param(name, marks=pytest.mark.slow) for name in ("vit-small", "mobilevit-s")]
 
 
 @pytest.mark.parametrize("name", NAMES)

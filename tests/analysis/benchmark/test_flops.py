@@ -171,13 +171,8 @@ FAMILIES = {
 }
 
 
-ONE_AND_SLOW_ONES = [
-    name if name == "efficientvit" else pytest.param(name, marks=pytest.mark.slow)
-    for name in FAMILIES
-]
-
-
-@pytest.mark.parametrize("family", ONE_AND_SLOW_ONES)
+@pytest.mark.slow  # minutes of jit.trace
+@pytest.mark.parametrize("family", FAMILIES)
 def test_counters_of_others_see_all_that_ours_sees(family):
     """mmengine's (mmdet's get_flops.py), PyTorch's and jit.trace, which theirs stand on."""
     from mmengine.analysis import get_model_complexity_info

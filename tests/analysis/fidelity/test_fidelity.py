@@ -35,7 +35,7 @@ from ltm_mm.analysis.fidelity.baselines import (
     tome_groups,
     with_tome,
 )
-from ltm_mm.analysis.fidelity.report import Fidelity
+from ltm_mm.analysis.fidelity.report import Fidelity, FidelityRow
 from ltm_mm.analysis.fidelity.tool import run_fidelity
 from ltm_mm.engine import load_config
 from ltm_mm.engine.build import model_builder
@@ -472,7 +472,14 @@ def test_a_maps_error_is_nan_where_the_pieces_differ():
         (dict(images=[]), "images must hold at least one"),
         (dict(baselines=["rival"]), "baselines must be of image, pooling, tome, jpeg, got 'rival'"),
         (dict(keep=[None]), "keep=None merges nothing"),
+        (dict(keep=None), "keep=None merges nothing"),
         (dict(keep=["gentle"]), "unknown preset keep='gentle'"),
+        (dict(keep="gentle"), "unknown preset keep='gentle'"),
+        (dict(baselines="rival"), "baselines must be of image, pooling, tome, jpeg, got 'rival'"),
+        (dict(rounds=-1), "rounds must be an int >= 1"),
+        (dict(rounds=1.5), "rounds must be an int >= 1"),
+        (dict(threads=0), "threads must be an int >= 1 or None, got 0"),
+        (dict(threads="2"), "threads must be an int >= 1 or None, got '2'"),
         (dict(model=nn.Linear(2, 2)), "Linear has no stages to merge in"),
         (dict(model=ltm_mm.apply(classifier())), "call ltm_mm.remove"),
     ],
@@ -482,6 +489,18 @@ def test_bad_arguments_are_one_line(change, says):
     with pytest.raises(ValueError, match=says) as error:
         ltm_mm.fidelity(**arguments, progress=False)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [torch.ones(3, 64, 64)[None], [torch.ones(3, 64, 64)], (torch.ones(1, 3, 64, 64) for _ in "a")],
+    ids=["tensor", "without a batch", "generator"],
+)
+def test_one_plan_and_images_in_any_form(images):
+    options = dict(baselines="pooling", rounds=0, progress=False)
+    found = ltm_mm.fidelity(classifier(), images, "light", **options)
+    whole = ltm_mm.fidelity(classifier(), [torch.ones(1, 3, 64, 64)], ["light"], **options)
+    assert found.rows == whole.rows
 
 
 # --------------------------------------------------------------------------------------- the tool
@@ -544,6 +563,22 @@ def test_tool_prints_a_table_and_writes_files(trained, tmp_path, capsys):
     assert data["metadata"]["size"] == [64, 96]
     assert data["rows"][0]["agreement"] == plain.agreement
     assert (tmp_path / "tiny.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_picture_shows_all_points_and_the_plain_models_time():
+    """Two errors that are nearly the same lie inside the axes, not on their edge."""
+    seconds = dict(plain=[1.0, 1.0], fast=[0.8, 0.8], fastest=[0.7, 0.7])
+    errors = dict(plain=0.0, fast=0.1247, fastest=0.1248)
+    rows = [
+        FidelityRow(name, "plain" if name == "plain" else "plan", name, 1, seconds[name], [error])
+        for name, error in errors.items()
+    ]
+    (axis,) = Fidelity(rows, {}).figure().axes
+    (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
+    assert left < 0.69
+    assert right > 1
+    assert bottom == 0
+    assert top > 0.13
 
 
 def test_models_of_a_config_share_the_checkpoints_weights(trained):

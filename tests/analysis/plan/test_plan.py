@@ -310,7 +310,7 @@ def test_tool_writes_the_plan_and_prints_it_first(tmp_path, capsys):
 
 
 def test_without_photos_the_tool_says_what_errors_are(tmp_path, capsys):
-    make_plan("ltm-vit-tiny", 1.0, size=(32, 32), rounds=1, out=str(tmp_path))
+    make_plan("ltm-efficientvit-b0", 1.0, size=(64, 64), rounds=1, out=str(tmp_path))
     assert "estimated from token counts, not measured" in capsys.readouterr().out
 
 

@@ -6,6 +6,7 @@ cell by cell, so that what was measured is kept whatever happens after it.
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +28,8 @@ from .tables import write_tables
 BUDGETS = dict(
     environment=20, tests=100, backbones=80, compiled=170, models=60, profile=30, training=50
 )
+# Inductor's words and Triton's.
+NO_COMPILER = re.compile(r"No working C\+\+ compiler found|Failed to find C compiler")
 GRACE = 10  # seconds that a part may take over its time before it is ended
 
 
@@ -126,7 +129,10 @@ def run_part(part: str, out: str, start: float, limit: float, rounds: int, dry_r
             cell = measure()
         except Exception as error:
             line = explain(error) or f"{type(error).__name__}: {error}".splitlines()[0]
-            cell = dict(error=line, traceback=traceback.format_exc()[-4000:])
+            if NO_COMPILER.search(str(error)):
+                cell = dict(skipped=f"torch.compile needs a C++ compiler ({line})")
+            else:
+                cell = dict(error=line, traceback=traceback.format_exc()[-4000:])
             if scale.device == "cuda":
                 torch.cuda.empty_cache()
         cells.append(dict(name=name, seconds=round(time.time() - began, 1), **cell))
