@@ -36,9 +36,9 @@ def apply(
     """Merge tokens in a model that is already built, in place.
 
     Its modules and parameters stay the same objects under the same names (an optimiser that holds
-    them goes on), and so do its hooks; outputs keep their shapes. Only details and an EfficientViT's
-    masks add parameters, under names with ``merge``: an optimiser made before does not have these.
-    Gradient checkpointing, another input size, layers that are wrapped or replaced,
+    them goes on), and so do its hooks; outputs keep their shapes. Only details and the masks of an
+    EfficientViT add parameters, under names with ``merge``: an optimiser made before does not have
+    these. Gradient checkpointing, another input size, layers that are wrapped or replaced,
     ``load_state_dict`` and ``to`` work as without merging.
 
     Args:
@@ -76,7 +76,7 @@ def apply(
     return model
 
 
-def attach(model: nn.Module, learned: Learned) -> None:
+def attach(model: Any, learned: Learned) -> None:
     """Give a merging model what was learned for it.
 
     Raises:

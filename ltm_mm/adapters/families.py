@@ -138,7 +138,7 @@ def swin_stages(model: nn.Module) -> Stages:
     Raises:
         ValueError: if it has none, or several backbones.
     """
-    stages = []
+    stages: list[list[tuple[nn.Module, Any]]] = []
     for parent in model.modules():
         blocks = [
             (c, _norms(c)) for c in parent.children() if isinstance(c, SwinBlock) or adapter(c)
@@ -153,7 +153,7 @@ def swin_stages(model: nn.Module) -> Stages:
     return stages
 
 
-def _norms(block: nn.Module) -> tuple[nn.Module, nn.Module]:
+def _norms(block: nn.Module) -> tuple[Any, Any]:
     if isinstance(block, SwinBlock):
         return block.norm1, block.norm2
     return adapter_of(block).norms(block)
@@ -183,7 +183,7 @@ class ViTAdapter(FamilyAdapter):
         return [[m] for m in model.modules() if is_instance_of(m, "timm", "VisionTransformer")]
 
     @staticmethod
-    def check(stages: Sequence[nn.Module]) -> None:
+    def check(stages: Sequence[Any]) -> None:
         """Raise a ValueError if a ViT's blocks cannot merge."""
         for model in stages:
             check_vit(model)
@@ -201,7 +201,7 @@ class ViTAdapter(FamilyAdapter):
         return resolve_plan(keep, [len(blocks)], vit.TOKENS, model, True)
 
     @staticmethod
-    def wrap_stage(stage: nn.Module, counts: Sequence[int], window: int | None) -> None:
+    def wrap_stage(stage: Any, counts: Sequence[int], window: int | None) -> None:
         """Swap the classes of the model and its blocks."""
         merge_vit(stage, counts)
 

@@ -38,7 +38,7 @@ class MergedSwin(SwappedClass, MergingBlock, MergeScope):
         raise NotImplementedError
 
     @staticmethod
-    def norms(block: Any) -> tuple[nn.Module, nn.Module]:
+    def norms(block: Any) -> tuple[Any, Any]:
         """The norms of a block's attention and MLP."""
         return block.norm1, block.norm2
 
@@ -169,7 +169,7 @@ class CosineAttention(QkvAttention):
         return 1.0
 
 
-def run_biased(layer: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
+def run_biased(layer: Any, x: Tensor, bias: Tensor | None) -> Tensor:
     """A linear layer with a bias that is not its own."""
     if is_unmodified(layer):
         return linear(x, layer.weight, bias)

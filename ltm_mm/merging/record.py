@@ -18,11 +18,13 @@ class Merge(Protocol):
     Attributes:
         tokens: Z, what came in: a grid ``(B, H, W, C)``, or merged tokens ``(B, M', C)`` of the
             merge before.
-        merged: X~, all merged tokens of each image ``(B, M, C)``.
     """
 
     tokens: Tensor
-    merged: Tensor
+
+    @property
+    def merged(self) -> Tensor:
+        """X~, all merged tokens of each image ``(B, M, C)``."""
 
     @property
     def grid(self) -> tuple[int, int]:
