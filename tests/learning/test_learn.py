@@ -58,7 +58,9 @@ def test_every_library_learns_applies_and_gives_back(library, tmp_path):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-@pytest.mark.parametrize("train", ["detail", "weights", "all"])
+@pytest.mark.parametrize(
+    "train", ["detail", "all", pytest.param("weights", marks=pytest.mark.slow)]
+)
 def test_what_is_learned_lowers_the_loss_on_what_is_held_out(train):
     learned = learn(build("mmdet"), train, ("balanced", "fast"))
     losses = learned.history["held_out"]
