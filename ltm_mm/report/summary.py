@@ -86,13 +86,8 @@ def _describe_merging(backbone: Mapping[str, Any]) -> str:
         MODELS.get(backbone["type"]) if isinstance(backbone["type"], str) else backbone["type"]
     )
     known = inspect.signature(backbone_type).parameters
-    keep, mask = (
-        backbone.get(name, known[name].default if name in known else None)
-        for name in ("keep", "mask")
-    )
-    if keep is None:
-        return "none"
-    return f"keep {keep}{f', mask {mask}' * (mask is not None)}"
+    keep = backbone.get("keep", known["keep"].default)
+    return "none" if keep is None else f"keep {keep}"
 
 
 def _start(cfg: Mapping[str, Any]) -> str:

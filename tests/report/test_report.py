@@ -305,8 +305,8 @@ def test_a_run_without_merging(copy: Copy) -> None:
 @pytest.mark.parametrize(
     ("backbone", "expected"),
     [
-        (dict(type="ltm_mm.LTMSwin"), "keep balanced, mask match"),
-        (dict(type="ltm_mm.LTMSwin", keep=25, mask="soft"), "keep 25, mask soft"),
+        (dict(type="ltm_mm.LTMSwin"), "keep balanced"),
+        (dict(type="ltm_mm.LTMSwin", keep=25), "keep 25"),
         (dict(type="ltm_mm.LTMSwin", keep=None), "none"),
         (dict(type="ltm_mm.LTMViT", keep=0.5), "keep 0.5"),
         (dict(type="ltm_mm.LTMEfficientViT"), "none"),
