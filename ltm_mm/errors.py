@@ -90,10 +90,11 @@ def explain(error: BaseException) -> str | None:
     Args:
         error: what was raised; what it was raised from is examined after it.
     """
-    for link in chain(error):
-        for types, rule in RULES:
-            if isinstance(link, types) and (line := rule(link)):
-                return " ".join(line.split())
+    for rules in (RULES, LAST_RULES):
+        for link in chain(error):
+            for types, rule in rules:
+                if isinstance(link, types) and (line := rule(link)):
+                    return " ".join(line.split())
     return None
 
 
@@ -361,5 +362,8 @@ RULES: tuple[tuple[tuple[type[BaseException], ...], Rule], ...] = (
         ),
         _while_building,
     ),
+)
+# Tried where none of these knows more.
+LAST_RULES: tuple[tuple[tuple[type[BaseException], ...], Rule], ...] = (
     ((ValueError, TypeError, LookupError, AttributeError, AssertionError), _of_mmengine),
 )

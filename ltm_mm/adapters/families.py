@@ -66,7 +66,7 @@ class FamilyAdapter:
         raise NotImplementedError
 
     @staticmethod
-    def wrap_stage(stage: Any, counts: Sequence[int], mask: str, window: int | None) -> None:
+    def wrap_stage(stage: Any, counts: Sequence[int], window: int | None) -> None:
         """Swap the classes of a stage's blocks."""
         raise NotImplementedError
 
@@ -109,12 +109,10 @@ class SwinAdapter(FamilyAdapter):
         return swin_plan(keep, [len(stage) for stage in stages], size, width)
 
     @staticmethod
-    def wrap_stage(
-        stage: list[nn.Module], counts: Sequence[int], mask: str, window: int | None
-    ) -> None:
+    def wrap_stage(stage: list[nn.Module], counts: Sequence[int], window: int | None) -> None:
         """Swap the classes of a stage's blocks."""
         for block, count in zip(stage, counts, strict=True):
-            wrap_block(block, adapter_of(block), mask, count)
+            wrap_block(block, adapter_of(block), count)
 
 
 def by_backbone(stages: Sequence[tuple[str, Any]], number: int = -1) -> list[list[Any]]:
@@ -203,7 +201,7 @@ class ViTAdapter(FamilyAdapter):
         return resolve_plan(keep, [len(blocks)], vit.TOKENS, model, True)
 
     @staticmethod
-    def wrap_stage(stage: Any, counts: Sequence[int], mask: str, window: int | None) -> None:
+    def wrap_stage(stage: Any, counts: Sequence[int], window: int | None) -> None:
         """Swap the classes of the model and its blocks."""
         merge_vit(stage, counts)
 
@@ -237,7 +235,7 @@ class MobileViTAdapter(FamilyAdapter):
         return resolve_plan(keep, depths, mobilevit.TOKENS, model, True)[skipped:]
 
     @staticmethod
-    def wrap_stage(stage: nn.Module, counts: Sequence[int], mask: str, window: int | None) -> None:
+    def wrap_stage(stage: nn.Module, counts: Sequence[int], window: int | None) -> None:
         """Swap the classes of a block and its transformer's."""
         mobilevit.merge_block(stage, counts)
 
@@ -271,6 +269,6 @@ class EfficientViTAdapter(FamilyAdapter):
         return efficientvit.resolve_stage_plans(keep, stages, 8 if window is None else window)
 
     @staticmethod
-    def wrap_stage(stage: nn.Module, counts: Sequence[int], mask: str, window: int | None) -> None:
+    def wrap_stage(stage: nn.Module, counts: Sequence[int], window: int | None) -> None:
         """Swap the classes of a stage and its attention blocks."""
         efficientvit.merge_stage(stage, counts, 8 if window is None else window)

@@ -52,7 +52,9 @@ def export(
     path = _checked_path(path, check)
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be a built model (an nn.Module), got {model!r}")
-    if not isinstance(example, Tensor) or example.ndim != 4:
+    if any(tensor.is_meta for tensor in model.state_dict().values()):
+        raise ValueError("the model has no weights: it is on the meta device")
+    if not isinstance(example, Tensor) or example.ndim != 4 or not min(example.shape[1:]):
         raise ValueError(f"example must be images (B, C, H, W), got {_described(example)}")
     network = _Tensors(deepcopy(model).cpu().float()).eval()
     channels, size = example.shape[1], (example.shape[2], example.shape[3])
@@ -112,6 +114,8 @@ def _named(out: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 def _checked_path(path: str | Path, check: bool) -> Path:
     """The file; it can be written, and the packages that write and run it are there."""
+    if not isinstance(path, str | Path):
+        raise ValueError(f"path must be a file's name, got {path!r}")
     path = Path(path)
     if path.suffix not in RUNTIMES:
         raise ValueError(f"path must end in {', '.join(RUNTIMES)}, got {str(path)!r}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import ShiftedWindows
-from .groups import Mask
+from .groups import Groups
 
 
 class Merge(Protocol):
@@ -43,7 +43,7 @@ class WindowMerge:
 
     tokens: Tensor
     merged: Tensor
-    mask: Mask
+    mask: Groups
     windows: ShiftedWindows
 
     @property
@@ -76,7 +76,7 @@ class ChainMerge:
 
     tokens: Tensor
     merged: Tensor
-    mask: Mask
+    mask: Groups
     size: tuple[int, int]
     earlier: "ChainMerge | None" = None
 

@@ -1,7 +1,7 @@
 """Pure tensor functions of token merging: no modules, no parameters, no mm* import."""
 
 from .attention import fused_attention
-from .graphs import exporting, first_largest, largest, transformed
+from .graphs import exporting, first_largest, is_empty, largest, transformed
 from .groups import by_index, flat_index, full_precision, sum_groups, take_groups
 from .relative_position import pair_offsets, relative_position_index
 from .shift import BLOCKED, shift_indices, shift_masks, window_regions
@@ -28,6 +28,7 @@ __all__ = [
     "from_windows",
     "full_precision",
     "fused_attention",
+    "is_empty",
     "largest",
     "packed",
     "pad_to_windows",

@@ -24,6 +24,12 @@ def transformed() -> bool:
     return active or torch.autograd.forward_ad._current_level >= 0
 
 
+def is_empty(x: Tensor) -> bool:
+    """Whether a tensor holds nothing, as of no image: ``reshape`` cannot tell its sizes then."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return not traced and not x.numel()
+
+
 def largest(x: Tensor) -> tuple[Tensor, Tensor]:
     """Largest values along the last dimension, and where they are; of equals the first one.
 

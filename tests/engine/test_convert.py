@@ -1,11 +1,15 @@
 """The conversion of backbones in configs."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from mmengine.config import Config
 
 from ltm_mm.checkpoints import load_backbone
+from ltm_mm.checkpoints.learned import Learned
 from ltm_mm.engine import load_config, parse_keep, use_ltm
+from ltm_mm.engine.convert import set_detail
 from ltm_mm.errors import UserError
 from ltm_mm.registry import MODELS
 
@@ -200,3 +204,35 @@ def test_installed_config_builds_after_the_conversion(source: str) -> None:
     backbone = MODELS.build(cfg.model.backbone)
     assert type(backbone).__name__ == "LTMSwin"
     assert backbone.out_channels == (24, 48, 96, 192)
+
+
+PLAIN, OURS = {"type": "SwinTransformer"}, {"type": "ltm_mm.LTMSwin"}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "plans", "taken"),
+    [
+        (OURS, [], True),
+        (OURS, [None], True),
+        (OURS | {"keep": (None, 9)}, [None], True),
+        (OURS | {"keep": None}, [None], False),
+        (OURS | {"keep": None}, ["fast"], True),
+        (OURS, ["none"], False),
+        (PLAIN, [None], False),
+        (PLAIN, ["none"], False),
+        (PLAIN, ["none", "fast"], True),  # as tools/benchmark.py takes them
+        ({"type": "ResNet"}, ["fast"], False),
+    ],
+)
+def test_a_detail_needs_a_swin_that_merges(
+    tmp_path: Path, backbone: dict, plans: list[str | None], taken: bool
+) -> None:
+    file = tmp_path / "detail.pth"
+    Learned({}, (8,), (1,), "").save(file)
+    cfg = config(backbone)
+    if taken:
+        set_detail(cfg, str(file), *plans)
+        assert cfg.model.backbone.detail == str(file)
+        return
+    with pytest.raises(UserError, match="details are for a merging Swin"):
+        set_detail(cfg, str(file), *plans)

@@ -124,8 +124,6 @@ SMALL = {
             )
             for value in (0, 1.5)
         ),
-        ({"train_dataloader__batch_size": 0}, "batch_size should be a positive integer value"),
-        ({"train_dataloader__num_workers": -1}, "num_workers option should be non-negative"),
         ({"custom_hooks": dict(type="EMAHook")}, "hook should be an instance of Hook or dict"),
         ({"model": "MaskRCNN"}, "model should be a nn.Module object or dict, but got MaskRCNN"),
         ({"val_cfg": None}, "give all three, or None for all three; val_cfg is None"),

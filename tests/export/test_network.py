@@ -152,6 +152,14 @@ class _Detector(nn.Module):
         (nn.ReLU(), torch.zeros(3, 40, 40), "a.pt2", {}, "got a Tensor of shape"),
         (nn.ReLU(), "photo.jpg", "a.pt2", {}, "example must be images .*, got a str"),
         ("swin", torch.zeros(1, 3, 40, 40), "a.pt2", {}, "model must be a built model"),
+        (_Detector(), torch.zeros(1, 3, 0, 40), "a.pt2", {}, r"got a Tensor of shape \(1, 3, 0,"),
+        (
+            nn.Conv2d(3, 4, 3, device="meta"),
+            torch.zeros(1, 3, 40, 40),
+            "a.pt2",
+            {},
+            "no weights: it is on the meta device",
+        ),
         (_Detector(), torch.zeros(1, 3, 40, 40), "a.pt2", {}, "the model returns a str too"),
         (
             _Sized(),

@@ -114,7 +114,7 @@ def test_a_photo_of_16_bits_is_the_photo(tmp_path: Path, suffix: str) -> None:
 
 def test_a_photo_of_floating_point_pixels(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((40, 40), np.float32)).save(tmp_path / "a.tif")
-    with pytest.raises(UserError, match=r"a\.tif .* its pixels are floating-point numbers"):
+    with pytest.raises(UserError, match=r"a\.tif .*its pixels are floating-point numbers"):
         read_photos(named_config(MODEL), [tmp_path / "a.tif"], (64, 64), "cpu")
 
 

@@ -86,8 +86,8 @@ def interleave(
     Raises:
         ValueError: if there are no rounds.
     """
-    if type(rounds) is not int or rounds < 1 or warmup < 0:
-        raise ValueError(f"rounds must be an int >= 1, warmup >= 0, got {rounds} and {warmup}")
+    if rounds < 1 or warmup < 0:
+        raise ValueError(f"rounds must be >= 1 and warmup >= 0, got {rounds} and {warmup}")
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for k in range(-warmup, rounds):
         for name in reversed(list(runs)) if k % 2 else runs:

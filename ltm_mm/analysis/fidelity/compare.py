@@ -167,6 +167,8 @@ def compare(
     clock: Clock = time.perf_counter,
 ) -> Fidelity:
     """As :func:`fidelity`, of a model in any form."""
+    if type(rounds) is not int or rounds < 0:
+        raise ValueError(f"rounds must be an int >= 0, got {rounds!r}")
     unknown = sorted({*baselines} - {*BASELINES})
     if unknown:
         raise ValueError(f"baselines must be of {', '.join(BASELINES)}, got {unknown[0]!r}")

@@ -29,6 +29,7 @@ from ...merging import (
     notify_merge,
     rounds,
 )
+from ...ops import is_empty
 
 PARTS = {"norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2"}
 GridSize = tuple[int, int]
@@ -80,6 +81,8 @@ class GlobalBlocks(SwappedClass, MergeScope):
         prefix = self[0].prefix
         chain, outs = Chain(size or (1, x.shape[1] - prefix), with_cp), []
         taken = {len(self) - 1} if take is None else set(take)
+        if is_empty(x):
+            return x if take is None else [x] * len(taken)
         for k, block in enumerate(islice(self, max(taken) + 1)):
             x = block(x, chain)
             if k in taken:
