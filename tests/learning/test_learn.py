@@ -70,6 +70,20 @@ def test_what_is_learned_lowers_the_loss_on_what_is_held_out(train):
     assert (learned.weights is None) == (train == "detail")
 
 
+def test_rates_that_are_too_large_are_backed_off():
+    """Where the held-out loss is worse than at the start, learning begins anew with less."""
+    model = build("timm")
+    lesson = Lesson(lambda plan: _merged(model, plan), {"9": 9}, "weights", 0)
+    progress = lesson.learn(
+        *hold_out([photo[None] for photo in photos()]),
+        Settings(steps=12, crop=224, lr=0.05, batch_size=1),
+    )
+    losses = list(progress.held_out.values())
+    assert max(losses[1:3]) > losses[0]
+    assert progress.rate < 1
+    assert losses[-1] < max(losses)
+
+
 def rate_of(model: nn.Module, *plans: int) -> float:
     """What weights of a model learn with for plans; the model stays as it was, to the bit."""
 
