@@ -51,7 +51,7 @@ def test_reads_what_the_run_left(work_dir: Path) -> None:
     assert run.notes == []
     facts = summary(run)
     assert facts["model"] == "MaskRCNN (FPN, StandardRoIHead)"
-    assert facts["merging"] == "keep balanced, mask match"
+    assert facts["merging"] == "keep balanced"
     assert facts["schedule"] == "3 epochs"
     assert facts["optimiser"] == "AdamW, learning rate 0.002, weight decay 0.05"
     assert (facts["batch"], facts["seed"], facts["image size"]) == ("2", "0", "96 × 96")
