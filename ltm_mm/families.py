@@ -99,8 +99,7 @@ class Family:
             stage; None: the same everywhere.
         adapter: its :class:`ltm_mm.adapters.families.FamilyAdapter`, which finds its blocks in
             models of other libraries; None: :func:`ltm_mm.apply` does not know it.
-        takes_mask, takes_window, takes_detail: whether masks other than 'match', the window's
-            size and learned details can be chosen.
+        takes_window, takes_detail: whether the window's size and learned details can be chosen.
         replaces: types of mmdet and mmseg that ``--ltm`` converts.
         timm: timm's name of an arch; None: timm has no such network.
         timm_prefix: timm's names that begin so are archs, too.
@@ -125,7 +124,6 @@ class Family:
     options: Options = any_share
     error_weights: tuple[float, ...] | None = None
     adapter: str | None = None
-    takes_mask: bool = False
     takes_window: bool = False
     takes_detail: bool = False
     replaces: tuple[str, ...] = ()
@@ -208,7 +206,6 @@ SWIN = Family(
     # Of a small Swin trained on street photos (tools/real_weights.py swin --target-time).
     error_weights=(2e-2, 1.5e-2, 3e-4, 1e-5),
     adapter="ltm_mm.adapters.families:SwinAdapter",
-    takes_mask=True,
     takes_detail=True,
     replaces=("SwinTransformer",),
     timm="swin_{}_patch4_window7_224",

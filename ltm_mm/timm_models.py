@@ -10,10 +10,10 @@ and in timm's own training scripts, which import nothing of ours by themselves:
         --model-kwargs keep=paper ...
 
 A model ``ltm_*`` is timm's plain one with merging put on by :func:`ltm_mm.apply`: its
-parameters are the plain ones (``pretrained=True`` loads timm's weights), those of its masks
-where these learn, and nothing else. It takes timm's keywords and ``keep``, ``mask`` and
-``window_size`` of ``apply``; ``keep="none"`` (timm drops keywords that are None) is the plain
-model. Its checkpoints load into the backbones here (``init_cfg``).
+parameters are the plain ones (``pretrained=True`` loads timm's weights), those of an
+EfficientViT's masks, and nothing else. It takes timm's keywords and ``keep`` and ``window_size``
+of ``apply``; ``keep="none"`` (timm drops keywords that are None) is the plain model. Its
+checkpoints load into the backbones here (``init_cfg``).
 """
 
 import runpy
@@ -42,12 +42,11 @@ def _register(name: str, plain: str) -> Callable[..., nn.Module]:
     def build(
         pretrained: bool = False,
         keep: Keep = "balanced",
-        mask: str = "match",
         window_size: int | None = None,
         **options: object,
     ) -> nn.Module:
         model = model_entrypoint(plain)(pretrained=pretrained, **options)
-        return apply(model, None if keep == "none" else keep, mask, window_size)
+        return apply(model, None if keep == "none" else keep, window_size)
 
     build.__name__ = build.__qualname__ = name
     build.__doc__ = f"timm's {plain} with token merging; see :mod:`ltm_mm.timm_models`."

@@ -1,4 +1,4 @@
-"""Cases drawn by number: a backbone of any library, a size, a plan, a kind of mask, a detail."""
+"""Cases drawn by number: a backbone of any library, a size, a plan, a detail."""
 
 import copy
 import importlib.util
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import ltm_mm
 from ltm_mm.adapters.apply import convert_stages
 from ltm_mm.adapters.families import swin_stages
-from ltm_mm.merging import MASKS, Detail, MaskModule
+from ltm_mm.merging import Detail, MaskModule
 from ltm_mm.models import LTMEfficientViT, LTMMobileViT, LTMSwin, LTMViT
 from tests.adapters.sources import ONE_SIZE, SOURCES
 from tests.models import test_efficientvit, test_mobilevit, test_vit
@@ -55,7 +55,7 @@ class Case:
         kind: of :data:`KINDS`.
         options: of our backbone, without its plan.
         size: images, height, width.
-        keep, mask: the plan; how tokens merge.
+        keep: the plan.
         detail: whether blocks have a detail.
     """
 
@@ -64,13 +64,12 @@ class Case:
     options: dict = field(default_factory=dict)
     size: tuple[int, int, int] = (1, 1, 1)
     keep: object = None
-    mask: str = "match"
     detail: bool = False
 
     def __str__(self) -> str:
         own = [f"{k}={v}" for k, v in self.options.items()]
         size = "x".join(map(str, self.size))
-        return f"{self.number} {self.kind} {size} {self.keep} {self.mask} {self.detail} {own}"
+        return f"{self.number} {self.kind} {size} {self.keep} {self.detail} {own}"
 
     def plain(self) -> nn.Module:
         """The model without merging, in eval mode, with weights that do something."""
@@ -83,7 +82,7 @@ class Case:
         """A copy that merges, with parameters of its masks that are not at their start."""
         if self.kind in APPLIED:
             windows = {k: v for k, v in self.options.items() if k == "window_size"}
-            model = ltm_mm.apply(copy.deepcopy(plain), self.keep, self.mask, **windows)
+            model = ltm_mm.apply(copy.deepcopy(plain), self.keep, **windows)
         else:
             model = self._own(self.keep).eval()
             model.load_state_dict(plain.state_dict(), strict=False)
@@ -141,7 +140,7 @@ class Case:
 
     def _own(self, keep: object) -> nn.Module:
         if self.kind == "LTMSwin":
-            return LTMSwin(**self.options, keep=keep, mask=self.mask)
+            return LTMSwin(**self.options, keep=keep)
         kinds = dict(LTMViT=LTMViT, LTMMobileViT=LTMMobileViT, LTMEfficientViT=LTMEfficientViT)
         return kinds[self.kind](**self.options, keep=keep)
 
@@ -175,7 +174,7 @@ def draw(number: int) -> Case:
         depths = case.options.get("depths")
         if depths is None:
             depths = tuple(len(blocks) for blocks in swin_stages(_template(case.kind)))
-        case.mask, case.detail = r.choice(MASKS), r.random() < 0.5
+        case.detail = r.random() < 0.5
     elif family == "vit":
         depths, tokens = (4,), 196
     elif family == "mobilevit":

@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT
 
 TESTS = ("__init__.py", "conftest.py", "tiny_family.py", "models/__init__.py", "models/contract.py")
 
 
+@pytest.mark.slow  # another pytest, in a copy of the package
 def test_a_family_is_a_file_and_a_record(tmp_path: Path) -> None:
     page = (ROOT / "docs/add-a-backbone.md").read_text()
     (backbone,) = re.findall(r"```python\n(.*?)```", page, flags=re.S)

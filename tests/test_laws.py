@@ -1,4 +1,4 @@
-"""The laws of merging on cases drawn from all families, libraries, sizes, plans, masks, details."""
+"""The laws of merging on cases drawn from all families, libraries, sizes, plans, details."""
 
 import traceback
 

@@ -120,9 +120,13 @@ def test_demo_ends_with_the_report() -> None:
     assert "work_dirs/demo/report.html" in lines[-2]
 
 
+def is_slow(page: Path, code: str) -> bool:
+    """tests/export/test_whole.py writes a file, the README's example measures fidelity."""
+    return "export(" in code or ("fidelity(" in code and page.name != "README.md")
+
+
 EXAMPLES = [
-    # A file takes long; tests/export/test_whole.py writes one.
-    pytest.param(code, id=f"{page.stem}-{k}", marks=[pytest.mark.slow] if "export(" in code else [])
+    pytest.param(code, id=f"{page.stem}-{k}", marks=[pytest.mark.slow] * is_slow(page, code))
     for page in PAGES
     for k, code in enumerate(blocks(page, "python"))
 ]

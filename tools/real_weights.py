@@ -202,7 +202,8 @@ def learned_plans(args: argparse.Namespace, shared: ModuleType, plans: dict) -> 
     files = [f for f in sorted(folder.rglob("*.jpg")) if "annotations" not in f.parts]
     scale = (0.5, 0.5) if args.network.startswith("vit") else ()
     learn_on = [shared.picture(file, 448, *scale) for file in files]
-    settings = Settings(steps=args.learn, lr=args.lr)
+    side = {"vit": 448, "vit-224": 224}.get(args.network, 320)  # timm's ViT takes no other size
+    settings = Settings(steps=args.learn, lr=args.lr, crop=side)
     learned_for: dict = {}
     for train in args.train:
         for named in [plans] if args.together else [{name: keep} for name, keep in plans.items()]:

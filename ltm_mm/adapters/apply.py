@@ -16,7 +16,6 @@ from ..checkpoints.mm import unwrapped_name
 from ..families import FAMILIES, load, titles
 from ..layers.swap_class import SwappedClass, restore_class
 from ..merging import merges
-from ..merging.masks import check_mask
 from ..models.backbones.base import LTMBackbone
 from ..presets import Keep, Plan
 from .families import FamilyAdapter, swin_stages
@@ -31,16 +30,15 @@ BEFORE = "_ltm_weights_before"  # a module's own parameters, where learned ones 
 def apply(
     model: nn.Module,
     keep: Keep = "balanced",
-    mask: str = "match",
     window_size: int | None = None,
     detail: Learned | str | os.PathLike | None = None,
 ) -> nn.Module:
     """Merge tokens in a model that is already built, in place.
 
     Its modules and parameters stay the same objects under the same names (an optimiser that holds
-    them goes on), and so do its hooks; outputs keep their shapes. Only masks that learn and details
-    add parameters, under names with ``merge``: an optimiser made before does not have these.
-    Gradient checkpointing, another input size, layers that are wrapped or replaced,
+    them goes on), and so do its hooks; outputs keep their shapes. Only details and the masks of an
+    EfficientViT add parameters, under names with ``merge``: an optimiser made before does not have
+    these. Gradient checkpointing, another input size, layers that are wrapped or replaced,
     ``load_state_dict`` and ``to`` work as without merging.
 
     Args:
@@ -48,7 +46,6 @@ def apply(
             of which gets the plan; see ``docs/any-swin.md`` for the libraries.
         keep: the merging plan, as ``LTMSwin``, ``LTMEfficientViT``, ``LTMMobileViT`` and
             ``LTMViT`` take it.
-        mask: 'match'; for a Swin also 'soft', as ``LTMSwin`` takes it.
         window_size: tokens per merging window side of an EfficientViT (8 by default); a
             Swin's windows are its own, a ViT has none.
         detail: what :func:`ltm_mm.learn` or ``tools/learn.py`` learned, or its file. Weights that
@@ -67,7 +64,7 @@ def apply(
         raise ValueError(
             f"detail must be what ltm_mm.learn returned, or its file, got a {type(detail).__name__}"
         )
-    convert_stages(model, keep, mask, window_size)
+    convert_stages(model, keep, window_size)
     try:
         if learned is not None:
             if not merges(model):
@@ -79,7 +76,7 @@ def apply(
     return model
 
 
-def attach(model: nn.Module, learned: Learned) -> None:
+def attach(model: Any, learned: Learned) -> None:
     """Give a merging model what was learned for it.
 
     Raises:
@@ -124,18 +121,17 @@ def _put_back(model: nn.Module) -> None:
 def convert_stages(
     model: nn.Module,
     keep: Keep,
-    mask: str = "match",
     window_size: int | None = None,
     everywhere: bool = False,
 ) -> None:
     """As :func:`apply`.
 
     Args:
-        model, keep, mask, window_size: as there.
+        model, keep, window_size: as there.
         everywhere: whether stages that merge nothing run on our code, too, so that times
             differ by merging alone.
     """
-    backbones = resolve_model_plan(model, keep, mask, window_size)
+    backbones = resolve_model_plan(model, keep, window_size)
     for backbone in backbones:
         backbone.family.check(backbone.stages)
     try:
@@ -143,7 +139,7 @@ def convert_stages(
             whole = family.whole(stages, window_size)
             for stage, counts in zip(stages, plan, strict=True):
                 if counts and (everywhere or min(counts) < whole):
-                    family.wrap_stage(stage, counts, mask, window_size)
+                    family.wrap_stage(stage, counts, window_size)
     except BaseException:
         remove(model)
         raise
@@ -158,7 +154,7 @@ class BackbonePlan(NamedTuple):
 
 
 def resolve_model_plan(
-    model: nn.Module, keep: Keep, mask: str = "match", window_size: int | None = None
+    model: nn.Module, keep: Keep, window_size: int | None = None
 ) -> list[BackbonePlan]:
     """What a plan is for each of a plain model's backbones, one at least.
 
@@ -175,11 +171,7 @@ def resolve_model_plan(
     if not backbones:
         supported = " or ".join(family.supported for family in ADAPTERS)
         raise ValueError(f"{type(model).__name__} has no stages to merge in: use {supported}")
-    check_mask(mask)
     for name in (family.name for family, _ in backbones):
-        if mask != "match" and not FAMILIES[name].takes_mask:
-            others = titles(f for f in FAMILIES.values() if f.takes_mask)
-            raise ValueError(f"mask={mask!r} is for {others}; this is a {name}")
         if window_size is not None and not FAMILIES[name].takes_window:
             others = titles(f for f in FAMILIES.values() if f.takes_window)
             raise ValueError(f"window_size is for {others}; this is a {name}")

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable
 from copy import deepcopy
 from functools import lru_cache
+from typing import Any
 
 from torch import nn
 
@@ -70,7 +71,7 @@ def by_size(model: nn.Module) -> Callable[[Size], nn.Module]:
     @lru_cache
     def fitted(size: Size) -> nn.Module:
         copy = shared_copy(model)
-        backbone = getattr(copy, "backbone", copy)
+        backbone: Any = getattr(copy, "backbone", copy)
         if getattr(backbone, "pos_embed", None) is not None:
             backbone.set_input_size(img_size=size)
         else:

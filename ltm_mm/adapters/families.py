@@ -66,7 +66,7 @@ class FamilyAdapter:
         raise NotImplementedError
 
     @staticmethod
-    def wrap_stage(stage: Any, counts: Sequence[int], mask: str, window: int | None) -> None:
+    def wrap_stage(stage: Any, counts: Sequence[int], window: int | None) -> None:
         """Swap the classes of a stage's blocks."""
         raise NotImplementedError
 
@@ -109,12 +109,10 @@ class SwinAdapter(FamilyAdapter):
         return swin_plan(keep, [len(stage) for stage in stages], size, width)
 
     @staticmethod
-    def wrap_stage(
-        stage: list[nn.Module], counts: Sequence[int], mask: str, window: int | None
-    ) -> None:
+    def wrap_stage(stage: list[nn.Module], counts: Sequence[int], window: int | None) -> None:
         """Swap the classes of a stage's blocks."""
         for block, count in zip(stage, counts, strict=True):
-            wrap_block(block, adapter_of(block), mask, count)
+            wrap_block(block, adapter_of(block), count)
 
 
 def by_backbone(stages: Sequence[tuple[str, Any]], number: int = -1) -> list[list[Any]]:
@@ -140,7 +138,7 @@ def swin_stages(model: nn.Module) -> Stages:
     Raises:
         ValueError: if it has none, or several backbones.
     """
-    stages = []
+    stages: list[list[tuple[nn.Module, Any]]] = []
     for parent in model.modules():
         blocks = [
             (c, _norms(c)) for c in parent.children() if isinstance(c, SwinBlock) or adapter(c)
@@ -155,7 +153,7 @@ def swin_stages(model: nn.Module) -> Stages:
     return stages
 
 
-def _norms(block: nn.Module) -> tuple[nn.Module, nn.Module]:
+def _norms(block: nn.Module) -> tuple[Any, Any]:
     if isinstance(block, SwinBlock):
         return block.norm1, block.norm2
     return adapter_of(block).norms(block)
@@ -185,7 +183,7 @@ class ViTAdapter(FamilyAdapter):
         return [[m] for m in model.modules() if is_instance_of(m, "timm", "VisionTransformer")]
 
     @staticmethod
-    def check(stages: Sequence[nn.Module]) -> None:
+    def check(stages: Sequence[Any]) -> None:
         """Raise a ValueError if a ViT's blocks cannot merge."""
         for model in stages:
             check_vit(model)
@@ -203,7 +201,7 @@ class ViTAdapter(FamilyAdapter):
         return resolve_plan(keep, [len(blocks)], vit.TOKENS, model, True)
 
     @staticmethod
-    def wrap_stage(stage: nn.Module, counts: Sequence[int], mask: str, window: int | None) -> None:
+    def wrap_stage(stage: Any, counts: Sequence[int], window: int | None) -> None:
         """Swap the classes of the model and its blocks."""
         merge_vit(stage, counts)
 
@@ -237,7 +235,7 @@ class MobileViTAdapter(FamilyAdapter):
         return resolve_plan(keep, depths, mobilevit.TOKENS, model, True)[skipped:]
 
     @staticmethod
-    def wrap_stage(stage: nn.Module, counts: Sequence[int], mask: str, window: int | None) -> None:
+    def wrap_stage(stage: nn.Module, counts: Sequence[int], window: int | None) -> None:
         """Swap the classes of a block and its transformer's."""
         mobilevit.merge_block(stage, counts)
 
@@ -271,6 +269,6 @@ class EfficientViTAdapter(FamilyAdapter):
         return efficientvit.resolve_stage_plans(keep, stages, 8 if window is None else window)
 
     @staticmethod
-    def wrap_stage(stage: nn.Module, counts: Sequence[int], mask: str, window: int | None) -> None:
+    def wrap_stage(stage: nn.Module, counts: Sequence[int], window: int | None) -> None:
         """Swap the classes of a stage and its attention blocks."""
         efficientvit.merge_stage(stage, counts, 8 if window is None else window)

@@ -13,7 +13,7 @@ from .families import SwinAdapter, adapter_of
 
 @torch.no_grad()
 def run_with_maps(
-    model: nn.Module,
+    model: Any,
     image: object,
     predict: Callable[[nn.Module, object], object],
     maps: Callable[[nn.Module, object], Sequence[Tensor]] | None = None,
@@ -81,14 +81,14 @@ def as_images(images: object) -> list[Tensor]:
     return batches
 
 
-def _as_list(out: object) -> Sequence[Tensor]:
-    return [out] if isinstance(out, Tensor) else out  # type: ignore[return-value]
+def _as_list(out: Any) -> Sequence[Tensor]:
+    return [out] if isinstance(out, Tensor) else out
 
 
-def _catch_stages(model: nn.Module, caught: list[object]) -> list[RemovableHandle]:
+def _catch_stages(model: Any, caught: list[object]) -> list[RemovableHandle]:
     """Hooks that catch the output map of every Swin stage."""
 
-    def catch(block: nn.Module, args: tuple, kwargs: dict, out: object) -> None:
+    def catch(block: nn.Module, args: tuple, kwargs: dict, out: Any) -> None:
         out = out[0] if isinstance(out, tuple) else out
         caught.append(adapter_of(block).as_map(block, (*args, *kwargs.values()), out))
 
@@ -107,11 +107,11 @@ def plain_output(out: Any) -> Any:
     return None if isinstance(out, Mapping) else out  # nothing that could be compared
 
 
-def _are_maps(out: object) -> bool:
+def _are_maps(out: Any) -> bool:
     return isinstance(out, tuple | list) and all(isinstance(m, Tensor) for m in out)
 
 
-def backbone_maps(model: nn.Module, image: object) -> list[Tensor]:
+def backbone_maps(model: Any, image: object) -> list[Tensor]:
     """Maps of a model's backbone, or of one itself; of a timm ViT those of four blocks.
 
     Args:
@@ -121,9 +121,9 @@ def backbone_maps(model: nn.Module, image: object) -> list[Tensor]:
     Raises:
         ValueError: if no maps are found.
     """
-    backbone = getattr(model, "backbone", model)
+    backbone: Any = getattr(model, "backbone", model)
     if hasattr(backbone, "forward_intermediates"):
-        options = {}
+        options: dict[str, Any] = {}
         if hasattr(backbone, "blocks"):  # a ViT: the last block of each quarter
             depth = len(backbone.blocks)
             options["indices"] = sorted({max(depth * k // 4 - 1, 0) for k in (1, 2, 3, 4)})
@@ -138,7 +138,7 @@ def backbone_maps(model: nn.Module, image: object) -> list[Tensor]:
     return list(out)
 
 
-def feature_maps(model: nn.Module, images: Tensor) -> list[Tensor]:
+def feature_maps(model: Any, images: Tensor) -> list[Tensor]:
     """Maps of a model's backbone for a batch, with gradients where they are on.
 
     Args:

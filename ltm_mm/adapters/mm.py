@@ -19,7 +19,7 @@ class MMSwinBlock(MergedSwin):
     """``SwinBlock`` of mmdet, mmseg or mmpretrain."""
 
     @staticmethod
-    def matches(module: nn.Module) -> bool:
+    def matches(module: Any) -> bool:
         """Whether it is one, with the attention of Swin V1."""
         return any(is_instance_of(module, package, "SwinBlock") for package in PACKAGES) and (
             hasattr(module.attn.w_msa, "relative_position_bias_table")
@@ -78,6 +78,8 @@ class MMSwinBlock(MergedSwin):
 
 class MMView(SwinView):
     """As :class:`SwinView`; ``ffn`` adds what it updates."""
+
+    block: Any
 
     def _add_mlp(self, x: Tensor) -> Tensor:
         return self.block.ffn(self.norm2(x), identity=x)

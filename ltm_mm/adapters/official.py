@@ -7,7 +7,7 @@ Mask2Former's ``modeling/backbone/swin.py``. The blocks are known by how they ar
 import inspect
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..layers import SwinView
 from ..layers.cpu_attention_mlp import FastMlp, children
@@ -27,7 +27,7 @@ class OfficialSwinBlock(MergedSwin):
     SWAPPED = {"attn": QkvAttention, "mlp": FastMlp}
 
     @staticmethod
-    def matches(module: nn.Module) -> bool:
+    def matches(module: Any) -> bool:
         """Whether a module is built like one."""
         return has_swin_parts(module, ATTENTION) and all(
             hasattr(module.attn, name)
@@ -76,7 +76,7 @@ class OfficialSwinV2Block(OfficialSwinBlock):
     POST_NORM = True
 
     @staticmethod
-    def matches(module: nn.Module) -> bool:
+    def matches(module: Any) -> bool:
         """Whether a module is built like one."""
         return has_swin_parts(module, ATTENTION | {"cpb_mlp"}) and all(
             hasattr(module.attn, name)
@@ -90,7 +90,7 @@ def grid_size_of(block: Any) -> tuple[int, int]:
     return (block.H, block.W) if told else tuple(block.input_resolution)
 
 
-def has_swin_parts(module: nn.Module, attention: set[str]) -> bool:
+def has_swin_parts(module: Any, attention: set[str]) -> bool:
     """Whether a module has a Swin block's parts under the authors' names."""
     if children(module) != BLOCK or not hasattr(module, "window_size"):
         return False

@@ -38,7 +38,7 @@ class MergedSwin(SwappedClass, MergingBlock, MergeScope):
         raise NotImplementedError
 
     @staticmethod
-    def norms(block: Any) -> tuple[nn.Module, nn.Module]:
+    def norms(block: Any) -> tuple[Any, Any]:
         """The norms of a block's attention and MLP."""
         return block.norm1, block.norm2
 
@@ -63,25 +63,24 @@ class MergedSwin(SwappedClass, MergingBlock, MergeScope):
         return self.view(windows).run(x)
 
 
-def wrap_block(block: Any, adapter: type[MergedSwin], mask: str, keep: int) -> None:
+def wrap_block(block: Any, adapter: type[MergedSwin], keep: int) -> None:
     """Swap a block's class, so that it keeps ``keep`` tokens of each window."""
     windows = adapter.block_windows(block)
     parts = adapter.parts(block)
     weight = adapter.norms(block)[0].weight
     merge = None
     if keep < windows.size**2:
-        merge = build_planned_mask(mask, windows, keep)
+        merge = build_planned_mask(windows, keep)
         merge.to(weight.device, weight.dtype).train(block.training)
     swap_class(block, adapter, merge=merge)
     for module, mixin in parts.items():
         swap_class(module, mixin)
 
 
-def build_planned_mask(mask_type: str, windows: ShiftedWindows, keep: int) -> WindowMask:
+def build_planned_mask(windows: ShiftedWindows, keep: int) -> WindowMask:
     """A mask module of what a plan keeps of these windows, for others as well.
 
     Args:
-        mask_type: as :func:`ltm_mm.merging.build_mask` takes it.
         windows: the block's at present; perhaps so small that nothing merges in them.
         keep: tokens that the plan keeps of them.
     """
@@ -89,7 +88,7 @@ def build_planned_mask(mask_type: str, windows: ShiftedWindows, keep: int) -> Wi
     kept = kept_tokens(keep, size, size, shift)
     if kept >= size**2:  # none of its parts could be left out
         kept, shift = keep, 0
-    made = build_mask(mask_type, size, kept, shift)
+    made = build_mask(size, kept, shift)
     made.plan_entry = (keep, size)
     return made
 
@@ -170,7 +169,7 @@ class CosineAttention(QkvAttention):
         return 1.0
 
 
-def run_biased(layer: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
+def run_biased(layer: Any, x: Tensor, bias: Tensor | None) -> Tensor:
     """A linear layer with a bias that is not its own."""
     if is_unmodified(layer):
         return linear(x, layer.weight, bias)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..layers import SwinView
 from ..layers.cpu_attention_mlp import FastTimmMlp
@@ -16,7 +16,7 @@ class TimmSwinBlock(MergedSwin):
     SWAPPED = {"attn": QkvAttention, "mlp": FastTimmMlp}
 
     @staticmethod
-    def matches(module: nn.Module) -> bool:
+    def matches(module: Any) -> bool:
         """Whether it is one; timm's of before 0.9 is the authors' own."""
         return is_instance_of(module, "timm", "SwinTransformerBlock") and hasattr(
             module, "drop_path1"
@@ -58,7 +58,7 @@ class TimmSwinV2Block(TimmSwinBlock):
     POST_NORM = True
 
     @staticmethod
-    def matches(module: nn.Module) -> bool:
+    def matches(module: Any) -> bool:
         """Whether it is one."""
         return is_instance_of(module, "timm", "SwinTransformerV2Block") and hasattr(
             module.attn, "relative_coords_table"

@@ -19,7 +19,7 @@ class TorchvisionSwinBlock(MergedSwin):
     """torchvision's ``SwinTransformerBlock``."""
 
     @staticmethod
-    def matches(module: nn.Module) -> bool:
+    def matches(module: Any) -> bool:
         """Whether it is one."""
         return is_instance_of(module, "torchvision", "SwinTransformerBlock")
 
@@ -67,7 +67,7 @@ class TorchvisionSwinV2Block(TorchvisionSwinBlock):
     POST_NORM = True
 
     @staticmethod
-    def matches(module: nn.Module) -> bool:
+    def matches(module: Any) -> bool:
         """Whether it is one."""
         return is_instance_of(module, "torchvision", "SwinTransformerBlockV2")
 

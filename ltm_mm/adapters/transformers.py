@@ -46,7 +46,7 @@ class HFSwinLayer(MergedSwin):
     """``SwinLayer``."""
 
     @staticmethod
-    def matches(module: nn.Module) -> bool:
+    def matches(module: Any) -> bool:
         """Whether it is one."""
         return of_transformers(module, NEW) and hasattr(module.attention, "o_proj")
 
@@ -56,7 +56,7 @@ class HFSwinLayer(MergedSwin):
         return ShiftedWindows(square(int(block.window_size)), int(block.shift_size))
 
     @staticmethod
-    def norms(block: Any) -> tuple[nn.Module, nn.Module]:
+    def norms(block: Any) -> tuple[Any, Any]:
         """The norms of a block's attention and MLP."""
         return block.layernorm_before, block.layernorm_after
 
@@ -106,7 +106,7 @@ class HFOldSwinLayer(HFSwinLayer):
     """``MaskFormerSwinLayer`` and ``DonutSwinLayer``."""
 
     @staticmethod
-    def matches(module: nn.Module) -> bool:
+    def matches(module: Any) -> bool:
         """Whether it is one."""
         return of_transformers(module, OLD) and hasattr(
             module.attention.self, "relative_position_bias_table"
@@ -163,7 +163,7 @@ class HFSwinV2Layer(HFOldSwinLayer):
     """``Swinv2Layer``."""
 
     @staticmethod
-    def matches(module: nn.Module) -> bool:
+    def matches(module: Any) -> bool:
         """Whether it is one."""
         return of_transformers(module, OLD) and hasattr(module.attention.self, "logit_scale")
 

@@ -181,7 +181,7 @@ def _load(
     other -= sum(bool(MERGE.search(key)) for key in report.loaded)
     if other:
         parts.append(
-            f"{other} merging parameters of the checkpoint are of another plan or mask and not used"
+            f"{other} merging parameters of the checkpoint are of another plan and not used"
         )
     if unused:
         parts.append(f"{len(unused)} of the checkpoint are not used ({preview(unused, 3)})")

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from mmengine.model import is_model_wrapper
 from torch import nn
@@ -14,16 +15,14 @@ from .notes import log_warning
 OTHER_HEADS = re.compile(r"(^|\.)(rpn_head|semantic_head|loss\w*)(\.|$)")
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: Any) -> nn.Module:
     """A model without its wrappers for several ranks."""
     while is_model_wrapper(model):
         model = model.module
     return model
 
 
-def check_head(
-    model: nn.Module, classes: Sequence[str], path: str, ignored: int | None = None
-) -> None:
+def check_head(model: Any, classes: Sequence[str], path: str, ignored: int | None = None) -> None:
     """Refuse a segmentor whose head has fewer classes than the labels it is to learn.
 
     Args:
@@ -62,7 +61,7 @@ def check_head(
         log_warning(f"{path} has {len(classes)} classes, the model's head {outputs}: {advice}")
 
 
-def check_detector(model: nn.Module, classes: Sequence[str], path: str) -> None:
+def check_detector(model: Any, classes: Sequence[str], path: str) -> None:
     """Refuse a detector whose heads have another number of classes than the data set.
 
     Raises:
@@ -79,7 +78,7 @@ def check_detector(model: nn.Module, classes: Sequence[str], path: str) -> None:
             )
 
 
-def check_channels(model: nn.Module) -> None:
+def check_channels(model: Any) -> None:
     """Refuse a neck or head that expects other channels than the backbone of ours gives.
 
     Raises:
@@ -110,9 +109,10 @@ def check_channels(model: nn.Module) -> None:
             )
 
 
-def _map_consumers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _map_consumers(model: Any) -> Iterator[tuple[str, Any]]:
     """What takes the backbone's maps: the first module of the neck, or all the heads."""
     neck = getattr(model, "neck", None)
+    heads: dict[str, Any]
     if neck is not None:
         heads = {"neck": neck[0] if isinstance(neck, nn.Sequential) else neck}
     else:

@@ -187,8 +187,8 @@ class InformationBottleneck(Hook):
 def place_tokens(merge: Any) -> Tensor:
     """One input token of every merged token ``(B, M, C)``: the one that stands for its place.
 
-    It is the one that a matched group began with, or that lies where a soft mask's prior is
-    strongest. The paper's bound needs one input per sample, and only for a term that is constant.
+    It is the one that a group began with. The paper's bound needs one input per sample, and only
+    for a term that is constant.
     """
     tokens = merge.tokens
     if isinstance(merge, GridMerge):  # the one at the middle of each cell

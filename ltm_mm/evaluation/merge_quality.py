@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..merging import Merge, WindowMerge
 from ..merging.grid import GridMerge
-from ..merging.masks import prior_centers
+from ..merging.soft import prior_centers
 from ..ops import ShiftedWindows
 
 

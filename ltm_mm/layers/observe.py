@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.layers import observed
-from ..merging import Groups, Mask, MaskModule
+from ..merging import Groups, MaskModule
 from ..ops import ShiftedWindows, packed, sum_groups, take_groups
 
 Undo = Callable[[Tensor], Tensor]
@@ -192,10 +192,3 @@ def mean_of_groups(tokens: Tensor, mask: Groups, mass: Tensor | None) -> Tensor:
     ones = packed(ones.expand(*tokens.shape[:-1], 1))
     total = sum_groups(ones, mask.group_index, mask.count).clamp(min=1e-6)
     return sum_groups(tokens * ones, mask.group_index, mask.count) / total
-
-
-def window_unmerger(
-    mask: Mask, windows: ShiftedWindows, size: tuple[int, int], layouts: Mapping[str, str]
-) -> WindowUnmerger | None:
-    """A :class:`WindowUnmerger`; None for soft masks, which have no way back and forth."""
-    return WindowUnmerger(mask, windows, size, layouts) if isinstance(mask, Groups) else None

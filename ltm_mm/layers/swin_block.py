@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ..kernels import WindowChunks, add_by_rows, can_run_in_chunks
 from ..kernels.windows import Chunk
-from ..merging import Mask, WindowMask, WindowMerge, has_listeners, notify_merge, unmerge_update
+from ..merging import Groups, WindowMask, WindowMerge, has_listeners, notify_merge, unmerge_update
 from ..ops import ShiftedWindows, is_empty
-from .observe import hooks_see_all_tokens, window_unmerger
+from .observe import WindowUnmerger, hooks_see_all_tokens
 from .window_attention import WindowContext
 
 MERGED_CHUNK = 2**20  # values of merged tokens that a block works on at a time
@@ -74,13 +74,13 @@ class SwinView:
             merged = mask.merge_own(chunk.tokens)  # (B, n, P, C)
             if has_listeners():
                 notify_merge(merge, WindowMerge(x, merged.flatten(1, 2), mask, self.windows))
-            unmerger = window_unmerger(mask, self.windows, (x.shape[1], x.shape[2]), self.layouts)
+            unmerger = WindowUnmerger(mask, self.windows, (x.shape[1], x.shape[2]), self.layouts)
             with nullcontext() if in_parts else hooks_see_all_tokens(self.block, unmerger):
                 updated = self._on_merged(merged, chunk, mask)
             chunks.put(chunk, unmerge_update(chunk.tokens, mask, merged, updated, merge.detail))
         return chunks.grid
 
-    def _on_merged(self, x: Tensor, chunk: Chunk, mask: Mask) -> Tensor:
+    def _on_merged(self, x: Tensor, chunk: Chunk, mask: Groups) -> Tensor:
         """The block on merged tokens ``(B, n, P, C)``."""
         normed = x if self.post_norm else self.norm1(x)
         if mask.mass is not None and not self.post_norm:
@@ -108,7 +108,7 @@ class SwinView:
             return self._add_mlp(x)
         return add_by_rows(x, self._mlp_update, self.hidden)
 
-    def _attend(self, x: Tensor, chunk: Chunk, mask: Mask | None) -> Tensor:
+    def _attend(self, x: Tensor, chunk: Chunk, mask: Groups | None) -> Tensor:
         """Attention among the tokens of every window ``(B, n, N or P, C)``."""
         shape = (x.shape[0], x.shape[1])
         context = WindowContext(self.windows, shape, chunk.shift_index, mask)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import run_linear, window_attention
-from ..merging import Mask
+from ..merging import Groups
 from ..ops import (
     BLOCKED,
     ShiftedWindows,
@@ -47,7 +47,7 @@ class WindowContext:
     windows: ShiftedWindows
     shape: tuple[int, int]
     shift_index: Tensor | None = None
-    mask: Mask | None = None
+    mask: Groups | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def position_bias(table: Tensor, tables: WindowTables, shift_index: Tensor | Non
 
 
 def group_bias(
-    table: Tensor, tables: WindowTables, mask: Mask, shift_index: Tensor | None
+    table: Tensor, tables: WindowTables, mask: Groups, shift_index: Tensor | None
 ) -> Tensor:
     """The same for merged tokens, plus the log of how many tokens each key counts for.
 

@@ -3,24 +3,20 @@
 from .blocks import MaskModule, MergeScope, MergingBlock, grow_details, merges, merging_blocks
 from .detail import Detail
 from .formula import unmerge_update
-from .groups import Groups, Mask, SoftGroups
-from .masks import MASKS, Match, Soft, WindowMask, build_mask
+from .groups import Groups
+from .masks import Match, WindowMask, build_mask
 from .matching import match, rounds
 from .record import ChainMerge, Merge, WindowMerge, has_listeners, notify_merge, record_merges
 
 __all__ = [
-    "MASKS",
     "ChainMerge",
     "Detail",
     "Groups",
-    "Mask",
     "MaskModule",
     "Match",
     "Merge",
     "MergeScope",
     "MergingBlock",
-    "Soft",
-    "SoftGroups",
     "WindowMask",
     "WindowMerge",
     "build_mask",

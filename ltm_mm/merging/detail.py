@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .groups import Mask
+from .groups import Groups
 
 SHARE = 12  # channels of a block per hidden channel of its phi
 
@@ -65,12 +65,12 @@ class Detail(nn.Module):
         projected = F.linear(x, self.down.weight)
         return F.gelu(torch.addcmul(self.down.bias, projected, scale.to(projected.dtype)))
 
-    def difference(self, tokens: Tensor, merged: Tensor, mask: Mask) -> Tensor:
+    def difference(self, tokens: Tensor, merged: Tensor, mask: Groups) -> Tensor:
         """Of the hidden layer, between a token and its group ``(..., N, r)``."""
         of_groups = mask.unmerge(self.hidden(merged))
         return self.hidden(tokens, mask.lengths) - of_groups
 
-    def forward(self, tokens: Tensor, merged: Tensor, mask: Mask) -> Tensor:
+    def forward(self, tokens: Tensor, merged: Tensor, mask: Groups) -> Tensor:
         """``phi(Z) - U phi(X~)``.
 
         Args:
@@ -83,7 +83,7 @@ class Detail(nn.Module):
         """
         return self.up(self.difference(tokens, merged, mask))
 
-    def add_to(self, out: Tensor, tokens: Tensor, merged: Tensor, mask: Mask) -> Tensor:
+    def add_to(self, out: Tensor, tokens: Tensor, merged: Tensor, mask: Groups) -> Tensor:
         """``out + forward(...)``, in place where that can be; without gradients."""
         difference, weight = self.difference(tokens, merged, mask), self.up.weight
         if not out.dtype == difference.dtype == weight.dtype:

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from .detail import Detail
-from .groups import Mask
+from .groups import Groups
 
 
 def unmerge_update(
-    tokens: Tensor, mask: Mask, merged: Tensor, updated: Tensor, detail: Detail | None = None
+    tokens: Tensor, mask: Groups, merged: Tensor, updated: Tensor, detail: Detail | None = None
 ) -> Tensor:
     """Lead a block's update of merged tokens back to all tokens (ours).
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import crop, from_windows, pad_to_windows, real_tokens, to_windows
-from .masks import Soft
+from .soft import Soft
 
 _TINY = 1e-12  # squared length of a token that counts as zero
 # Convolutions expect merged tokens in their places: content may say less than elsewhere.
@@ -106,7 +106,7 @@ class GridMerger(nn.Module):
     def __init__(self, window: int, side: int) -> None:
         super().__init__()
         self.window, self.side = window, side
-        self.mask = Soft(window, side * side, scale=SCALE)
+        self.mask = Soft(window, side * side, SCALE)
 
     def forward(self, grid: Tensor, earlier: GridMerge | None = None) -> GridMerge:
         """Merge a grid.
@@ -118,7 +118,7 @@ class GridMerger(nn.Module):
         w, s = self.window, self.side
         mass = _window_mass(grid, w, None if earlier is None else earlier.merged_mass())
         windows = to_windows(pad_to_windows(grid, w), w)
-        mask = self.mask(windows, mass, None)
+        mask = self.mask(windows, mass)
         merged = keep_norm(mask.merged, windows, mask.g)
         height, width = ((size * s + w - 1) // w for size in grid.shape[1:3])
         merged_grid = crop(_as_grid(merged, grid, w), height, width)

@@ -1,8 +1,7 @@
 """What a mask says: which tokens are merged, and which update each token gets.
 
 Source: ``X~ = G^T Z`` with columns of G that sum to 1 is the paper's (arXiv 2407.15219, section
-3); the way back U and residual unmerging are ours. A mask is a :class:`Groups` (every token in
-exactly one group) or a :class:`SoftGroups`; both answer the same questions.
+3); the way back U and residual unmerging are ours.
 
 Letters: N tokens and P merged tokens per set (a window, or a whole image), C channels.
 """
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..ops import full_precision, packed, sum_groups, take_groups
+from ..ops import packed, sum_groups, take_groups
 from .matching import Matched
 
 
@@ -94,68 +93,3 @@ class Groups:
             groups.merged = (matched.sums / total).to(dtype)
             groups.lengths = matched.lengths
         return groups
-
-
-@dataclass
-class SoftGroups:
-    """Soft masks: a token is in several groups, to a share each.
-
-    Attributes:
-        g: the merge mask G ``(..., N, P)``, columns sum to 1; padding has weight 0.
-        u: the unmerge mask U ``(..., N, P)``, rows sum to 1.
-        merged: X~ ``(..., P, C)`` of the tokens that the masks were made from.
-        roots: the token that stands for each merged token's place ``(..., P)`` int64.
-        mass: 1 for a token, 0 for padding, ``(..., N)``; None: no padding.
-    """
-
-    g: Tensor
-    u: Tensor
-    merged: Tensor
-    roots: Tensor
-    mass: Tensor | None = None
-    lengths = None  # of the tokens: not known
-
-    @property
-    def count(self) -> int:
-        """Merged tokens per set (P)."""
-        return self.g.shape[-1]
-
-    @property
-    def group_index(self) -> Tensor:
-        """The group that each token gives most of its way back to ``(..., N)`` int64."""
-        return self.u.argmax(-1)
-
-    @property
-    def sizes(self) -> Tensor:
-        """How many tokens each merged token's key counts for ``(..., P)``."""
-        return self.u.sum(-2)
-
-    def merge(self, tokens: Tensor) -> Tensor:
-        """X~ = G^T Z ``(..., P, C)`` of tokens ``(..., N, C)``."""
-        with full_precision(tokens):
-            return self.g.transpose(-1, -2).to(tokens.dtype) @ tokens
-
-    def merge_own(self, tokens: Tensor) -> Tensor:
-        """X~ of the tokens that the masks were made from, computed once."""
-        return self.merged
-
-    def unmerge(self, update: Tensor) -> Tensor:
-        """U times an update: ``(..., P, C)`` -> ``(..., N, C)``."""
-        return self.u.to(update.dtype) @ update
-
-    def masses(self) -> Tensor:
-        """How much each merged token's tokens weigh ``(..., P)``; 0 for padding only."""
-        if self.mass is None:
-            return self.sizes
-        return (self.u * self.mass.unsqueeze(-1)).sum(-2)
-
-    def share(self, amounts: Tensor) -> Tensor:
-        """U^T times what the tokens have: ``(..., N, K)`` -> ``(..., P, K)``."""
-        return self.u.transpose(-1, -2).to(amounts.dtype) @ amounts
-
-    def masks(self) -> tuple[Tensor, Tensor]:
-        """G and U ``(..., N, P)``."""
-        return self.g, self.u
-
-
-Mask = Groups | SoftGroups

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import ShiftedWindows
-from .groups import Mask
+from .groups import Groups
 
 
 class Merge(Protocol):
@@ -18,11 +18,13 @@ class Merge(Protocol):
     Attributes:
         tokens: Z, what came in: a grid ``(B, H, W, C)``, or merged tokens ``(B, M', C)`` of the
             merge before.
-        merged: X~, all merged tokens of each image ``(B, M, C)``.
     """
 
     tokens: Tensor
-    merged: Tensor
+
+    @property
+    def merged(self) -> Tensor:
+        """X~, all merged tokens of each image ``(B, M, C)``."""
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -41,7 +43,7 @@ class WindowMerge:
 
     tokens: Tensor
     merged: Tensor
-    mask: Mask
+    mask: Groups
     windows: ShiftedWindows
 
     @property
@@ -74,7 +76,7 @@ class ChainMerge:
 
     tokens: Tensor
     merged: Tensor
-    mask: Mask
+    mask: Groups
     size: tuple[int, int]
     earlier: "ChainMerge | None" = None
 

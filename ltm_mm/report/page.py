@@ -99,13 +99,15 @@ def render(runs: Sequence[Run], sections: Sequence[Section]) -> str:
     )
     loss = loss_curve(runs)
     summaries = [summary(run) for run in runs]
+    metrics = metric_table(runs)
     labels = list(dict.fromkeys(label for values in summaries for label in values))
     return loaded.get_template(TEMPLATE).render(
         title=" and ".join(run.name for run in runs) if len(runs) < 3 else f"{len(runs)} runs",
         runs=runs,
         sections=sections,
         summary=[(label, [values.get(label, "–") for values in summaries]) for label in labels],
-        metrics=metric_table(runs),
+        metrics=metrics,
+        sized=any(label.endswith((" small", " medium", " large")) for label, *_ in metrics),
         metrics_of=[_metrics_of(run) for run in runs],
         loss=loss and data_uri(loss),
         metric_curves=[(name, data_uri(svg)) for name, svg in metric_curves(runs)],

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -21,9 +22,11 @@ from ..errors import UserError
 from ..visualization import MergeVisualizer, build_pair, merge_map_figure, pixels_of
 from ..visualization.comparison import class_colours, draw_differences, draw_prediction
 from ..visualization.merge_map import Pixels
+from ..visualization.predictions import class_name
 from .work_dir import Run
 
 SIDE, DPI = 720, 130  # pixels of a picture's longer side; lettering legible on a phone, too
+NAMED = 3  # classes of a label map that are named below it
 
 
 @dataclass
@@ -110,14 +113,20 @@ def _picture(visualizer: MergeVisualizer, file: Path, score_thr: float) -> Repor
         merged_uri,
         differences_uri,
         data_uri(pixels_of(merge_map_figure(comparison.scene))),
-        _describe(plain),
-        _describe(merged),
+        _describe(plain, visualizer.classes),
+        _describe(merged, visualizer.classes),
         differs[0],
     )
 
 
-def _describe(prediction: Prediction) -> str:
-    return f"{len(prediction)} objects" if isinstance(prediction, Instances) else "a label map"
+def _describe(prediction: Prediction, classes: Sequence[str] | None) -> str:
+    """How many objects, or the largest classes and their shares of the pixels."""
+    if isinstance(prediction, Instances):
+        return f"{len(prediction)} objects"
+    labels, counts = np.unique(prediction, return_counts=True)
+    largest = np.argsort(-counts, kind="stable")[:NAMED]
+    shares = 100 * counts / prediction.size
+    return ", ".join(f"{class_name(classes, int(labels[k]))} {shares[k]:.1f} %" for k in largest)
 
 
 def _bare(image: Pixels, draw: Callable[[Axes], None]) -> Pixels:

@@ -8,6 +8,7 @@ from typing import Any
 from ..registry import MODELS
 from .work_dir import Run
 
+SEGMENTATION = {"aAcc": "pixel accuracy", "mIoU": "mIoU", "mAcc": "mean class accuracy"}  # percent
 COCO = {"bbox": "box", "segm": "mask", "proposal": "proposal"}
 SIZES = {"": "", "50": "50", "75": "75", "s": " small", "m": " medium", "l": " large"}
 
@@ -33,7 +34,9 @@ def summary(run: Run) -> dict[str, str]:
 
 
 def metric_label(name: str) -> str:
-    """``coco/bbox_mAP_s`` -> ``box AP small``; any other name as it is."""
+    """``coco/bbox_mAP_s`` -> ``box AP small``, ``mIoU`` -> ``mIoU, %``; any other name as it is."""
+    if name in SEGMENTATION:
+        return f"{SEGMENTATION[name]}, %"
     match = re.fullmatch(r"coco/(\w+?)_mAP_?(\w*)", name)
     if match and match[1] in COCO and match[2] in SIZES:
         return f"{COCO[match[1]]} AP{SIZES[match[2]]}"
@@ -83,13 +86,8 @@ def _describe_merging(backbone: Mapping[str, Any]) -> str:
         MODELS.get(backbone["type"]) if isinstance(backbone["type"], str) else backbone["type"]
     )
     known = inspect.signature(backbone_type).parameters
-    keep, mask = (
-        backbone.get(name, known[name].default if name in known else None)
-        for name in ("keep", "mask")
-    )
-    if keep is None:
-        return "none"
-    return f"keep {keep}{f', mask {mask}' * (mask is not None)}"
+    keep = backbone.get("keep", known["keep"].default)
+    return "none" if keep is None else f"keep {keep}"
 
 
 def _start(cfg: Mapping[str, Any]) -> str:

@@ -105,10 +105,14 @@ def draw_label_map(
     colours: dict[int, str],
     classes: Sequence[str] | None,
 ) -> None:
-    """A label map over an image, with the names of its larger classes written in."""
-    mixed = image.astype(np.float32) * 0.4
+    """A label map over an image, with the names of its larger classes written in.
+
+    Classes without a colour, which the background is, show the image.
+    """
+    mixed = image.astype(np.float32)
     for label, colour in colours.items():
-        mixed[labels == label] += rgb(colour) * np.float32(0.6)
+        region = labels == label
+        mixed[region] = mixed[region] * np.float32(0.4) + rgb(colour) * np.float32(0.6)
     drawn = mixed.astype(np.uint8)
     drawn[outlines(labels)] = 255
     show(axis, drawn)
@@ -126,7 +130,7 @@ def draw_label_map(
 def class_colours(
     predictions: Sequence[Prediction], classes: Sequence[str] | None
 ) -> dict[int, str]:
-    """Class -> colour of the classes in some label maps, the largest class first.
+    """Class -> colour of the classes in some label maps, the largest first; without background.
 
     Where the palette suffices for all classes, a class has one colour in all pictures;
     otherwise the largest ones of these maps are distinguished.
@@ -136,6 +140,7 @@ def class_colours(
         return {}
     labels, counts = np.unique(np.stack(maps), return_counts=True)
     order = [int(labels[k]) for k in np.argsort(-counts, kind="stable")]
+    order = [label for label in order if class_name(classes, label) != "background"]
     fixed = classes is not None and len(classes) <= len(CLASSES)
     return {c: CLASSES[(c if fixed else k) % len(CLASSES)] for k, c in enumerate(order)}
 

@@ -89,8 +89,8 @@ class BlockGroups:
 
     Attributes:
         name: the block's place in the model, e.g. ``backbone.stages.2.blocks.1``.
-        groups: number of the merged token that each token belongs to ``(H, W)``; with a soft
-            mask the one that it gives most of its way back to.
+        groups: number of the merged token that each token belongs to ``(H, W)``; on a
+            grid the one that it gives most of its way back to.
         stride: pixels of the network's input per token side.
     """
 

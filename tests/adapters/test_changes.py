@@ -181,13 +181,6 @@ def test_another_input_size_and_with_it_another_window():
         outputs(model, (256, 512))
 
 
-def test_soft_masks_where_the_window_changes():
-    model = ltm_mm.apply(timm_swin(always_partition=False, strict_img_size=True), 25, "soft")
-    model.eval().set_input_size((256, 256))
-    with pytest.raises(ValueError, match="a soft mask of 7 x 7 tokens does not fit"):
-        outputs(model, (256, 256))
-
-
 def test_windows_that_begin_to_shift():
     """Where the image was as small as a window, no shift was: regions must not mix later on."""
     model = build("timm")
@@ -290,8 +283,7 @@ def test_compiled_in_one_graph(name):
     assert_close(outputs(compiled), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("mask", ["match", "soft"])
-def test_two_steps_of_distributed_training(mask, tmp_path):
+def test_two_steps_of_distributed_training(tmp_path):
     """Every parameter takes part: one that does not would stop the second step."""
     from torch import distributed
     from torch.nn.parallel import DistributedDataParallel
@@ -299,7 +291,7 @@ def test_two_steps_of_distributed_training(mask, tmp_path):
     store = f"file://{tmp_path / 'store'}"
     distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
     try:
-        model = DistributedDataParallel(ltm_mm.apply(build("timm"), keep=0.4, mask=mask))
+        model = DistributedDataParallel(ltm_mm.apply(build("timm"), keep=0.4))
         for _ in range(2):
             model(torch.randn(1, 3, *EVEN)).sum().backward()
     finally:

@@ -121,16 +121,14 @@ def test_what_a_hook_returns_goes_on():
     assert_close(outputs(model), found, rtol=1e-4, atol=1e-5)  # a norm removes what is added
 
 
-@pytest.mark.parametrize("kind", ["soft", "pairs", "backward"])
+@pytest.mark.parametrize("kind", ["pairs", "backward"])
 def test_where_that_cannot_be_a_warning_names_the_block(kind):
-    model = ltm_mm.apply(build("timm"), keep=0.4, mask="soft" if kind == "soft" else "match")
+    model = ltm_mm.apply(build("timm"), keep=0.4)
     attention = model.layers[3].blocks[1].attn
     if kind == "backward":
         attention.proj.register_full_backward_hook(lambda *_: None)
     else:
-        (attention.proj if kind == "soft" else attention.softmax).register_forward_hook(
-            lambda *_: None
-        )
+        attention.softmax.register_forward_hook(lambda *_: None)
     path = {"pairs": "attn.softmax"}.get(kind, "attn.proj")
     with pytest.warns(UserWarning, match=f"a hook on {path} in a SwinTransformerBlock") as seen:
         outputs(model, grad=True)

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 import ltm_mm
 from ltm_mm.adapters.apply import ADAPTERS
-from ltm_mm.merging import MASKS, merging_blocks, record_merges
+from ltm_mm.merging import merging_blocks, record_merges
 from tests.models.contract import settled
 
 from .sources import build, mm_swin, outputs, timm_swin, torchvision_swin
@@ -71,8 +71,8 @@ def test_backbones_of_several_families():
     assert kept(model["swin"]) == kept(ltm_mm.apply(one_stage(), keep="balanced"))
     assert kept(model["vit"]) == kept(ltm_mm.apply(vit(), keep="balanced"))
     ltm_mm.remove(model)
-    with pytest.raises(ValueError, match="mask='soft' is for a Swin; this is a vit"):
-        ltm_mm.apply(model, keep=0.5, mask="soft")
+    with pytest.raises(ValueError, match="window_size is for an EfficientViT; this is a swin"):
+        ltm_mm.apply(model, keep=0.5, window_size=8)
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -142,18 +142,17 @@ def test_where_no_number_fits_nothing_is_merged():
     assert sizes_kept(model, 64) == [3]
 
 
-@pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("name", ["mmdet", "timm", "torchvision v2", "official detector"])
-def test_put_on_again_and_loaded_it_is_the_same(name, mask):
-    model = ltm_mm.apply(build(name), keep=0.3, mask=mask)
+def test_put_on_again_and_loaded_it_is_the_same(name):
+    model = ltm_mm.apply(build(name), keep=0.3)
     for block_name, block in merging_blocks(model):
         for parameter in block.merge.parameters():
             torch.nn.init.normal_(parameter, 0, 0.1)
         assert block_name
     maps, state = outputs(model), copy.deepcopy(model.state_dict())
-    ltm_mm.apply(ltm_mm.remove(model), keep=0.3, mask=mask).load_state_dict(state)
+    ltm_mm.apply(ltm_mm.remove(model), keep=0.3).load_state_dict(state)
     assert_close(outputs(model), maps, rtol=0, atol=0)
-    other = ltm_mm.apply(build(name), keep=0.3, mask=mask)
+    other = ltm_mm.apply(build(name), keep=0.3)
     other.load_state_dict(state)
     assert_close(outputs(other), maps, rtol=0, atol=0)
 

@@ -259,10 +259,9 @@ def test_attention_weights_are_had_or_refused(name, way):
 
 
 @pytest.mark.parametrize("name", ["classifier", "classifier v2", "upernet", "mask2former"])
-@pytest.mark.parametrize("mask", ["match", "soft"])
-def test_what_was_learned_goes_beside_the_librarys_file(name, mask, tmp_path):
+def test_what_was_learned_goes_beside_the_librarys_file(name, tmp_path):
     """``from_pretrained`` builds the plain model, which has no place for it."""
-    model = ltm_mm.apply(build(name), keep=0.4, mask=mask)
+    model = ltm_mm.apply(build(name), keep=0.4)
     with_details(model)
     learned_entries = {k: v for k, v in model.state_dict().items() if ".merge." in k}
     for value in learned_entries.values():
@@ -271,7 +270,7 @@ def test_what_was_learned_goes_beside_the_librarys_file(name, mask, tmp_path):
     expected = outputs(model, size)
     model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path).eval()
-    ltm_mm.apply(again, keep=0.4, mask=mask)
+    ltm_mm.apply(again, keep=0.4)
     assert (outputs(again, size)[-1] - expected[-1]).abs().max() > 1e-6
     left = again.load_state_dict(learned_entries, strict=False)
     assert not left.unexpected_keys
@@ -297,15 +296,15 @@ class Drawn(torch.utils.data.Dataset):
 
 
 @pytest.mark.parametrize("name", ["classifier", "classifier v2"])
-@pytest.mark.parametrize("mask", ["match", "soft"])
-def test_the_trainer_trains_saves_and_resumes(name, mask, tmp_path):
+def test_the_trainer_trains_saves_and_resumes(name, tmp_path):
     """What learns for merging learns, too, and is in the Trainer's own checkpoints."""
     pytest.importorskip("accelerate")
     options = dict(per_device_train_batch_size=1, save_steps=2, report_to=[], use_cpu=True)
     options |= dict(learning_rate=1e-2, disable_tqdm=True, dataloader_pin_memory=False)
 
     def trained(resume: str | None = None) -> tuple[nn.Module, nn.Module]:
-        model = ltm_mm.apply(build(name), keep=0.4, mask=mask)
+        model = ltm_mm.apply(build(name), keep=0.4)
+        with_details(model)
         start = copy.deepcopy(model)
         arguments = hf.TrainingArguments(str(tmp_path), max_steps=4, **options)
         trainer = hf.Trainer(model, arguments, train_dataset=Drawn())
@@ -316,7 +315,7 @@ def test_the_trainer_trains_saves_and_resumes(name, mask, tmp_path):
     moved = {k for k, v in start.named_parameters() if not torch.equal(v, model.get_parameter(k))}
     learning = {key for key, _ in model.named_parameters() if ".merge." in key}
     assert learning <= moved
-    assert bool(learning) == (mask == "soft")
+    assert learning
     again, _ = trained(str(tmp_path / "checkpoint-2"))
     assert_close(dict(again.state_dict()), dict(model.state_dict()), rtol=1e-5, atol=1e-6)
 

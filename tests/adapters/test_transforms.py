@@ -13,7 +13,6 @@ from torch.testing import assert_close
 
 import ltm_mm
 from ltm_mm.kernels import use_kernels
-from ltm_mm.merging import MASKS
 from ltm_mm.models import LTMSwin
 from tests.models.contract import randomise, same_groups, settled
 
@@ -23,8 +22,8 @@ SMALL = dict(embed_dims=8, depths=(2,), num_heads=(2,), strides=(4,), out_indice
 SIZE = (52, 60)  # windows that are padded, shifted and not
 
 
-def swin(mask: str) -> nn.Module:
-    return randomise(LTMSwin(**SMALL, keep=25, mask=mask, drop_path_rate=0.0))
+def swin() -> nn.Module:
+    return randomise(LTMSwin(**SMALL, keep=25, drop_path_rate=0.0))
 
 
 def vit() -> nn.Module:
@@ -33,9 +32,11 @@ def vit() -> nn.Module:
     return ltm_mm.apply(model, keep=((150, 90),))
 
 
-MODELS: dict[str, Callable[[], nn.Module]] = {m: (lambda mask=m: swin(mask)) for m in MASKS}
-MODELS["vit"] = vit
-MODELS["mmdet"] = lambda: ltm_mm.apply(settled(mm_swin("mmdet")), keep=0.5)
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "swin": swin,
+    "vit": vit,
+    "mmdet": lambda: ltm_mm.apply(settled(mm_swin("mmdet")), keep=0.5),
+}
 models = pytest.mark.parametrize("name", MODELS)
 
 

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from ltm_mm.checkpoints import load, load_backbone, load_into, to_backbone
 from ltm_mm.checkpoints.detect import unwrap
-from ltm_mm.models.backbones import LTMSwin
+from ltm_mm.models.backbones import LTMEfficientViT, LTMSwin
 
 from .tiny import TINY, randomize
 
@@ -63,7 +63,7 @@ def mask_rcnn(backbone: dict, num_classes: int = 3) -> nn.Module:
 
 
 PLAIN = {"type": "mmdet.SwinTransformer"}
-LTM = {"type": "ltm_mm.LTMSwin", "keep": KEEP, "mask": "soft"}
+LTM = {"type": "ltm_mm.LTMSwin", "keep": KEEP, "detail": True}
 
 
 @pytest.fixture(scope="module")
@@ -122,40 +122,16 @@ def test_a_merged_detector_loads_its_own_checkpoint(
 
 
 def test_merging_of_another_plan_is_named(lines: list[tuple[int, str]]) -> None:
-    saved = randomize(LTMSwin(keep=KEEP, mask="soft", **TINY))
-    merging = [key for key in saved.state_dict() if ".merge." in key]
-    assert len(merging) == 6
-    for options in (dict(keep=None), dict(keep=KEEP, mask="match")):
-        report = load_backbone(LTMSwin(**options, **TINY), saved.state_dict())
-        assert report.fresh == []
-        _, line = lines.pop()
-        assert line.endswith(
-            "6 merging parameters of the checkpoint are of another plan or mask and not used"
-        )
-    other = LTMSwin(keep=(None, (None, 5), None), mask="soft", **TINY)
-    report = load_backbone(other, saved.state_dict())
-    assert report.fresh == ["stages.1.blocks.1.merge.prior_offset"]
-    assert "stages.1.blocks.1.merge.log_scale" in report.loaded
-    assert "5 merging parameters of the checkpoint are of another plan" in lines[-1][1]
-
-
-def test_masks_of_the_first_design_are_left_out_in_one_line(lines: list[tuple[int, str]]) -> None:
-    """Its mask modules had other names; all else of its checkpoints is as ever."""
-    plain = randomize(LTMSwin(keep=None, **TINY))
-    old = {
-        f"stages.1.blocks.1.merge.mask.{name}": torch.ones(shape)
-        for name, shape in (("prior_offset", (16, 9)), ("log_sharpness", ()))
-    }
-    weights = plain.state_dict()
-    for mask, fresh in (("match", 0), ("soft", 6)):
-        merged = LTMSwin(keep=KEEP, mask=mask, **TINY)
-        report = load_backbone(merged, {**weights, **old})
-        assert len(report.fresh) == fresh
-        after = merged.state_dict()
-        assert_close({key: after[key] for key in weights}, dict(weights))
-        ((_, line),) = lines
-        assert "2 merging parameters of the checkpoint are of another plan or mask" in line
-        lines.clear()
+    saved = randomize(LTMEfficientViT("b0", keep="fast")).state_dict()
+    merging = [key for key in saved if key.endswith((".prior_offset", ".log_scale"))]
+    assert merging
+    assert load_backbone(LTMEfficientViT("b0", keep=None), saved).fresh == []
+    unused = "merging parameters of the checkpoint are of another plan and not used"
+    assert lines.pop()[1].endswith(f"{len(merging)} {unused}")
+    report = load_backbone(LTMEfficientViT("b0", keep=16), saved)
+    assert report.fresh == [key for key in merging if key.endswith(".prior_offset")]
+    assert {key for key in merging if key.endswith(".log_scale")} <= set(report.loaded)
+    assert f"{len(report.fresh)} {unused}" in lines[-1][1]
 
 
 def test_a_head_for_other_classes_starts_fresh(
@@ -302,7 +278,7 @@ def test_heads_see_the_version_they_were_saved_by() -> None:
             super()._load_from_state_dict(state, prefix, meta, *rest)
 
     saved = nn.ModuleDict({"backbone": LTMSwin(keep=None, **TINY), "head": Head(2, 2)})
-    model = nn.ModuleDict({"backbone": LTMSwin(keep=KEEP, mask="soft", **TINY), "head": Head(2, 2)})
+    model = nn.ModuleDict({"backbone": LTMSwin(keep=KEEP, detail=True, **TINY), "head": Head(2, 2)})
     load_into(model, {"state_dict": saved.state_dict()}, strict=True)
     assert seen == [3]
 

@@ -322,9 +322,8 @@ def test_a_classifier_trained_merging_in_timm_loads_masks_and_all(family: str) -
     classes = dict(swin=LTMSwin, efficientvit=LTMEfficientViT, mobilevit=LTMMobileViT, vit=LTMViT)
     name = f"ltm_{family}_{arch or 'tiny'}"
     options = {"vit": VIT, "swin": TIMM_TINY[0]}.get(family, {})
-    masks = dict(mask="soft") if family == "swin" else {}
-    weights = randomize(timm.create_model(name, keep="fast", **masks, **options)).state_dict()
-    backbone = classes[family](arch=arch, keep="fast", **masks, **size.get(family, {}))
+    weights = randomize(timm.create_model(name, keep="fast", **options)).state_dict()
+    backbone = classes[family](arch=arch, keep="fast", **size.get(family, {}))
     report = load_backbone(backbone, weights)
     assert all(re.search(r"^norm\d", key) for key in report.fresh)
     assert not [key for key in report.unused if not key.startswith(("head.", "norm."))]

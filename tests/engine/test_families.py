@@ -36,7 +36,7 @@ def test_classifier_trains_resumes_and_hands_its_weights_on(shapes: Path, tmp_pa
     pytest.importorskip("mmpretrain", reason="pip install 'ltm_mm[mmpretrain]'")
     config, work = str(CONFIGS / "ltm_swin_classifier_shapes.py"), str(tmp_path / "work")
     narrow = {"model.backbone.embed_dims": 8, "model.head.in_channels": 64}
-    narrow["model.backbone.mask"] = "soft"
+    narrow["model.backbone.detail"] = True
     options = in_process(train_dataloader__batch_size=4) | narrow
     for part in ("train", "val", "test"):
         options[f"{part}_dataloader.dataset.data_root"] = str(shapes)
@@ -46,12 +46,12 @@ def test_classifier_trains_resumes_and_hands_its_weights_on(shapes: Path, tmp_pa
     metrics = evaluate(config, f"{work}/epoch_1.pth", work, cfg_options=options)
     assert 0 <= metrics["accuracy/top1"] <= 100
 
-    backbone = LTMSwin(embed_dims=8, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), mask="soft")
+    backbone = LTMSwin(embed_dims=8, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), detail=True)
     report = load_backbone(backbone, f"{work}/epoch_1.pth")
     assert all(re.match(r"norm[0-2]\.", key) for key in report.fresh)
-    trained = runner.model.backbone.stages[2].blocks[1].merge.prior_offset
+    trained = runner.model.backbone.stages[2].blocks[1].merge.detail.up.weight
     assert trained.abs().max() > 0
-    assert torch.equal(backbone.stages[2].blocks[1].merge.prior_offset, trained)
+    assert torch.equal(backbone.stages[2].blocks[1].merge.detail.up.weight, trained)
 
 
 @pytest.mark.slow

@@ -46,7 +46,6 @@ def tiny_swin(**changes: object) -> LTMSwin:
 
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "swin": lambda: tiny_swin(keep=(25, None, (16, 9))),
-    "soft": lambda: tiny_swin(keep=(25, None, (16, 9)), mask="soft"),
     "vit": lambda: LTMViT("tiny", keep=([150, 150, 60],), num_layers=3, out_indices=(2,)),
     "mobilevit": lambda: LTMMobileViT("xxs", keep=0.5),
     "efficientvit": lambda: LTMEfficientViT("b0", keep="fast"),
@@ -107,7 +106,7 @@ def test_labels_by_counting(family: str) -> None:
         assert_close(merge.share(counts).sum(1), every)
         labels = merged_labels(merge, counts)
         assert labels.shape == merge.merged.shape[:2]
-        if family not in ("soft", "efficientvit"):
+        if family != "efficientvit":
             slow = torch.full_like(labels, -1)  # of a group that has padding alone
             for b, groups in enumerate(merge.groups()):
                 for m in groups.unique().tolist():
@@ -125,7 +124,6 @@ def test_strides() -> None:
         strides[family] = sorted({round(area**0.5) for area in found})
     assert strides == {
         "swin": [4, 16],
-        "soft": [4, 16],
         "vit": [16],
         "mobilevit": [16, 32, 64],
         "efficientvit": [16, 32],
@@ -145,12 +143,9 @@ def test_place_tokens_are_members_of_their_groups(family: str) -> None:
             assert (members == token_ids[b, m]).all(-1).any()
 
 
-def test_place_tokens_of_soft_masks_and_grids() -> None:
-    """They lie where the merged tokens do, window by window."""
+def test_place_tokens_of_grids() -> None:
+    """They lie where the merged tokens do."""
     torch.manual_seed(0)
-    merge = merges_of("soft", (56, 56))[0]  # 14 x 14 tokens, 2 x 2 windows
-    window = merge.tokens[1, 7:, :7].flatten(0, 1)
-    assert_close(place_tokens(merge)[1, 50:75], window[merge.mask.roots[1, 2]])
     merge = merges_of("efficientvit", (256, 256))[0]  # 16 x 16 tokens
     side = merge.merged_grid.shape[1]
     at = ((torch.arange(side) + 0.5) * 16 / side).long()
@@ -212,21 +207,18 @@ class Bench:
 
 
 @pytest.mark.parametrize("bound", ["paper", "variational"])
-@pytest.mark.parametrize("mask", ["match", "soft"])
-def test_adds_one_loss_that_reaches_what_merges(bound: str, mask: str) -> None:
-    backbone = {"keep": (25, 25, 25, 9), "mask": mask}
+def test_adds_one_loss_that_reaches_what_merges(bound: str) -> None:
+    backbone = {"keep": (25, 25, 25, 9)}
     bench = Bench(backbone, bound=bound)
     plain = Bench(backbone, weight=0.0).gradients()
     gradients = bench.gradients()
     assert all(g is not None and g.isfinite().all() for g in gradients.values())
     same = {n for n, g in gradients.items() if torch.allclose(g, plain[n], rtol=1e-4, atol=1e-8)}
     heads = {n for n in gradients if n.startswith(("decode_head", "auxiliary_head"))}
-    masks = {n for n in gradients if ".merge." in n}
-    last = {n for n in gradients if n.startswith("backbone.stages.3.blocks.1") and n not in masks}
+    last = {n for n in gradients if n.startswith("backbone.stages.3.blocks.1")}
     assert heads | last <= same, "what comes after the merged tokens knows nothing of the loss"
-    assert len(masks) == (2 * 8 if mask == "soft" else 0)
     before = {n for n in gradients if n.startswith(("backbone.patch_embed", "backbone.stages.0"))}
-    assert not (masks | before) & same
+    assert not before & same
     total, logged = bench.model.parse_losses(bench.losses())
     parts = sum(v for k, v in logged.items() if "loss_" in k)
     assert_close(total, parts)

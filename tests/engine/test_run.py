@@ -91,7 +91,7 @@ def test_start_from_a_plain_detector(
 
     monkeypatch.setattr(Runner, "save_checkpoint", lambda *args, **kwargs: None)
     changes |= {"optim_wrapper.optimizer.lr": 0.0, "param_scheduler": None, "val_dataloader": None}
-    changes |= {"val_cfg": None, "val_evaluator": None, "model.backbone.mask": "soft"}
+    changes |= {"val_cfg": None, "val_evaluator": None, "model.backbone.detail": True}
     runner = train(
         SHAPES_CONFIG,
         str(tmp_path),

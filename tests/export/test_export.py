@@ -15,7 +15,6 @@ from ltm_mm.export import compare, export_program, open_file, save_onnx, save_pr
 from ltm_mm.export.files import ExportedFile
 from ltm_mm.export.pooling import DynamicAdaptivePooling, antialiased
 from ltm_mm.export.run import export
-from ltm_mm.merging import MASKS
 from ltm_mm.models import LTMEfficientViT, LTMMobileViT, LTMSwin, LTMViT
 from tests.conftest import ROOT, tool_runner
 from tests.models.contract import randomise
@@ -244,15 +243,6 @@ def test_backbones_in_all_formats(family, keep, format, tmp_path):
 
         save_openvino(program, path, outputs, {})
     check(model, open_file(path).run)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mask", MASKS)
-def test_other_masks(mask, tmp_path):
-    pytest.importorskip("onnxscript")
-    model = one_stage(keep=25, mask=mask)
-    # Soft masks are sharp, which carries rounding further.
-    check(model, onnx_of(model, tmp_path / "stage.onnx"), 1e-3 if mask == "soft" else 1e-4)
 
 
 @pytest.mark.slow

@@ -35,8 +35,8 @@ MODELS = {**tiny.DETECTORS, **{f"mmseg-{name}": make for name, make in tiny.SEGM
 CASES = [(n, k, f) for n in MODELS for k in (None, "balanced") for f in ("onnx", "xml", "pt2")]
 # Quick enough to be run every time. Their images are padded: a plain area, whose tokens are alike.
 MODELS["few-levels"] = lambda keep: tiny.dense("_base_/models/retinanet_r50_fpn.py", keep, few=True)
-MODELS["mmseg-few-stages"] = lambda keep: tiny.encoder_decoder("fcn_r50-d8", keep, stages=2)
-QUICK = [("few-levels", (25, None), "onnx"), ("mmseg-few-stages", (25, None), "onnx")]
+MODELS["mmseg-one-stage"] = lambda keep: tiny.encoder_decoder("fcn_r50-d8", keep, stages=1)
+QUICK = [("few-levels", (25, None), "onnx"), ("mmseg-one-stage", (25,), "onnx")]
 
 
 @lru_cache(maxsize=1)
@@ -80,11 +80,11 @@ def test_files_are_the_model(name, keep, format, tmp_path_factory):
         assert difference.detections is None or difference.detections > 5
 
 
-@pytest.fixture
-def fixed(tmp_path):
+@pytest.fixture(scope="module")
+def fixed(tmp_path_factory):
     """An ONNX file for images of 160 x 160 of the built-in shapes."""
     pytest.importorskip("onnxscript")
-    return write_boxes(tmp_path / "fixed.onnx")
+    return write_boxes(tmp_path_factory.mktemp("boxes") / "fixed.onnx")
 
 
 def test_a_file_says_how_to_run_it(fixed):

@@ -8,8 +8,6 @@ from torch.testing import assert_close
 from ltm_mm.merging import Detail, Groups, build_mask, grow_details, unmerge_update
 from tests.merging.test_block import count_calls, swin_block
 
-MASKS = ("match", "soft")
-
 
 def with_detail(block: nn.Module, dim: int = 8, hidden: int = 4) -> nn.Module:
     """A block whose detail is random, and not small."""
@@ -26,22 +24,20 @@ def slow_phi(detail: Detail, x: torch.Tensor) -> torch.Tensor:
     return hidden @ detail.up.weight.T
 
 
-@pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("shifted", [False, True])
-def test_a_fresh_detail_changes_nothing_to_the_bit(shifted, grad, mask):
-    block, x = swin_block(16, shifted, mask=mask), torch.randn(2, 17, 23, 8)
+def test_a_fresh_detail_changes_nothing_to_the_bit(shifted, grad):
+    block, x = swin_block(16, shifted), torch.randn(2, 17, 23, 8)
     with torch.set_grad_enabled(grad):
         before = block(x)
         block.merge.detail = Detail(8).eval()
         assert torch.equal(block(x), before)
 
 
-@pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("grad", [True, False])
-def test_a_detail_adds_its_formula(grad, mask):
+def test_a_detail_adds_its_formula(grad):
     tokens = torch.randn(2, 6, 49, 8)
-    module, detail = build_mask(mask, 7, 16), Detail(8, 4)
+    module, detail = build_mask(7, 16), Detail(8, 4)
     nn.init.normal_(detail.up.weight)
     with torch.set_grad_enabled(grad):
         window_mask = module(tokens, None, None)
@@ -84,7 +80,7 @@ def test_the_mean_of_a_group_moves_by_curvature_alone():
     tokens = tokens / tokens.norm(dim=-1, keepdim=True)  # the norm is no linear function
     nn.init.normal_(detail.up.weight)
     nn.init.constant_(detail.down.bias, 50.0)  # where a GELU is the identity
-    mask = build_mask("match", 7, 16)(tokens, None, None)
+    mask = build_mask(7, 16)(tokens, None, None)
     merged = mask.merge(tokens)
     hidden = detail.hidden(tokens) - 50
     assert_close(hidden, (tokens * 8**0.5) @ detail.down.weight.T, rtol=1e-4, atol=1e-4)

@@ -224,7 +224,7 @@ def test_gradients_are_those_of_finite_differences(monkeypatch):
             given.append(F.layer_norm(x.detach(), x.shape[-1:]))
         return given[place]
 
-    monkeypatch.setattr("ltm_mm.merging.masks._direction", compared)
+    monkeypatch.setattr("ltm_mm.merging.soft._direction", compared)
 
     def run(x, *_):
         calls.clear()
@@ -276,7 +276,7 @@ def test_merged_tokens_stay_in_their_places():
     module = GridMerger(7, 5)
     nn.init.constant_(module.mask.log_scale, -torch.inf)
     windows = to_windows(positions, 7)
-    mask = module.mask(windows, None, None)
+    mask = module.mask(windows, None)
     found = mask.merged.view(4, 4, 5, 5, 2).transpose(1, 2).reshape(20, 20, 2)
     axis = (torch.arange(20.0) + 0.5) / 20
     expected = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1)

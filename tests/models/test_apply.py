@@ -13,7 +13,6 @@ from torch.testing import assert_close
 import ltm_mm
 from ltm_mm.adapters import apply, remove
 from ltm_mm.checkpoints.timm import convert_swin
-from ltm_mm.merging import MASKS
 from ltm_mm.models import LTMEfficientViT, LTMMobileViT, LTMSwin, LTMViT
 
 from .contract import settled
@@ -120,18 +119,17 @@ def test_removed_is_bit_identical_to_before(name):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("scope", ["mmdet", "mmseg"])
 @pytest.mark.parametrize("keep", ["fast", (None, 25, (None, 36, 25, 9), 1)])
-def test_applied_equals_the_backbone_of_the_same_plan(keep, scope, mask):
+def test_applied_equals_the_backbone_of_the_same_plan(keep, scope):
     reference = settled(swin_of(scope))
-    mine = settled(LTMSwin(**TINY, keep=keep, mask=mask))
+    mine = settled(LTMSwin(**TINY, keep=keep))
     mine.load_state_dict(reference.state_dict(), strict=False)
     mine.train(False)
-    model = apply(copy.deepcopy(reference), keep=keep, mask=mask)
+    model = apply(copy.deepcopy(reference), keep=keep)
     model.train(False)
     assert set(model.state_dict()) == set(mine.state_dict())
-    assert (set(model.state_dict()) == set(reference.state_dict())) is (mask == "match")
+    assert set(model.state_dict()) == set(reference.state_dict())
     model.load_state_dict(mine.state_dict())
     for size in ((224, 224), (75, 117)):
         x = torch.randn(1, 3, *size).double()
@@ -300,18 +298,13 @@ def test_unmerged_stages_are_left_alone():
         (lambda: swin_of("mmdet"), dict(keep="quick"), "unknown preset keep='quick'"),
         (lambda: swin_of("mmdet"), dict(keep=(5,)), "one entry for each of the 4 stages"),
         (lambda: swin_of("mmdet"), dict(keep=50), "50 is neither a number .* from 1 to 49"),
-        (lambda: swin_of("mmdet"), dict(mask="hard"), "mask must be one of match, .*, got 'hard'"),
-        (lambda: swin_of("mmdet"), dict(mask="hard", keep=None), "mask must be one of match"),
         (
             lambda: swin_of("mmdet"),
             dict(window_size=7),
             "window_size is for an EfficientViT; this is a swin",
         ),
         (MODELS["timm vit"], dict(window_size=7), "an EfficientViT; this is a vit"),
-        (MODELS["timm vit"], dict(mask="soft"), "mask='soft' is for a Swin; this is a vit"),
         (MODELS["timm mobilevit"], dict(window_size=8), "an EfficientViT; this is a mobilevit"),
-        (MODELS["timm mobilevit"], dict(mask="soft"), "for a Swin; this is a mobilevit"),
-        (MODELS["timm efficientvit"], dict(mask="soft"), "for a Swin; this is a efficientvit"),
         (MODELS["timm efficientvit"], dict(keep=30), "30 is no square number; near are 16, 25"),
         (
             MODELS["timm efficientvit"],

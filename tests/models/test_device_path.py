@@ -20,13 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ltm_mm.kernels import use_kernels
 from ltm_mm.layers.window_attention import window_tables
-from ltm_mm.merging.masks import MASKS, shift_tables
+from ltm_mm.merging.masks import shift_tables
 from ltm_mm.models import LTMEfficientViT, LTMMobileViT, LTMSwin, LTMViT
 
 SIZES = [pytest.param((64, 96), marks=pytest.mark.slow), (75, 118)]  # whole windows, or padding
 SWIN = dict(embed_dims=8, depths=(2, 2), num_heads=(1, 2), strides=(4, 2), out_indices=(0, 1))
 MODELS: dict[str, Callable[[], nn.Module]] = {
-    **{f"swin-{mask}": lambda mask=mask: LTMSwin(**SWIN, keep=0.4, mask=mask) for mask in MASKS},
+    "swin": lambda: LTMSwin(**SWIN, keep=0.4),
     "swin-plain": lambda: LTMSwin(**SWIN, keep=None),
     "vit": lambda: LTMViT("tiny", "fast", embed_dims=24, num_heads=2, num_layers=3),
     "efficientvit": lambda: LTMEfficientViT("b0", keep="fast"),
@@ -117,13 +117,13 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_reads_values_is_found() -> None:
     """The CPU's way picks the windows with several regions: a shape that depends on data."""
-    model = MODELS["swin-match"]().eval()
+    model = MODELS["swin"]().eval()
     errors = (DataDependentOutputException, DynamicOutputShapeException)
     with FakeTensorMode(), torch.no_grad(), pytest.raises(errors):
         fake(model, "cpu")(torch.empty(2, 3, 64, 96))
 
 
-@pytest.mark.parametrize("name", [pytest.param("swin-match", marks=pytest.mark.slow), "vit"])
+@pytest.mark.parametrize("name", [pytest.param("swin", marks=pytest.mark.slow), "vit"])
 def test_exported_graph_has_no_shape_that_depends_on_data(name: str) -> None:
     model = MODELS[name]().eval()
     program = torch.export.export(model, (torch.randn(2, 3, 75, 118),), strict=False)

@@ -9,19 +9,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
-from ltm_mm.merging import MASKS, record_merges
+from ltm_mm.merging import record_merges
 from ltm_mm.merging.matching import match, rounds
 from ltm_mm.models import LTMEfficientViT, LTMMobileViT, LTMSwin, LTMViT
 from tests.models.contract import randomise, same_groups
 
 SWIN = dict(embed_dims=16, depths=(2, 2), num_heads=(1, 2), strides=(4, 2), out_indices=(0, 1))
 MODELS: dict[str, Callable[..., nn.Module]] = {
-    **{
-        f"swin-{mask}": lambda mask=mask, **options: LTMSwin(
-            **SWIN, keep=0.4, mask=mask, drop_path_rate=0.0, **options
-        )
-        for mask in MASKS
-    },
+    "swin": lambda **options: LTMSwin(**SWIN, keep=0.4, drop_path_rate=0.0, **options),
     "swin-plain": lambda **options: LTMSwin(**SWIN, keep=None, drop_path_rate=0.0, **options),
     "vit": lambda **options: LTMViT(
         "tiny", "fast", embed_dims=24, num_heads=2, num_layers=3, **options
@@ -30,7 +25,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mobilevit": lambda **options: LTMMobileViT("xxs", keep="fast", **options),
 }
 models = pytest.mark.parametrize("name", MODELS)
-swins = pytest.mark.parametrize("name", ["swin-match", "swin-plain"])
+swins = pytest.mark.parametrize("name", ["swin", "swin-plain"])
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 
 
@@ -149,7 +144,7 @@ def test_training_step_under_autocast(name: str, dtype: torch.dtype, device: str
         assert not torch.equal(a, b)
 
 
-@pytest.mark.parametrize("name", ["swin-match", "swin-soft", "vit"])
+@pytest.mark.parametrize("name", ["swin", "vit"])
 def test_checkpointing_changes_nothing(name: str, device: str) -> None:
     models = [MODELS[name](with_cp=with_cp).to(device).train() for with_cp in (False, True)]
     models[1].load_state_dict(randomise(models[0]).state_dict())

@@ -12,14 +12,14 @@ def test_as_mmpretrains_swin():
 
     arch = dict(embed_dims=16, depths=[2, 2, 4, 2], num_heads=[1, 2, 4, 8])
     theirs = SwinTransformer(arch=arch, out_indices=(0, 1, 2, 3))
-    mine = LTMSwin(**TINY, mask="soft", keep=9)
+    mine = LTMSwin(**TINY, keep=9, detail=True)
     names = {f"backbone.{name}" for name, _ in mine.named_parameters()}
     shared = names & {f"backbone.{name}" for name, _ in theirs.named_parameters()}
     assert len(shared) > 100
     for name in (*shared, "head.fc.weight"):
         depth = mine.get_layer_depth(name, "backbone.")
         assert depth == theirs.get_layer_depth(name, "backbone."), name
-    own = mine.get_layer_depth("stages.2.blocks.3.merge.log_scale")
+    own = mine.get_layer_depth("stages.2.blocks.3.merge.detail.up.weight")
     assert own == mine.get_layer_depth("stages.2.blocks.3.norm1.weight") == (8, 12)
 
 

@@ -6,7 +6,7 @@ from mmdet.models.backbones import SwinTransformer
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from ltm_mm.merging import MASKS, merging_blocks, record_merges
+from ltm_mm.merging import record_merges
 from ltm_mm.models import LTMSwin
 
 from .contract import BackboneContract, randomise
@@ -37,20 +37,6 @@ class TestSwinContract(BackboneContract):
 
     def in_stage(self, name, stage):
         return name.startswith((f"stages.{stage}.", f"norm{stage}."))
-
-
-class TestSoftSwinContract(TestSwinContract):
-    masks_learn = True
-    sharpness = 20
-    like = 0.8
-
-    def build(self, **kwargs):
-        return LTMSwin(**TINY, **{"mask": "soft", **kwargs})
-
-    def merge_by_place(self, model, monkeypatch):
-        for name, parameter in model.named_parameters():
-            if name.endswith(".merge.log_scale"):
-                nn.init.constant_(parameter, -torch.inf)
 
 
 def same_maps(model: nn.Module, reference: nn.Module, *size: int) -> None:
@@ -105,15 +91,10 @@ def test_archs_have_the_published_widths(arch, dims):
     assert len(model.stages[2].blocks) == (6 if arch == "tiny" else 18)
 
 
-def test_matching_adds_no_parameters_and_soft_masks_few():
+def test_merging_adds_no_parameters():
     with torch.device("meta"):
         plain, merged = LTMSwin(keep=None), LTMSwin()
-        soft = LTMSwin(mask="soft")
     assert list(merged.state_dict()) == list(plain.state_dict())
-    new = set(soft.state_dict()) - set(plain.state_dict())
-    assert {key.rpartition(".merge.")[2] for key in new} == {"prior_offset", "log_scale"}
-    plain, soft = (sum(p.numel() for p in m.parameters()) for m in (plain, soft))
-    assert plain < soft < 1.002 * plain
 
 
 def test_a_plan_is_what_every_block_keeps():
@@ -143,13 +124,12 @@ def test_a_plan_says_how_many_tokens_each_block_works_on():
     assert seen == [49, 49, 9, 9, 49, 36, 25, 4, 1, 4]
 
 
-@pytest.mark.parametrize("mask", MASKS)
-def test_any_number_of_tokens_can_be_kept(mask):
+def test_any_number_of_tokens_can_be_kept():
     x, seen = torch.randn(1, 3, 40, 60), []
     plain = randomise(LTMSwin(**ONE, keep=None, drop_path_rate=0.0)).eval()
     with torch.no_grad():
         for keep in range(1, 50):
-            model = LTMSwin(**ONE, keep=keep, mask=mask, drop_path_rate=0.0).eval()
+            model = LTMSwin(**ONE, keep=keep, drop_path_rate=0.0).eval()
             model.load_state_dict(plain.state_dict(), strict=False)
             seen.append(model(x)[0])
         expected = plain(x)[0]
@@ -202,12 +182,11 @@ def test_a_merged_block_is_its_formula_window_by_window(window, size):
             assert_close(block(x), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("keep", [25, 9, None])
 @pytest.mark.parametrize("token", [(2, 3), (8, 9), (12, 12)])
-def test_a_token_is_seen_in_its_own_window(token, keep, mask):
+def test_a_token_is_seen_in_its_own_window(token, keep):
     """By all of its tokens; in a shifted one by those of its part."""
-    model = randomise(LTMSwin(**ONE, keep=keep, mask=mask, drop_path_rate=0.0)).eval()
+    model = randomise(LTMSwin(**ONE, keep=keep, drop_path_rate=0.0)).eval()
     x = torch.randn(1, 14, 16, 8)
     other = x.clone()
     other[0, token[0], token[1]] += torch.randn(8)
@@ -252,26 +231,14 @@ def test_dropout_and_stochastic_depth_act_in_training_only():
             assert_close(model.eval()(x)[-1], model(x)[-1], rtol=0, atol=0)
 
 
-def test_masks_are_of_the_kind_asked_for():
-    x, seen = torch.randn(1, 3, 64, 64), []
-    start = randomise(LTMSwin(**TINY, keep=None)).state_dict()
-    for mask in ("match", "soft"):
-        model = LTMSwin(**TINY, keep=9, mask=mask).eval()
-        kinds = {type(block.merge).__name__.lower() for _, block in merging_blocks(model)}
-        assert kinds == {mask}
-        model.load_state_dict(start, strict=False)
-        with torch.no_grad():
-            seen.append(model(x)[-1])
-    assert (seen[0] - seen[1]).abs().max() > 1e-4
-
-
-def test_fresh_weights_leave_masks_at_their_start():
-    model = LTMSwin(**TINY, keep=9, mask="soft")
+def test_fresh_weights_leave_details_as_they_are():
+    model = LTMSwin(**TINY, keep=9, detail=True)
+    before = {k: v.clone() for k, v in model.state_dict().items() if ".detail." in k}
     model.init_weights()
-    merge = model.stages[2].blocks[1].merge
-    assert merge.log_scale == 0
-    assert not merge.prior_offset.any()
-    assert merge.prior.abs().max() > 1
+    assert_close({k: model.state_dict()[k] for k in before}, before, rtol=0, atol=0)
+    detail = model.stages[2].blocks[1].merge.detail
+    assert not detail.up.weight.any()
+    assert detail.down.weight.std() > 0.05
     assert model.stages[0].blocks[0].attn.w_msa.relative_position_bias_table.std() > 0.01
     assert (model.stages[0].blocks[0].attn.w_msa.qkv.bias == 0).all()
 
@@ -292,8 +259,6 @@ def test_fresh_weights_leave_masks_at_their_start():
             "stage 1: 50 is neither a number of tokens from 1 to 49",
         ),
         (dict(window_size=4, keep=17), "17 is neither a number of tokens from 1 to 16"),
-        (dict(mask="hard"), f"mask must be one of {', '.join(MASKS)}, got 'hard'"),
-        (dict(mask="hard", keep=None), "mask must be one of .*, got 'hard'"),
     ],
 )
 def test_bad_arguments_get_one_clear_line(kwargs, message):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ltm_mm.analysis.benchmark.report import BenchmarkRow
@@ -16,6 +17,7 @@ from ltm_mm.datasets import SHAPES
 from ltm_mm.engine.commands import note_command, read_commands
 from ltm_mm.errors import UserError, clean_errors
 from ltm_mm.report import read_run, write_report
+from ltm_mm.report.pictures import _describe
 from ltm_mm.report.summary import metric_label, summary
 
 Copy = Callable[..., Path]
@@ -119,6 +121,7 @@ def test_page_of_two_runs(copy: Copy, work_dir: Path, tmp_path: Path) -> None:
     assert "tiny and other&lt;run&gt;" in page
     assert '<td class="best">0.512</td>' in page
     assert "box AP small" in page
+    assert "(COCO's sizes)" in page
     assert "<td>2.00x</td>" in page
     assert "64 × 96 pixels, batch 1, a CPU, 2 threads" in page
     assert ">python tools/train.py a.py</pre>" in page
@@ -302,8 +305,8 @@ def test_a_run_without_merging(copy: Copy) -> None:
 @pytest.mark.parametrize(
     ("backbone", "expected"),
     [
-        (dict(type="ltm_mm.LTMSwin"), "keep balanced, mask match"),
-        (dict(type="ltm_mm.LTMSwin", keep=25, mask="soft"), "keep 25, mask soft"),
+        (dict(type="ltm_mm.LTMSwin"), "keep balanced"),
+        (dict(type="ltm_mm.LTMSwin", keep=25), "keep 25"),
         (dict(type="ltm_mm.LTMSwin", keep=None), "none"),
         (dict(type="ltm_mm.LTMViT", keep=0.5), "keep 0.5"),
         (dict(type="ltm_mm.LTMEfficientViT"), "none"),
@@ -322,12 +325,19 @@ def test_what_merges_in_a_few_words(work_dir: Path, backbone: dict, expected: st
         ("coco/bbox_mAP", "box AP"),
         ("coco/segm_mAP_50", "mask AP50"),
         ("coco/bbox_mAP_s", "box AP small"),
-        ("mIoU", "mIoU"),
+        ("mIoU", "mIoU, %"),
+        ("aAcc", "pixel accuracy, %"),
         ("coco/bbox_mAP_x", "coco/bbox_mAP_x"),
     ],
 )
 def test_names_of_metrics(name: str, label: str) -> None:
     assert metric_label(name) == label
+
+
+def test_a_label_map_in_words() -> None:
+    found = np.array([[0, 0, 0, 2], [0, 0, 0, 2]])
+    assert _describe(found, ["sky", "sea", "sand"]) == "sky 75.0 %, sand 25.0 %"
+    assert _describe(np.arange(8), None) == "class 0 12.5 %, class 1 12.5 %, class 2 12.5 %"
 
 
 @pytest.mark.parametrize(

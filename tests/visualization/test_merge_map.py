@@ -137,7 +137,6 @@ def tiny_swin(**kwargs: object) -> LTMSwin:
 
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "swin": lambda: tiny_swin(keep=PLAN),
-    "soft": lambda: tiny_swin(keep=PLAN, mask="soft"),
     "vit": lambda: LTMViT("tiny", keep=([150, 150, 60],), num_layers=3, out_indices=(2,)),
     "mobilevit": lambda: LTMMobileViT("xxs", keep=0.5),
     "efficientvit": lambda: LTMEfficientViT("b0", keep=(None, None, (36, 16), (None, 25))),

@@ -76,6 +76,7 @@ def test_read_something_else() -> None:
 def test_colours_stay_with_their_classes_where_they_suffice() -> None:
     maps = [np.array([[3, 3], [3, 1]])]
     assert class_colours(maps, ["a", "b", "c", "d"]) == {3: CLASSES[3], 1: CLASSES[1]}
+    assert class_colours(maps, ["a", "background", "c", "d"]) == {3: CLASSES[3]}  # shows the photo
     assert class_colours(maps, ["x"] * 150) == {3: CLASSES[0], 1: CLASSES[1]}
     assert len(set(CLASSES)) == len(CLASSES)
 

@@ -8,7 +8,7 @@ from torch import nn
 from ...engine.build import channels_of
 
 
-def random_data(model: nn.Module, batch: int, size: tuple[int, int], training: bool) -> dict:
+def random_data(model: Any, batch: int, size: tuple[int, int], training: bool) -> dict:
     """Inputs and data samples as the model's ``forward`` takes them.
 
     Args:
@@ -24,7 +24,7 @@ def random_data(model: nn.Module, batch: int, size: tuple[int, int], training: b
     return model.data_preprocessor(make(model, batch, size), training)
 
 
-def _detector_data(model: nn.Module, batch: int, size: tuple[int, int]) -> dict:
+def _detector_data(model: Any, batch: int, size: tuple[int, int]) -> dict:
     from mmdet.testing import demo_mm_inputs
 
     panoptic = getattr(model, "panoptic_head", None)
@@ -39,14 +39,14 @@ def _detector_data(model: nn.Module, batch: int, size: tuple[int, int]) -> dict:
     )
 
 
-def _classes(model: nn.Module) -> int:
+def _classes(model: Any) -> int:
     """Classes that all heads of a detector know; an RPN's is objectness."""
     heads = (module for name, module in model.named_modules() if "rpn" not in name)
     counts = [count for head in heads if type(count := getattr(head, "num_classes", 0)) is int]
     return min([80, *(count for count in counts if count > 0)])
 
 
-def _segmentor_data(model: nn.Module, batch: int, size: tuple[int, int]) -> dict:
+def _segmentor_data(model: Any, batch: int, size: tuple[int, int]) -> dict:
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
 
@@ -63,7 +63,7 @@ def _segmentor_data(model: nn.Module, batch: int, size: tuple[int, int]) -> dict
     return dict(inputs=images, data_samples=samples)
 
 
-def _head(model: Any) -> nn.Module:
+def _head(model: Any) -> Any:
     """The last decode head, of one or several."""
     head = model.decode_head
     return head[-1] if isinstance(head, nn.ModuleList) else head

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...kernels import run_linear
-from ...merging import ChainMerge, Groups, MaskModule, SoftGroups
+from ...merging import ChainMerge, Groups, MaskModule
 from ...merging.grid import GridMerger
-from ...merging.masks import PADDING_PENALTY, REGION_PENALTY, WindowMask, prior_centers
+from ...merging.masks import PADDING_PENALTY, REGION_PENALTY, WindowMask
+from ...merging.soft import SoftGroups, prior_centers
 from ...models.backbones.global_blocks import Chain, GlobalBlock, GlobalBlocks
 from ...ops import sum_groups, window_regions
 
@@ -33,8 +34,8 @@ def pooled(model: nn.Module) -> nn.Module:
     """
     for module in list(model.modules()):
         if isinstance(module, GridMerger):
-            pool: Pool = GridPool(module.window, module.side**2)
-            module.add_module("mask", pool.to(_device(module)))
+            grid_pool = GridPool(module.window, module.side**2)
+            module.add_module("mask", grid_pool.to(_device(module)))
         elif isinstance(module, GlobalBlocks):
             _pool_globally(module)
         else:
@@ -92,13 +93,18 @@ class Pool(WindowMask):
         return Pool(window, keep, shift).to(self.cost.device)
 
 
-class GridPool(Pool):
+class GridPool(nn.Module):
     """The same in the place of :class:`ltm_mm.merging.grid.GridMerger`'s mask."""
 
-    def forward(self, tokens: Tensor, mass: Tensor | None, shift_index: Tensor | None) -> Any:
-        """Masks of fixed groups, as :meth:`ltm_mm.merging.Soft.forward`."""
-        groups = super().forward(tokens, mass, shift_index)
-        return SoftGroups(*groups.masks(), groups.merge(tokens), groups.roots, mass)
+    def __init__(self, window: int, keep: int) -> None:
+        super().__init__()
+        self.pool = Pool(window, keep)
+
+    def forward(self, tokens: Tensor, mass: Tensor | None) -> SoftGroups:
+        """Masks of fixed groups, as :meth:`ltm_mm.merging.soft.Soft.forward`."""
+        groups = self.pool(tokens, mass, None)
+        g, u = groups.masks()
+        return SoftGroups(g, u, groups.merge(tokens))
 
 
 class GlobalPool(MaskModule):

@@ -133,7 +133,9 @@ class LTMBackbone(nn.Module):
 
     def modules_outside_masks(self) -> list[nn.Module]:
         """All modules but the mask modules and their parts."""
-        return [m for m in self.modules() if not isinstance(m, MaskModule)]
+        masks = (m for m in self.modules() if isinstance(m, MaskModule))
+        parts = {part for mask in masks for part in mask.modules()}
+        return [m for m in self.modules() if m not in parts]
 
 
 def checked_init_cfg(init_cfg: object) -> dict | None:

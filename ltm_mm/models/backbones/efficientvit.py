@@ -121,6 +121,7 @@ class LTMEfficientViT(LTMBackbone):
 
     def reset_parameters(self) -> None:
         """Fresh weights as the reference draws them: each layer's own default."""
+        module: Any
         for module in self.modules_outside_masks():
             if hasattr(module, "reset_parameters") and module is not self:
                 module.reset_parameters()
@@ -175,6 +176,7 @@ class AttentionBlock(SwappedClass, MergingBlock):
     """timm's ``EfficientVitBlock``: attention, a merge where planned, and the local module."""
 
     EXTRAS = ("merge",)
+    merge: GridMerger | None
 
     def forward(self, x: Tensor, chain: GridChain | None = None) -> Tensor:
         """Run the block.

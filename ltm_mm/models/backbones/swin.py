@@ -25,7 +25,7 @@ from ...families import SWIN
 from ...kernels import norm_to_map
 from ...layers import ShiftedWindowAttention, SwinView, WindowAttention
 from ...merging import Detail, MaskModule, MergeScope, MergingBlock, WindowMask, build_mask
-from ...merging.masks import REGIONS, check_mask
+from ...merging.masks import REGIONS
 from ...presets import Keep, Plan, resolve_plan
 from . import options
 from .base import LTMBackbone
@@ -50,8 +50,6 @@ class LTMSwin(LTMBackbone):
             number, or one of them per block, e.g. ``(None, None, (None, 25, 25, 25, 25, 25),
             None)``. A shifted window keeps 4 at least, one for each part that the shift keeps
             apart; fewer count as 4 there.
-        mask: how tokens are merged: 'match' (the most similar share a group; no parameters)
-            or 'soft' (softmax masks with a learned prior, the paper's kind: from scratch).
         detail: what corrects the update of merged blocks, see :class:`ltm_mm.merging.Detail`:
             None (nothing), True (it starts at zero and learns with the rest), or a file of
             ``tools/learn.py --train detail``. A checkpoint that holds details brings them itself.
@@ -110,7 +108,6 @@ class LTMSwin(LTMBackbone):
         init_cfg: dict | str | None = None,
         arch: str | None = None,
         keep: Keep = "balanced",
-        mask: str = "match",
         detail: bool | str | os.PathLike | None = None,
     ) -> None:
         if arch is not None:
@@ -138,7 +135,6 @@ class LTMSwin(LTMBackbone):
         if pretrained:
             init_cfg = dict(type="Pretrained", checkpoint=pretrained)
         super().__init__(out_indices, len(depths), frozen_stages, init_cfg)
-        check_mask(mask)
         norm_cfg = norm_cfg or dict(type="LN")
         patch_norm_cfg = norm_cfg if patch_norm else None
         self.plan = swin_plan(keep, depths, window_size, embed_dims)
@@ -170,7 +166,6 @@ class LTMSwin(LTMBackbone):
                     drop_paths=[rates.pop(0) for _ in range(depth)],
                     downsample=merging,
                     hidden=max(int(mlp_ratio * dim), 1),
-                    mask=mask,
                     act_cfg=act_cfg or dict(type="GELU"),
                     norm_cfg=norm_cfg,
                     with_cp=with_cp,
@@ -348,7 +343,6 @@ class SwinBlock(MergingBlock, MergeScope):
         shifted: whether windows are shifted by half.
         hidden: channels of the MLP's hidden layer.
         drop_path: rate of stochastic depth.
-        mask: see :func:`ltm_mm.merging.build_mask`.
         drop: dropout of outputs.
         act_cfg, norm_cfg, with_cp: as in :class:`LTMSwin`.
         **attention: passed on to the attention.
@@ -366,7 +360,6 @@ class SwinBlock(MergingBlock, MergeScope):
         shifted: bool,
         hidden: int,
         drop_path: float,
-        mask: str,
         drop: float,
         act_cfg: dict,
         norm_cfg: dict,
@@ -381,7 +374,7 @@ class SwinBlock(MergingBlock, MergeScope):
         )
         self.merge = None
         if keep < window * window:
-            self.merge = build_mask(mask, window, keep, self.attn.windows.shift)
+            self.merge = build_mask(window, keep, self.attn.windows.shift)
         self.norm2 = build_norm(norm_cfg, dim)
         self.ffn = FeedForward(dim, hidden, act_cfg, drop)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()

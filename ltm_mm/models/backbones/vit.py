@@ -83,10 +83,10 @@ class LTMViT(LTMBackbone):
         with_cp: bool = False,
         init_cfg: dict | str | None = None,
     ) -> None:
-        sizes = dict(
+        given = dict(
             patch_size=patch_size, embed_dims=embed_dims, num_layers=num_layers, num_heads=num_heads
         )
-        sizes = {k: v for k, v in sizes.items() if v is not None}
+        sizes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
         check_ints(in_channels=in_channels, **sizes)
         check_rates(drop_path_rate=drop_path_rate)
         check_flags(simple_pyramid=simple_pyramid, final_norm=final_norm, with_cp=with_cp)
@@ -188,6 +188,7 @@ class LTMViT(LTMBackbone):
         """Fresh weights as timm draws them."""
         arch, options = self._build
         copy_weights(_timm_model(arch, options), self)
+        module: Any
         for module in self.pyramid.modules() if self.pyramid is not None else ():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()

@@ -20,9 +20,9 @@ N = w * w
 n = 2 * 3  # windows of a grid of 14 x 21 tokens
 
 
-def one_stage(*plan: int, mask: str = "match") -> LTMSwin:
+def one_stage(*plan: int) -> LTMSwin:
     options = dict(embed_dims=C, depths=(len(plan),), num_heads=(HEADS,), strides=(4,))
-    return LTMSwin(**options, keep=(plan,), mask=mask, out_indices=(0,)).eval()
+    return LTMSwin(**options, keep=(plan,), out_indices=(0,)).eval()
 
 
 def image() -> torch.Tensor:
@@ -48,22 +48,18 @@ def matching(shifted: bool) -> int:
 
 
 EMBED = n * N * 3 * 4 * 4 * C
-# Merged by the prior, compared, merged by content, compared, and led back.
-SOFT = n * 5 * P * N * C
 
 
 @pytest.mark.parametrize(
-    ("plan", "mask", "expected"),
+    ("plan", "expected"),
     [
-        ((N,), "match", dict(rest=EMBED, attention=attention(N), mlp=mlp(N))),
+        ((N,), dict(rest=EMBED, attention=attention(N), mlp=mlp(N))),
         (
             (P,),
-            "match",
             dict(rest=EMBED, attention=attention(P), mlp=mlp(P), merge=matching(False)),
         ),
         (
             (N, P),
-            "match",
             dict(
                 rest=EMBED,
                 attention=attention(N) + attention(P),
@@ -71,11 +67,10 @@ SOFT = n * 5 * P * N * C
                 merge=matching(True),
             ),
         ),
-        ((P,), "soft", dict(rest=EMBED, attention=attention(P), mlp=mlp(P), merge=SOFT)),
     ],
 )
-def test_blocks_by_hand(plan, mask, expected):
-    counted = count_macs(one_stage(*plan, mask=mask), image())
+def test_blocks_by_hand(plan, expected):
+    counted = count_macs(one_stage(*plan), image())
     assert counted.by_part == expected
     assert counted.total == sum(expected.values())
     blocks = sum(counted.by_module[f"stages.0.blocks.{k}"] for k in range(len(plan)))
