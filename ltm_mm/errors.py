@@ -90,11 +90,10 @@ def explain(error: BaseException) -> str | None:
     Args:
         error: what was raised; what it was raised from is examined after it.
     """
-    for rules in (RULES, LAST_RULES):
-        for link in chain(error):
-            for types, rule in rules:
-                if isinstance(link, types) and (line := rule(link)):
-                    return " ".join(line.split())
+    for link in chain(error):
+        for types, rule in RULES:
+            if isinstance(link, types) and (line := rule(link)):
+                return " ".join(line.split())
     return None
 
 
@@ -311,10 +310,11 @@ def _while_building(error: BaseException) -> str | None:
     return f"{cls.__name__}: {text}" + ("" if ours else " (--debug shows where)")
 
 
-def _of_mmengine(error: BaseException) -> str | None:
-    """What mmengine itself says against an entry of a config: a text for a dict, say."""
-    module = frames(error)[-1].f_globals.get("__name__", "") if frames(error) else ""
-    if not module.startswith("mmengine.") or not message(error):
+def _of_the_runner(error: BaseException) -> str | None:
+    """What mmengine's runner says, while it is built, against an entry: a text for a dict, say."""
+    running = [(f.f_globals.get("__name__"), f.f_code.co_name) for f in frames(error)]
+    here = "mmengine.runner.runner"
+    if (here, "__init__") not in running or running[-1][0] != here:
         return None
     return f"{message(error)} (--debug shows where)"
 
@@ -362,8 +362,5 @@ RULES: tuple[tuple[tuple[type[BaseException], ...], Rule], ...] = (
         ),
         _while_building,
     ),
-)
-# Tried where none of these knows more.
-LAST_RULES: tuple[tuple[tuple[type[BaseException], ...], Rule], ...] = (
-    ((ValueError, TypeError, LookupError, AttributeError, AssertionError), _of_mmengine),
+    ((TypeError, ValueError), _of_the_runner),
 )
