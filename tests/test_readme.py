@@ -165,4 +165,4 @@ def test_python_examples_run(code: str, tmp_path: Path) -> None:
     for hook in names.get("custom_hooks", []):
         assert HOOKS.build(hook)
     if "features" in names:
-        assert names["features"].shape == (2, 16, 9, 12)
+        assert names["features"].shape == (2, 16, 10, 13)

@@ -62,7 +62,7 @@ def replace_pooling(model: nn.Module) -> nn.Module:
         for name, child in module.named_children():
             if isinstance(child, nn.AdaptiveAvgPool2d):
                 size = child.output_size
-                rows, cols = size if isinstance(size, tuple) else (size, size)
+                rows, cols = (size, size) if size is None or isinstance(size, int) else size
                 if rows is not None and cols is not None:
                     setattr(module, name, DynamicAdaptivePooling((rows, cols)))
     return model

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from ..adapters.maps import feature_maps
 
+BACK_OFF = 0.25
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -63,6 +65,7 @@ class Progress:
             than at the start.
         parameters, optimizer, random_state: as the last step left them, while the model itself
             ends with the best.
+        rate: share of the learning rates, see ``BACK_OFF``.
     """
 
     step: int = 0
@@ -72,6 +75,7 @@ class Progress:
     parameters: list[Tensor] | None = None
     optimizer: dict | None = None
     random_state: object = None
+    rate: float = 1.0
 
 
 def distill(
@@ -85,6 +89,9 @@ def distill(
     on_step: Callable[[Progress], None] = lambda progress: None,
 ) -> Progress:
     """Teach merged networks; their parameters end as the best ones on the held-out photos.
+
+    Where the held-out loss is worse than at the start, the rates were too large: learning goes on
+    from the best parameters so far, with ``BACK_OFF`` of the rates.
 
     Args:
         teacher: without merging, in eval mode; not changed.
@@ -117,7 +124,7 @@ def distill(
     try:
         while progress.step < settings.steps:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * _schedule(progress.step, settings.steps)
+                group["lr"] = rate * progress.rate * _schedule(progress.step, settings.steps)
             crops = draw_crops(photos, settings, rng)
             student = students[rng.choice(list(students))]
             progress.losses.append(_step(teacher, student, crops, parameters, optimizer))
@@ -126,6 +133,11 @@ def distill(
             progress.optimizer, progress.random_state = optimizer.state_dict(), rng.getstate()
             if progress.step % every == 0 or progress.step == settings.steps:
                 _check(progress, held_out_loss(), parameters)
+                if progress.held_out[progress.step] > progress.held_out[0]:
+                    _copy(progress.best or start, parameters)
+                    optimizer.state.clear()
+                    progress.optimizer = optimizer.state_dict()
+                    progress.rate *= BACK_OFF
             on_step(progress)
     except KeyboardInterrupt:
         if progress.step and progress.step not in progress.held_out:

@@ -45,6 +45,7 @@ def in_two_graphs(model: nn.Module, sizes: list[tuple[int, int]], batch: int = 2
         assert counter.frame_count == min(k + 1, 2), size
 
 
+@pytest.mark.slow  # test_whole.py traces a graph of all sizes
 def test_swin_has_one_graph_for_all_sizes():
     one = dict(embed_dims=8, depths=(2,), num_heads=(1,), strides=(4,), out_indices=(0,))
     model = randomise(LTMSwin(**one, keep=((None, 25),))).eval()  # shifted windows

@@ -58,7 +58,9 @@ def test_every_library_learns_applies_and_gives_back(library, tmp_path):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-@pytest.mark.parametrize("train", ["detail", "weights", "all"])
+@pytest.mark.parametrize(
+    "train", ["detail", "all", pytest.param("weights", marks=pytest.mark.slow)]
+)
 def test_what_is_learned_lowers_the_loss_on_what_is_held_out(train):
     learned = learn(build("mmdet"), train, ("balanced", "fast"))
     losses = learned.history["held_out"]
@@ -66,6 +68,20 @@ def test_what_is_learned_lowers_the_loss_on_what_is_held_out(train):
     assert learned.plans == ("balanced", "fast")
     assert bool(learned.details) == (train != "weights")
     assert (learned.weights is None) == (train == "detail")
+
+
+def test_rates_that_are_too_large_are_backed_off():
+    """Where the held-out loss is worse than at the start, learning begins anew with less."""
+    model = build("timm")
+    lesson = Lesson(lambda plan: _merged(model, plan), {"9": 9}, "weights", 0)
+    progress = lesson.learn(
+        *hold_out([photo[None] for photo in photos()]),
+        Settings(steps=12, crop=224, lr=0.05, batch_size=1),
+    )
+    losses = list(progress.held_out.values())
+    assert max(losses[1:3]) > losses[0]
+    assert progress.rate < 1
+    assert losses[-1] < max(losses)
 
 
 def rate_of(model: nn.Module, *plans: int) -> float:
