@@ -36,7 +36,7 @@ SWIN = "mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py"
         ({"model__backbone__keep": (25, 25, 25)}, "one entry for each of the 4 stages"),
         ({"model__backbone__keep": (25, 25, (25,), 25)}, "keep of stage 2: give None, a number"),
         ({"model__backbone__keep": "quick"}, "choose from light, balanced, fast"),
-        ({"model__backbone__mask": "hard"}, "LTMSwin: mask must be one of match, "),
+        ({"model__backbone__mask": "hard"}, "LTMSwin takes no 'mask': it takes "),
         ({"model__backbone__arch": "XXL"}, "unknown arch 'XXL'"),
         (
             {"train_dataloader__dataset__pipeline__2": dict(type="RandomCrop", crop_size=(0, 0))},
