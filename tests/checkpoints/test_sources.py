@@ -330,7 +330,7 @@ def test_a_classifier_trained_merging_in_timm_loads_masks_and_all(family: str) -
     learned = [key for key in weights if ".merge." in key]
     loaded = [key for key in backbone.state_dict() if ".merge." in key]
     assert len(loaded) == len(learned)
-    assert bool(learned) == (family in ("swin", "efficientvit"))
+    assert bool(learned) == (family == "efficientvit")  # a Swin's matching has no parameters
     for own, theirs in zip(loaded, learned, strict=True):
         assert_close(backbone.state_dict()[own], weights[theirs], rtol=0, atol=0)
 
