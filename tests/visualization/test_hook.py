@@ -48,6 +48,7 @@ def run(shapes: Path, tmp_path: Path) -> Run:
     return make
 
 
+@pytest.mark.slow
 def test_training_does_not_notice_it(run: Run, tmp_path: Path) -> None:
     expected = run("without", None).model.state_dict()
     runner = run("with", HOOK)
