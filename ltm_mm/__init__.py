@@ -1,8 +1,8 @@
 """ltm_mm: learnable token merging (LTM) for detection and segmentation.
 
-Where mmcv has no compiled ops, importing this lets :mod:`ltm_mm.compat` provide them; in a checkout
-that is not installed, import it before mmdet and mmseg. No package of OpenMMLab is needed for
-:func:`apply` on timm models and for :mod:`ltm_mm.timm_models`.
+If mmcv has no compiled ops, importing this package provides them (:mod:`ltm_mm.compat`); import it
+before mmdet and mmseg if it is not installed. :func:`apply` on timm models and
+:mod:`ltm_mm.timm_models` need no OpenMMLab package.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ install_fallback()
 
 
 def __getattr__(name: str) -> Any:
-    """The package's functions, imported (with torch) when first asked for."""
+    """The package's functions, imported (with torch) on first use."""
     if name in ("apply", "remove"):
         from ltm_mm import adapters
 

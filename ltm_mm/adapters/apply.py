@@ -1,7 +1,7 @@
-"""Token merging on a model in memory: put it on, take it off.
+"""Add token merging to a model in memory, and remove it again.
 
-Nothing in the model is replaced: blocks of stages that merge swap their class for one that
-runs on merged tokens, and reads the block's own layers in every pass.
+No module is replaced: in stages that merge, the class of each block is swapped for one that runs
+the block's own layers on merged tokens.
 """
 
 import os
@@ -35,28 +35,28 @@ def apply(
 ) -> nn.Module:
     """Merge tokens in a model that is already built, in place.
 
-    Its modules and parameters stay the same objects under the same names (an optimiser that holds
-    them goes on), and so do its hooks; outputs keep their shapes. Only details and the masks of an
-    EfficientViT add parameters, under names with ``merge``: an optimiser made before does not have
-    these. Gradient checkpointing, another input size, layers that are wrapped or replaced,
-    ``load_state_dict`` and ``to`` work as without merging.
+    Modules, parameters and hooks stay the same objects under the same names (an existing optimiser
+    keeps working), and outputs keep their shapes. Only details and the masks of an EfficientViT add
+    parameters, with ``merge`` in their names; an existing optimiser does not contain these.
+    Gradient checkpointing, other input sizes, wrapped or replaced layers, ``load_state_dict`` and
+    ``to`` work as without merging.
 
     Args:
         model: a detector, segmentor, classifier or backbone, or one with several backbones, each
             of which gets the plan; see ``docs/any-swin.md`` for the libraries.
-        keep: the merging plan, as ``LTMSwin``, ``LTMEfficientViT``, ``LTMMobileViT`` and
-            ``LTMViT`` take it.
-        window_size: tokens per merging window side of an EfficientViT (8 by default); a
-            Swin's windows are its own, a ViT has none.
-        detail: what :func:`ltm_mm.learn` or ``tools/learn.py`` learned, or its file. Weights that
-            learned with it replace the model's until :func:`remove`.
+        keep: the merging plan, in the form of ``LTMSwin``, ``LTMEfficientViT``, ``LTMMobileViT``
+            and ``LTMViT``.
+        window_size: tokens per merging window side of an EfficientViT (8 by default); a Swin uses
+            its own windows, a ViT has none.
+        detail: the result of :func:`ltm_mm.learn`, or the file of it or of ``tools/learn.py``.
+            Weights that were learned with it replace the model's until :func:`remove`.
 
     Returns:
         The model itself.
 
     Raises:
-        ValueError: if it is no model, has no such blocks, merges already, or the plan
-            or the detail does not fit; the model is as before.
+        ValueError: if it is not a model, has no supported blocks, merges already, or the plan or
+            the detail does not fit; the model is left unchanged.
         OSError: if the detail's file cannot be read.
     """
     learned = Learned.load(detail) if isinstance(detail, str | os.PathLike) else detail
@@ -77,7 +77,7 @@ def apply(
 
 
 def attach(model: Any, learned: Learned) -> None:
-    """Give a merging model what was learned for it.
+    """Load what was learned for a merging model into it.
 
     Raises:
         ValueError: if it does not fit.
@@ -92,7 +92,7 @@ def attach(model: Any, learned: Learned) -> None:
 
 @torch.no_grad()
 def _put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy learned weights in. Each module keeps its own old ones, whoever wraps it meanwhile."""
+    """Copy learned weights in. Each module stores its old ones, even if it is wrapped later."""
     owners = {
         unwrapped_name(f"{path}.{name}" if path else name): (module, name)
         for path, module in model.named_modules()
@@ -128,8 +128,8 @@ def convert_stages(
 
     Args:
         model, keep, window_size: as there.
-        everywhere: whether stages that merge nothing run on our code, too, so that times
-            differ by merging alone.
+        everywhere: also run stages that merge nothing on our code, so that differences in time are
+            due to merging alone.
     """
     backbones = resolve_model_plan(model, keep, window_size)
     for backbone in backbones:
@@ -156,7 +156,7 @@ class BackbonePlan(NamedTuple):
 def resolve_model_plan(
     model: nn.Module, keep: Keep, window_size: int | None = None
 ) -> list[BackbonePlan]:
-    """What a plan is for each of a plain model's backbones, one at least.
+    """Resolve a plan for each backbone of a plain model, at least one.
 
     Raises:
         ValueError: as :func:`apply`.
@@ -179,20 +179,20 @@ def resolve_model_plan(
 
 
 def check_model(model: object) -> None:
-    """Raise a ValueError for what is no model."""
+    """Raise a ValueError unless it is a model."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be a built model (an nn.Module), got {model!r}")
 
 
 def remove(model: nn.Module) -> nn.Module:
-    """Take the merging of :func:`apply` off again, in place.
+    """Undo :func:`apply`, in place.
 
     Args:
-        model: a model that ``apply`` was called on; any other is left as it is.
+        model: a model that ``apply`` was called on; any other is left unchanged.
 
     Returns:
-        The model itself: every module has its own class again. Parameters, hooks and what was
-        changed meanwhile stay.
+        The model itself, with every module's original class. Parameters, hooks and any changes made
+        in between are kept.
 
     Raises:
         ValueError: if it is no model.
@@ -210,7 +210,7 @@ def is_applied(model: nn.Module) -> bool:
 
 
 def _applied(module: nn.Module) -> Iterator[nn.Module]:
-    """Modules whose classes are swapped; those of our own backbones are not meant."""
+    """Modules whose classes are swapped, except those of our own backbones."""
     if isinstance(module, LTMBackbone):
         return
     if isinstance(module, SwappedClass):

@@ -1,7 +1,7 @@
-"""The loop: a network without merging teaches the same network with merging, on any photos.
+"""The training loop: a network without merging teaches the same network with merging.
 
-The loss is the relative squared error of the feature maps; labels are not needed. In every step one
-of the plans is drawn, so that one set of parameters works for all. Distilling a merged ViT
+The loss is the relative squared error of the feature maps on any photos; labels are not needed.
+Every step draws one of the plans, so one set of parameters works for all. Distilling a merged ViT
 classifier without labels is Token Compensator's idea (ECCV 2024); dense maps, windows and the
 detail are ours.
 """
@@ -22,17 +22,17 @@ BACK_OFF = 0.25
 
 @dataclass(frozen=True)
 class Settings:
-    """How to learn.
+    """Settings of the training.
 
     Attributes:
-        steps: of the optimiser.
-        lr: learning rate of weights; None: as large as the network and the plan bear, see
+        steps: optimiser steps.
+        lr: learning rate of the weights; None: chosen for the network and the plans, see
             :meth:`.learn.Lesson.rate_of_weights`.
-        detail_lr: of details.
+        detail_lr: learning rate of details.
         batch_size: crops per step.
-        crop: their side in pixels; smaller photos are scaled up to it.
-        seed: of crops, their order and the details' start.
-        checks: how often the photos that are held out are judged.
+        crop: side of the crops in pixels; smaller photos are scaled up.
+        seed: for the crops, their order and the initial details.
+        checks: how often the loss on the held-out photos is computed.
     """
 
     steps: int = 300
@@ -55,17 +55,16 @@ class Settings:
 
 @dataclass
 class Progress:
-    """What happened so far, with all that is needed to go on.
+    """The state of a training, with everything needed to resume it.
 
     Attributes:
         step: steps taken.
         losses: of each step.
-        held_out: steps taken -> loss on the photos that are held out, the mean over the plans.
-        best: the parameters of the step whose held-out loss is least; None: nothing is better
-            than at the start.
-        parameters, optimizer, random_state: as the last step left them, while the model itself
-            ends with the best.
-        rate: share of the learning rates, see ``BACK_OFF``.
+        held_out: steps taken -> loss on the held-out photos, averaged over the plans.
+        best: the parameters with the lowest held-out loss; None: none is lower than at the start.
+        parameters, optimizer, random_state: their state after the last step (the model itself ends
+            with the best parameters).
+        rate: current factor of the learning rates, see ``BACK_OFF``.
     """
 
     step: int = 0
@@ -88,26 +87,26 @@ def distill(
     progress: Progress | None = None,
     on_step: Callable[[Progress], None] = lambda progress: None,
 ) -> Progress:
-    """Teach merged networks; their parameters end as the best ones on the held-out photos.
+    """Train merged networks; they end with the best parameters on the held-out photos.
 
-    Where the held-out loss is worse than at the start, the rates were too large: learning goes on
-    from the best parameters so far, with ``BACK_OFF`` of the rates.
+    If the held-out loss is higher than at the start, the rates were too large: training continues
+    from the best parameters so far, with the rates multiplied by ``BACK_OFF``.
 
     Args:
         teacher: without merging, in eval mode; not changed.
         students: by plan, in eval mode; they share their parameters.
-        groups: of parameters with their ``lr``, as an optimiser takes them.
-        photos: normalised ``(1, 3, H, W)``, read when asked for.
-        held_out: the same, not learned from.
-        settings: how.
-        progress: to go on from; None: from the start.
+        groups: parameter groups with their ``lr``, as for an optimiser.
+        photos: normalised ``(1, 3, H, W)``, loaded on access.
+        held_out: the same, for validation.
+        settings: of the training.
+        progress: state to resume from; None: start anew.
         on_step: called after every step. A KeyboardInterrupt ends the loop.
 
     Returns:
-        The progress; ``best`` is None where learning did not help.
+        The progress; ``best`` is None if learning did not help.
 
     Raises:
-        FloatingPointError: if the loss is not finite any more.
+        FloatingPointError: if the loss is no longer finite.
     """
     progress = progress or Progress()
     parameters = [p for group in groups for p in group["params"]]
@@ -154,7 +153,7 @@ def map_loss(maps: Sequence[Tensor], taught: Sequence[Tensor]) -> Tensor:
 
 
 def draw_crops(photos: Sequence[Tensor], settings: Settings, rng: random.Random) -> Tensor:
-    """Random crops of random photos, mirrored or not ``(batch_size, C, crop, crop)``."""
+    """Random crops of random photos, randomly mirrored ``(batch_size, C, crop, crop)``."""
     crops = []
     for _ in range(settings.batch_size):
         photo = at_least(photos[rng.randrange(len(photos))], settings.crop)
@@ -174,7 +173,7 @@ def at_least(photo: Tensor, side: int) -> Tensor:
 
 
 class _HeldOutLoss:
-    """The loss on photos that are held out, whole, the mean over plans and photos."""
+    """The loss on whole held-out photos, averaged over plans and photos."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""``ltm_mm.learn``: what merging loses, for a model in memory, whoever built it."""
+"""``ltm_mm.learn``: learn what merging loses, for a model in memory from any library."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,9 +21,9 @@ from .distill import Progress, Settings, at_least, distill, map_loss
 
 TRAIN = ("detail", "weights", "all")
 PLANS = ("light", "balanced", "fast")
-PROBE = 1e-4  # size of the random steps that tell how much a network's maps answer to its weights
-PROBED = 4  # crops that tell it
-NOISE = 0.005  # how much random steps of the chosen rate change the maps, of what merging does
+PROBE = 1e-4  # size of random steps that measure how strongly the maps depend on the weights
+PROBED = 4  # crops used for that
+NOISE = 0.005  # change of the maps by random steps of the chosen rate, as a share of merging's
 
 
 @torch.inference_mode(False)  # called under it, nothing could learn
@@ -35,19 +35,20 @@ def learn(
     settings: Settings | None = None,
     progress_bar: bool = True,
 ) -> Learned:
-    """Learn what merging loses in a model in memory: it teaches itself, without labels.
+    """Learn what merging loses in a model in memory: the plain model teaches the merged one.
 
-    The model is not changed. :func:`ltm_mm.apply` takes what comes back as ``detail``, and
-    ``save(path)`` writes it.
+    No labels are needed and the model is not changed. Pass the result to :func:`ltm_mm.apply` as
+    ``detail``; ``save(path)`` writes it to a file.
 
     Args:
-        model: as :func:`ltm_mm.apply` takes it, plain.
-        images: normalised tensors ``(3, H, W)`` or ``(1, 3, H, W)``, two at least; every tenth
-            is held out to judge by.
-        keep: the plan; or several, as names or as a mapping, for one set of parameters.
-        train: 'detail' (a thin block per merging Swin block, weights stay as they are), 'weights'
-            (no detail: costs no time), or 'all'. None: see :func:`default_train`.
-        settings: steps, rates, crops.
+        model: a model that :func:`ltm_mm.apply` supports, without merging.
+        images: normalised tensors ``(3, H, W)`` or ``(1, 3, H, W)``, at least two; every tenth is
+            held out for validation.
+        keep: one plan, or several (names, or a mapping of names to plans) that share one set of
+            parameters.
+        train: 'detail' (a thin block per merging Swin block, weights are frozen), 'weights' (no
+            detail, no extra time), or 'all'. None: see :func:`default_train`.
+        settings: steps, learning rates, crops.
         progress_bar: whether a bar shows the loss.
 
     Raises:
@@ -82,10 +83,10 @@ def learn(
 
 
 def default_train(plans: Mapping[str, Keep], swin: bool) -> str:
-    """What learns by default: measured in docs/fidelity.md.
+    """What is trained by default, as measured in docs/fidelity.md.
 
-    Weights that learn for several plans at once are pulled to the one that merges most, and the
-    others lose; one detail works for all. Only a Swin has one.
+    Weights trained for several plans at once are pulled towards the plan that merges most, at the
+    expense of the others; one detail works for all plans. Only a Swin has one.
     """
     if not swin:
         return "weights"
@@ -108,7 +109,7 @@ def _named(keep: Keep | Sequence[str]) -> dict[str, Keep]:
 
 
 def hold_out(photos: Sequence) -> tuple[list, list]:
-    """What is learned from, and every tenth (one at least, 16 at most), which judges.
+    """Split into photos for training and, of every tenth (1 to 16 in all), for validation.
 
     Raises:
         ValueError: for fewer than two.
@@ -138,10 +139,11 @@ def show_progress(bar: tqdm, progress: Progress) -> None:
 
 
 class Lesson:
-    """Teacher, students and what learns.
+    """The teacher, the students and the parameters that are trained.
 
     Args:
-        build: the model with a plan, in eval mode (None: nothing merged); all share parameters.
+        build: builds the model with a plan, in eval mode (None: without merging); all share
+            parameters.
         plans: by name.
         train: one of ``TRAIN``.
         seed: of the details' start.
@@ -190,7 +192,7 @@ class Lesson:
         progress: Progress | None = None,
         on_step: Callable[[Progress], None] = lambda progress: None,
     ) -> Progress:
-        """Run :func:`.distill.distill`; the model's own ``requires_grad`` stay as they were."""
+        """Run :func:`.distill.distill`; ``requires_grad`` of the model's parameters is restored."""
         before = {p: p.requires_grad for m in self.students.values() for p in m.parameters()}
         try:
             groups = self._groups(photos, settings)
@@ -203,7 +205,7 @@ class Lesson:
                 parameter.grad = None
 
     def _groups(self, photos: Sequence[Tensor], settings: Settings) -> list[dict]:
-        """What learns: details, and the weights that the maps depend on."""
+        """The parameters to train: details, and the weights that the maps depend on."""
         details = [p for detail in self.details.values() for p in detail.parameters()]
         weights: list[Tensor] = []
         rate = settings.lr
@@ -225,11 +227,11 @@ class Lesson:
 
     @torch.no_grad()
     def rate_of_weights(self, weights: Sequence[Tensor], images: Tensor) -> float:
-        """The learning rate of weights that suits the network and its plans.
+        """A learning rate of the weights that suits the network and its plans.
 
-        One step of Adam moves every weight by about its rate. Random steps of that size change the
-        maps, too; the rate is the one where they do so in proportion to what merging changes, for
-        the plan that loses least. Networks differ a hundredfold in it.
+        One step of Adam moves every weight by about its rate. Random steps of that size also change
+        the maps; the rate is chosen so that this change is a fixed share of what merging changes,
+        for the plan that loses least. It varies a hundredfold between networks.
         """
         taught = feature_maps(self.teacher, images)
         lost = min(
@@ -259,7 +261,7 @@ class Lesson:
         return [p for p in weights if p not in details]
 
     def learned(self, progress: Progress) -> Learned:
-        """What was learned, as a live object; weights under the plain model's names."""
+        """The learned parameters as an object; weights under the plain model's names."""
         details = {place: deepcopy(detail) for place, detail in self.details.items()}
         weights = None
         if self.train != "detail":
