@@ -1,7 +1,7 @@
 """ltm_mm: learnable token merging (LTM) for detection and segmentation.
 
-If mmcv has no compiled ops, importing this package provides them (:mod:`ltm_mm.compat`); import it
-before mmdet and mmseg if it is not installed. :func:`apply` on timm models and
+If mmcv has no compiled ops, importing this package provides them (:mod:`ltm_mm.compat`); in a
+checkout that is not installed, import it before mmdet and mmseg. :func:`apply` on timm models and
 :mod:`ltm_mm.timm_models` need no OpenMMLab package.
 """
 

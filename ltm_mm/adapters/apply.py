@@ -48,7 +48,7 @@ def apply(
             and ``LTMViT``.
         window_size: tokens per merging window side of an EfficientViT (8 by default); a Swin uses
             its own windows, a ViT has none.
-        detail: the result of :func:`ltm_mm.learn`, or the file of it or of ``tools/learn.py``.
+        detail: the result of :func:`ltm_mm.learn`, or a file with it, as ``tools/learn.py`` writes.
             Weights that were learned with it replace the model's until :func:`remove`.
 
     Returns:

@@ -109,7 +109,7 @@ def _named(keep: Keep | Sequence[str]) -> dict[str, Keep]:
 
 
 def hold_out(photos: Sequence) -> tuple[list, list]:
-    """Split into photos for training and, of every tenth (1 to 16 in all), for validation.
+    """Split photos into those to learn from and every tenth, 1 to 16 in all, for validation.
 
     Raises:
         ValueError: for fewer than two.

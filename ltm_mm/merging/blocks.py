@@ -9,11 +9,12 @@ from .detail import Detail
 
 
 class MaskModule(nn.Module):
-    """Base of the modules that make a mask from tokens; a block holds one as ``merge``.
+    """Base of modules that compute a mask from tokens; a block holds one as ``merge``.
 
     Attributes:
-        keep: tokens that are kept (P), of a window or of what the family's plans count.
-        detail: what corrects the merged block's update, see :class:`.detail.Detail`; None: nothing.
+        keep: tokens that are kept (P), per window or per unit of the family's plans.
+        detail: corrects the merged block's update, see :class:`.detail.Detail`; None: no
+            correction.
     """
 
     keep: int
@@ -24,7 +25,8 @@ class MaskModule(nn.Module):
         self.detail = None
 
     def grow_detail(self, state: Mapping[str, Tensor], prefix: str) -> None:
-        """Make a detail of the sizes that a state dict holds under ``prefix``, if it holds one."""
+        """Create a detail with the sizes found in a state dict under ``prefix``, if there is
+        one."""
         weight = state.get(f"{prefix}detail.down.weight")
         if weight is not None and self.detail is None:
             self.detail = Detail(weight.shape[1], weight.shape[0]).to(weight).train(self.training)
@@ -49,22 +51,22 @@ class MergingBlock(nn.Module):
 
 
 class MergeScope(nn.Module):
-    """Marks the smallest module that takes and returns all tokens around a merge.
+    """Marks the smallest module around a merge whose input and output are all tokens.
 
-    It is what a merging plan decides about: a Swin's block, a ViT's sequence of blocks, an
+    A merging plan is chosen per such module: a Swin's block, a ViT's sequence of blocks, an
     EfficientViT's stage.
     """
 
 
 def grow_details(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give a model's mask modules the details that a state dict holds for them."""
+    """Create the details that a state dict holds for a model's mask modules."""
     for name, module in model.named_modules():
         if isinstance(module, MaskModule):
             module.grow_detail(state, f"{name}.")
 
 
 def merging_blocks(model: nn.Module) -> Iterator[tuple[str, MergingBlock]]:
-    """Path and block of everything in a model that merges tokens, in order."""
+    """Path and module of every block that merges tokens, in order."""
     for name, module in model.named_modules():
         if isinstance(module, MergingBlock) and module.merge is not None:
             yield name, module

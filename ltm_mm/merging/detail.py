@@ -1,15 +1,15 @@
-"""What merging loses, as a thin block that sees all tokens (ours).
+"""The detail: a thin block on all tokens that learns what merging loses (ours).
 
-A merged block gives all members of a group one update. The plain block would have treated them a
-little differently; ``phi`` says how, and only its *difference* within a group counts::
+A merged block gives all members of a group the same update. The plain block would have updated them
+slightly differently; ``phi`` learns how, and only its *difference* within a group counts::
 
     Y = Z + U (f(X~) - X~) + phi(Z) - U phi(X~)        phi(x) = B gelu(A x / rms(x) + a)
 
-a coarse-grid correction by the thick block f and a fine one by the thin phi, as in multigrid. B
-starts at zero. Copies of a token get no correction, and where all tokens are kept there is none.
+a coarse-grid correction by the full block f and a fine-grid one by the thin phi, as in multigrid. B
+starts at zero. Identical tokens get no correction; with all tokens kept there is none.
 
-Relatives: Token Compensator (ECCV 2024) distils low-rank changes of the weights of merged ViT
-classifiers. Here weights may stay as they are, and merged tokens are corrected token by token.
+Related work: Token Compensator (ECCV 2024) distils low-rank changes of the weights of merged ViT
+classifiers. Here the weights can stay frozen, and the correction is computed token by token.
 """
 
 import torch
@@ -26,7 +26,7 @@ class Detail(nn.Module):
 
     Args:
         dim: channels of the tokens (C).
-        hidden: channels in between (r); None: ``C / 12``, rounded up to a multiple of 8.
+        hidden: channels of the hidden layer (r); None: ``C / 12``, rounded up to a multiple of 8.
 
     Raises:
         ValueError: if a size is not an int >= 1.
@@ -43,7 +43,7 @@ class Detail(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start where phi is zero."""
+        """Initialise such that phi is zero."""
         nn.init.normal_(self.down.weight, std=self.down.in_features**-0.5)
         nn.init.zeros_(self.down.bias)
         nn.init.zeros_(self.up.weight)
@@ -53,7 +53,7 @@ class Detail(nn.Module):
 
         Args:
             x: ``(..., C)``.
-            lengths: Euclidean lengths of x ``(...)``, where they are known.
+            lengths: Euclidean norms of x ``(...)``, if known.
 
         Returns:
             ``(..., r)``.
@@ -66,7 +66,7 @@ class Detail(nn.Module):
         return F.gelu(torch.addcmul(self.down.bias, projected, scale.to(projected.dtype)))
 
     def difference(self, tokens: Tensor, merged: Tensor, mask: Groups) -> Tensor:
-        """Of the hidden layer, between a token and its group ``(..., N, r)``."""
+        """Difference of the hidden layer between a token and its group ``(..., N, r)``."""
         of_groups = mask.unmerge(self.hidden(merged))
         return self.hidden(tokens, mask.lengths) - of_groups
 
@@ -76,7 +76,7 @@ class Detail(nn.Module):
         Args:
             tokens: Z ``(..., N, C)``.
             merged: X~ ``(..., P, C)``.
-            mask: what merged them.
+            mask: the mask that merged them.
 
         Returns:
             ``(..., N, C)``.
@@ -84,7 +84,7 @@ class Detail(nn.Module):
         return self.up(self.difference(tokens, merged, mask))
 
     def add_to(self, out: Tensor, tokens: Tensor, merged: Tensor, mask: Groups) -> Tensor:
-        """``out + forward(...)``, in place where that can be; without gradients."""
+        """``out + forward(...)``, in place where possible; without gradients."""
         difference, weight = self.difference(tokens, merged, mask), self.up.weight
         if not out.dtype == difference.dtype == weight.dtype:
             return out + self.up(difference)

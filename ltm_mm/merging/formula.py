@@ -10,14 +10,15 @@ from .groups import Groups
 def unmerge_update(
     tokens: Tensor, mask: Groups, merged: Tensor, updated: Tensor, detail: Detail | None = None
 ) -> Tensor:
-    """Lead a block's update of merged tokens back to all tokens (ours).
+    """Add a block's update of merged tokens back to all tokens (ours).
 
-    ``Y = Z + U (f(X~) - X~)``, and with a detail ``+ phi(Z) - U phi(X~)``. What merging loses never
-    leaves Z; only the update is shared. Where f changes nothing and phi is zero, Y is Z to the bit.
+    ``Y = Z + U (f(X~) - X~)``, and with a detail ``+ phi(Z) - U phi(X~)``. Z itself is never
+    averaged; only the update is shared within a group. If f changes nothing and phi is zero, Y
+    equals Z bit for bit.
 
     Args:
         tokens: Z ``(..., N, C)``.
-        mask: of the tokens.
+        mask: the tokens' groups.
         merged: X~ ``(..., P, C)``.
         updated: f(X~) ``(..., P, C)``.
         detail: phi; None: zero.

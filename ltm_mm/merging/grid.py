@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..ops import crop, from_windows, pad_to_windows, real_tokens, to_windows
 from .soft import Soft
 
-_TINY = 1e-12  # squared length of a token that counts as zero
-# Convolutions expect merged tokens in their places: content may say less than elsewhere.
+_TINY = 1e-12  # smallest squared norm that is divided by
+# Convolutions expect merged tokens in their places: similarity has less weight than elsewhere.
 SCALE = 8.0
 
 
@@ -24,12 +24,12 @@ class GridMerge:
 
     Attributes:
         tokens: Z ``(B, H, W, C)``.
-        merged_grid: X~ as a grid ``(B, h, w, C)``, ``h = ceil(H * s / w)``: without those that lie
-            beyond its edge.
+        merged_grid: X~ as a grid ``(B, h, w, C)``, ``h = ceil(H * s / w)``; merged tokens beyond
+            its edge are dropped.
         u: the unmerge mask ``(B, n, N, P)``.
         mass: how many tokens each token stands for ``(1 or B, n, N)``; None: 1 each.
         window: tokens per window side.
-        earlier: the merge that the tokens come from; None: they are the map's.
+        earlier: the merge that produced the tokens; None: they are those of the map.
     """
 
     tokens: Tensor
@@ -46,7 +46,7 @@ class GridMerge:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Height and width of the grid that all began with."""
+        """Height and width of the original grid."""
         first = self.tokens if self.earlier is None else self.earlier.tokens
         return (first.shape[1], first.shape[2])
 
@@ -65,7 +65,7 @@ class GridMerge:
         return self._edge_takes_all(_product(self.u.transpose(-1, -2).to(windows), windows))
 
     def groups(self) -> Tensor:
-        """The merged token that each token gives most of its way back to ``(B, H, W)``."""
+        """The merged token with the largest weight in each token's row of U ``(B, H, W)``."""
         _, h, w, _ = self.merged_grid.shape
         merged_ids = torch.arange(h * w, device=self.u.device).view(1, h, w, 1).double()
         side, window = _side(self.u.shape[-1]), self.window
@@ -83,7 +83,7 @@ class GridMerge:
         return groups.flatten(1).gather(1, before.flatten(1)).view(before.shape)
 
     def _edge_takes_all(self, amounts: Tensor) -> Tensor:
-        """``(B, n, P, K)`` as a grid ``(B, h, w, K)``; its edge stands for what lies beyond."""
+        """``(B, n, P, K)`` as a grid ``(B, h, w, K)``; what lies beyond the edge is added to it."""
         grid = _as_grid(amounts, self.tokens, self.window)
         for dim in (1, 2):
             last = self.merged_grid.shape[dim] - 1
@@ -93,10 +93,10 @@ class GridMerge:
 
 
 class GridMerger(nn.Module):
-    """Merges every w x w window of a token grid into s x s tokens, on a grid again.
+    """Merges every w x w window of a token grid into s x s tokens, which form a grid again.
 
-    Undo it with :func:`unmerge_grid`. No layer norm comes before the convolutions that run on
-    merged tokens, so these are stretched to the length of their tokens, see :func:`keep_norm`.
+    Undo it with :func:`unmerge_grid`. No layer norm precedes the convolutions that run on merged
+    tokens, so they are rescaled to the norm of their tokens, see :func:`keep_norm`.
 
     Args:
         window: tokens per window side (w).
@@ -113,7 +113,7 @@ class GridMerger(nn.Module):
 
         Args:
             grid: tokens ``(B, H, W, C)``, any H, W >= 1.
-            earlier: the merge that made them, whose masses weigh them.
+            earlier: the merge that produced them, whose masses are their weights.
         """
         w, s = self.window, self.side
         mass = _window_mass(grid, w, None if earlier is None else earlier.merged_mass())
@@ -126,11 +126,11 @@ class GridMerger(nn.Module):
 
 
 def keep_norm(merged: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-    """Stretch merged tokens to the length of their tokens (ours).
+    """Rescale merged tokens to the norm of their tokens (ours).
 
-    The mean of tokens that differ is shorter than they are. Layers without a layer norm
-    before them see that, so each is stretched to the root mean square of its tokens'
-    lengths; by 2 at most, what the mean of four unrelated tokens has lost.
+    The mean of different tokens has a smaller norm than they have, which matters to layers without
+    a layer norm before them. Each mean is therefore rescaled to the root mean square of its tokens'
+    norms, by a factor of at most 2 (what the mean of four unrelated tokens needs).
 
     Args:
         merged: X~ ``(B, n, P, C)``.
@@ -138,9 +138,9 @@ def keep_norm(merged: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         mask: G ``(B, n, N, P)``, columns sum to 1.
 
     Returns:
-        The longer X~ ``(B, n, P, C)``.
+        The rescaled X~ ``(B, n, P, C)``.
     """
-    # Not by a product of matrices: autocast would make it one in half precision.
+    # Not a matrix product: autocast would run it in half precision.
     wanted = (mask * _squared_length(tokens)).sum(-2).unsqueeze(-1).clamp(min=_TINY)
     length = _squared_length(merged).clamp(min=_TINY)
     return merged * (wanted / length).clamp(max=4.0).sqrt().to(merged.dtype)
@@ -149,12 +149,12 @@ def keep_norm(merged: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
 def unmerge_grid(updated: Tensor, merge: GridMerge) -> Tensor:
     """Residual unmerging (ours): ``Y = Z + U (Y~ - X~)``.
 
-    Where nothing changed the merged tokens, Z comes back to the bit. The update of the grid's
-    last ones stands for that of those beyond its edge.
+    If the merged tokens did not change, the result equals Z bit for bit. Merged tokens beyond the
+    grid's edge get the update of those at the edge.
 
     Args:
         updated: Y~, the merged tokens after the blocks that ran on them ``(B, h, w, C)``.
-        merge: what the merge left behind.
+        merge: the merge to undo.
 
     Returns:
         Y ``(B, H, W, C)``.
@@ -169,7 +169,7 @@ def unmerge_grid(updated: Tensor, merge: GridMerge) -> Tensor:
 
 
 def unmerge_all(updated: Tensor, merge: GridMerge | None) -> Tensor:
-    """Undo a merge and the earlier ones that it stands on."""
+    """Undo a merge and the earlier ones below it."""
     while merge is not None:
         updated, merge = unmerge_grid(updated, merge), merge.earlier
     return updated

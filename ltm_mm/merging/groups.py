@@ -1,7 +1,7 @@
-"""What a mask says: which tokens are merged, and which update each token gets.
+"""Groups: which tokens are merged, and which update each token gets.
 
-Source: ``X~ = G^T Z`` with columns of G that sum to 1 is the paper's (arXiv 2407.15219, section
-3); the way back U and residual unmerging are ours.
+Source: ``X~ = G^T Z`` with columns of G that sum to 1 is the paper's (arXiv 2407.15219, section 3);
+the unmerge mask U and residual unmerging are ours.
 
 Letters: N tokens and P merged tokens per set (a window, or a whole image), C channels.
 """
@@ -21,14 +21,14 @@ class Groups:
 
     Attributes:
         group_index: group of each token ``(..., N)`` int64.
-        roots: the token that stands for each group's place ``(..., P)`` int64.
-        sizes: how many tokens each group's key counts for ``(..., P)``.
+        roots: the token whose position each group takes ``(..., P)`` int64.
+        sizes: number of tokens that each group's key counts for ``(..., P)``.
         mass: 1 for a token, 0 for padding, ``(..., N)``; None: no padding. In ViT, how many
             patches each token stands for.
-        merged: X~ ``(..., P, C)`` of the tokens that the groups were made from, where it is
-            known already and no gradient is wanted.
-        lengths: Euclidean length of each token ``(..., N)``, where it is known already and no
-            gradient is wanted.
+        merged: X~ ``(..., P, C)`` of the tokens that the groups were made from, if already known
+            and no gradient is needed.
+        lengths: Euclidean norm of each token ``(..., N)``, if already known and no gradient is
+            needed.
     """
 
     group_index: Tensor
@@ -61,14 +61,15 @@ class Groups:
         return take_groups(update, self.group_index)
 
     def masses(self) -> Tensor:
-        """How much each group's tokens weigh ``(..., P)``; 0 for one of padding only."""
+        """Total mass of each group's tokens ``(..., P)``; 0 for a group of padding only."""
         if self.mass is None:
             return self.sizes
         mass = packed(self.mass.expand(self.group_index.shape)).unsqueeze(-1)
         return sum_groups(mass, self.group_index, self.count).squeeze(-1)
 
     def share(self, amounts: Tensor) -> Tensor:
-        """U^T times what the tokens have, e.g. pixels of a class: ``(..., N, K)`` -> P rows."""
+        """U^T times amounts per token, e.g. pixels of a class: ``(..., N, K)`` ->
+        ``(..., P, K)``."""
         return sum_groups(amounts, self.group_index, self.count)
 
     def masks(self) -> tuple[Tensor, Tensor]:
@@ -80,10 +81,10 @@ class Groups:
 
     @classmethod
     def of(cls, matched: Matched, mass: Tensor | None, dtype: torch.dtype) -> "Groups":
-        """Groups that were matched, with their means where the sums are known.
+        """Groups from matching, with their means if the sums are known.
 
         Args:
-            matched: of :func:`.matching.match`.
+            matched: result of :func:`.matching.match`.
             mass: as above.
             dtype: of the tokens.
         """

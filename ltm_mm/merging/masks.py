@@ -14,8 +14,8 @@ from .blocks import MaskModule
 from .groups import Groups
 from .matching import match, rounds
 
-REGIONS = 4  # a shifted window's parts that may not see each other
-# Penalties of matching, whose squares outweigh any cost: region before padding.
+REGIONS = 4  # parts of a shifted window that are masked from each other
+# Penalties of matching; their squares outweigh any cost, regions more than padding.
 REGION_PENALTY, PADDING_PENALTY = 100.0, 10.0
 
 
@@ -25,7 +25,7 @@ def build_mask(window: int, keep: int, shift: int = 0) -> "Match":
     Args:
         window: tokens per window side (w).
         keep: merged tokens per window (P), 1 .. N - 1.
-        shift: cyclic shift that the windows are cut after; at least ``REGIONS`` are kept then.
+        shift: cyclic shift before the windows are cut; if not 0, at least ``REGIONS`` are kept.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -40,7 +40,7 @@ def build_mask(window: int, keep: int, shift: int = 0) -> "Match":
 
 
 class WindowMask(MaskModule):
-    """A mask module for windows of one size and shift; :meth:`for_windows` gives it for others.
+    """A mask module for windows of one size and shift; see :meth:`for_windows` for others.
 
     Args:
         window, keep, shift: as :func:`build_mask`.
@@ -53,15 +53,15 @@ class WindowMask(MaskModule):
         self._others: dict[tuple[int, int], WindowMask] = {}
 
     def for_windows(self, window: int, shift: int) -> "WindowMask | None":
-        """The mask for other windows, with all that is learned.
+        """The mask module for other windows, with the same learned parameters.
 
-        It keeps the plan's share of their tokens, whatever windows came before.
+        It keeps the plan's share of their tokens, independent of earlier windows.
 
         Args:
             window, shift: of the windows.
 
         Returns:
-            None where nothing can be merged: no number below all tokens fits.
+            None if nothing can be merged: no number below that of all tokens fits.
         """
         keep = kept_tokens(*self.plan_entry, window, shift)
         if keep >= window * window:
@@ -77,9 +77,9 @@ class WindowMask(MaskModule):
 
 
 def kept_tokens(keep: int, of: int, window: int, shift: int) -> int:
-    """Tokens that are kept of a window by a plan that keeps ``keep`` of ``of x of``.
+    """Tokens kept per window by a plan that keeps ``keep`` of ``of x of`` tokens.
 
-    A shifted window keeps one token of each of its parts at least.
+    A shifted window keeps at least one token of each of its parts.
     """
     tokens = window * window
     return max(round(keep / of**2 * tokens), min(REGIONS, tokens) if shift else 1)
@@ -104,7 +104,7 @@ class Match(WindowMask):
         Args:
             tokens: ``(B, n, N, C)``; padding is zero.
             mass: 1 for a token, 0 for padding ``(1, n, N)``; None: no padding.
-            shift_index: which shift mask each window takes ``(n,)``; None: not shifted.
+            shift_index: index of each window's shift mask ``(n,)``; None: not shifted.
         """
         learns = torch.is_grad_enabled() and tokens.requires_grad
         order, penalty = None, None
@@ -124,18 +124,18 @@ class Match(WindowMask):
 
 @cached_by_size
 def shift_tables(window: int, shift: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """What matching in shifted windows looks up.
+    """Lookup tables for matching in shifted windows.
 
     Returns:
-        The tokens' order ``(N,)``: part by part, so that every round splits every part of a window
-        evenly; and the penalties of regions by shift mask ``(4, N)``.
+        The tokens' order ``(N,)``, part by part, which makes every round split every part of a
+        window evenly; and the region penalties per shift mask ``(4, N)``.
     """
     penalty = REGION_PENALTY * window_regions(window, shift)
     return window_order(window, shift).to(device), penalty.to(device)
 
 
 def window_order(window: int, shift: int) -> Tensor:
-    """Token ids of a window ``(N,)``, one part that the shift cuts after the other."""
+    """Token ids of a window ``(N,)``, ordered by the parts that the shift cuts it into."""
     token_ids = torch.arange(window * window).view(window, window)
     cut = window - shift
     rows = (token_ids[:cut], token_ids[cut:])

@@ -4,7 +4,7 @@ Source: bipartite matching in rounds is ToMe's idea (Bolya et al., ICLR 2023, ar
 Ward's criterion, several rounds on one set, regions and padding are ours, and so is the code.
 
 Letters: N tokens per set (a window, or a whole image), K groups so far, P groups in the end,
-C channels; ``...`` are sets, each matched by itself.
+C channels; ``...`` are sets, each matched separately.
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ from ..ops import by_index, exporting, first_largest, full_precision, largest, p
 def rounds(count: int, keep: int, regions: int = 1) -> tuple[int, ...]:
     """How many pairs merge in each round.
 
-    At most a third of the groups: fewer at a time find better partners, more rounds take
-    longer. At most half of what ``regions`` separate regions leave: so many pairs of one region
-    there always are (see :func:`match`).
+    At most a third of the groups: merging fewer per round finds better partners, but more rounds
+    take longer. Also at most half of the groups beyond one per region: that many pairs within a
+    region always exist (see :func:`match`).
 
     Args:
         count: tokens per set (N).
-        keep: groups that are left (P), ``regions <= keep <= count``.
+        keep: groups left at the end (P), ``regions <= keep <= count``.
         regions: regions that never mix.
 
     >>> rounds(49, 25), rounds(49, 9), rounds(49, 9, regions=4)
@@ -46,10 +46,10 @@ class Matched:
 
     Attributes:
         group_index: group of each token ``(..., N)`` int64.
-        roots: the token that each group began with ``(..., P)`` int64.
+        roots: the token that each group started from ``(..., P)`` int64.
         sizes: how many tokens each group stands for ``(..., P)``.
-        sums: what the group's tokens sum up to, by size ``(..., P, C)``; None if not asked for.
-        lengths: Euclidean length of each token ``(..., N)``.
+        sums: sum of each group's tokens, weighted by size ``(..., P, C)``; None if not requested.
+        lengths: Euclidean norm of each token ``(..., N)``.
     """
 
     group_index: Tensor
@@ -68,21 +68,21 @@ def match(
     order: Tensor | None = None,
     sums: bool = False,
 ) -> Matched:
-    """Group like with like.
+    """Group similar tokens.
 
-    A round splits the groups alternately in A and B. Each A finds the B that it gains most, or
-    loses least, from merging with, and the best pairs merge. The loss is Ward's on directions,
+    Each round splits the groups alternately into A and B. Each group in A is paired with the group
+    in B that is cheapest to merge with, and the best pairs merge. The cost is Ward's on directions,
     ``(1 - cos(a, b)) |A| |B| / (|A| + |B|)``, with a and b the means of the groups.
 
     Args:
         tokens: ``(..., N, C)``.
         schedule: pairs that merge in each round, see :func:`rounds`; one round at least.
-        sizes: how many tokens each token stands for already ``(..., N)``; None: 1 each.
-        penalty: a number per token ``(..., N)``; the squared difference of two adds to the loss of
-            merging them. None: all equal.
-        order: tokens in the order that their groups are in after the first round ``(N,)``, and
-            so are split by the later ones; None: as they are.
-        sums: whether the groups' sums are wanted.
+        sizes: number of tokens that each token already stands for ``(..., N)``; None: 1 each.
+        penalty: a number per token ``(..., N)``; the squared difference of two is added to the cost
+            of merging them. None: all equal.
+        order: order of the tokens, in which later rounds split their groups ``(N,)``; None: as
+            given.
+        sums: whether to return the groups' sums.
     """
     lead, count = tokens.shape[:-2], tokens.shape[-2]
     x = packed(tokens) if torch.compiler.is_compiling() else tokens
@@ -104,7 +104,7 @@ def match(
         if torch.compiler.is_compiling():  # of one group there is no B, and no largest of none
             gains = F.pad(gains, (0, 1), value=-torch.inf)
         best, partner = largest(gains)
-        # Of equals (padding, plain areas) the first ones: the same ones on every machine.
+        # Of equal pairs (padding, plain areas) take the first: the same ones on every machine.
         merged = first_largest(best, pairs)
         target, left = _targets(merged, partner, total.shape[1], None if step else order)
         kept_at = torch.where(left, target, total.shape[1] - pairs)  # the last one falls away
@@ -124,11 +124,11 @@ def match(
 
 
 def _gains(total: Tensor, length: Tensor, size: Tensor | None, penalty: Tensor | None) -> Tensor:
-    """What merging every A with every B gains ``(n, A, B)``, up to a constant in each row.
+    """Gain of merging every A with every B ``(n, A, B)``, up to a constant per row.
 
     Args:
-        total: sums of the groups ``(n, K, C)``; only their direction counts.
-        length: of the sums, or of what points the same way ``(n, K)``.
+        total: sums of the groups ``(n, K, C)``; only their directions count.
+        length: norm of the sums, or of the vectors that give the directions ``(n, K)``.
         size: of the groups ``(n, K)``; None: all equal.
         penalty: ``(n, K)`` or None.
     """
@@ -136,11 +136,11 @@ def _gains(total: Tensor, length: Tensor, size: Tensor | None, penalty: Tensor |
     with full_precision(total):
         cos = torch.bmm(_alternate(total, 0), _alternate(total, 1).transpose(1, 2))
     cos = cos * inverse[:, 0::2].unsqueeze(-1) * inverse[:, 1::2].unsqueeze(-2)
-    # Copies of one token (a plain area) are equals, which rounding must not put in an order.
+    # Copies of one token (a plain area) must tie: rounding must not order them.
     cos = cos.clamp(max=1 - 1e-6)
     if penalty is None:
         return cos if size is None else _ward(cos, size)
-    # On a CPU only the sets with several penalties, of which there are few, take these steps.
+    # On a CPU only the few sets with several penalties take these steps.
     some = None
     if by_index(total):
         some = (penalty != penalty[:, :1]).any(1).nonzero().squeeze(1)
@@ -173,13 +173,13 @@ def _ward(cos: Tensor, size: Tensor) -> Tensor:
 def _targets(
     merged: Tensor, partner: Tensor, count: int, order: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Where every group goes ``(n, K)``, and which groups go on ``(n, K)`` bool.
+    """The new index of every group ``(n, K)``, and which groups remain ``(n, K)`` bool.
 
     Args:
-        merged: indices among A of those that merge ``(n, r)``.
-        partner: the index among B that each A would merge with ``(n, A)``.
+        merged: indices in A of the groups that merge ``(n, r)``.
+        partner: index in B of the partner of each A ``(n, A)``.
         count: groups so far (K).
-        order: the groups in the order that they go on in ``(K,)``; None: as they are.
+        order: new order of the groups ``(K,)``; None: as they are.
     """
     merged_ids = 2 * merged  # among all groups
     left = torch.ones(merged.shape[0], count, dtype=torch.bool, device=merged.device)
@@ -194,6 +194,6 @@ def _targets(
 
 
 def _kept(values: Tensor, targets: Tensor, pairs: int) -> Tensor:
-    """Values ``(n, K)`` of the groups that go on, at their targets ``(n, K - pairs)``."""
+    """Values ``(n, K)`` of the groups that remain, at their new indices ``(n, K - pairs)``."""
     count = values.shape[1] - pairs
     return values.new_zeros(values.shape[0], count + 1).scatter(1, targets, values)[:, :count]

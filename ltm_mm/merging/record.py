@@ -1,4 +1,4 @@
-"""Reading the merges of a forward pass, for losses, statistics and pictures."""
+"""Recording the merges of a forward pass, for losses, statistics and pictures."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,8 +16,8 @@ class Merge(Protocol):
     """One merge of a forward pass.
 
     Attributes:
-        tokens: Z, what came in: a grid ``(B, H, W, C)``, or merged tokens ``(B, M', C)`` of the
-            merge before.
+        tokens: the input Z: a grid ``(B, H, W, C)``, or merged tokens ``(B, M', C)`` of the
+            previous merge.
     """
 
     tokens: Tensor
@@ -28,10 +28,10 @@ class Merge(Protocol):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Height and width of the grid of tokens that all began with."""
+        """Height and width of the original grid of tokens."""
 
     def share(self, amounts: Tensor) -> Tensor:
-        """What the grid's tokens have ``(B, H, W, K)``, added up by merged token ``(B, M, K)``."""
+        """Amounts per token of the grid ``(B, H, W, K)``, summed per merged token ``(B, M, K)``."""
 
     def groups(self) -> Tensor:
         """The merged token that each token of the grid belongs to ``(B, H, W)`` int64."""
@@ -66,12 +66,12 @@ class WindowMerge:
 
 @dataclass
 class ChainMerge:
-    """A merge among all tokens of an image, or among what an earlier one left of them.
+    """A merge of all tokens of an image, or of those that an earlier merge left.
 
     Attributes:
-        mask: of all tokens of each image ``(B, M', ...)``.
+        mask: groups of all tokens of each image ``(B, M', ...)``.
         size: height and width of the grid.
-        earlier: the merge that the tokens come from; None: they are the grid's.
+        earlier: the merge that produced the tokens; None: they are those of the grid.
     """
 
     tokens: Tensor
@@ -102,16 +102,16 @@ _listeners: list[Callable[[nn.Module, Merge], None]] = []
 
 
 def has_listeners() -> bool:
-    """Whether anyone listens: then a merge works on a whole grid at once and tells of it."""
+    """Whether there are listeners: then a merge runs on a whole grid at once and notifies them."""
     return not torch.compiler.is_compiling() and bool(_listeners)
 
 
 def notify_merge(module: nn.Module, merge: Merge) -> None:
-    """Tell the listeners of a merge.
+    """Notify the listeners of a merge.
 
     Args:
         module: the mask module that made the mask.
-        merge: what it did.
+        merge: the merge.
     """
     for listener in _listeners:
         listener(module, merge)
@@ -119,7 +119,7 @@ def notify_merge(module: nn.Module, merge: Merge) -> None:
 
 @contextmanager
 def record_merges(model: nn.Module) -> Iterator[list[tuple[str, Merge]]]:
-    """Collect the merges of the forward passes made inside.
+    """Collect the merges of the forward passes inside the context.
 
     Args:
         model: any model.

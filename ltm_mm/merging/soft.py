@@ -1,8 +1,8 @@
-"""The soft mask of windows on a grid: every token is in several groups, to a share each.
+"""The soft mask of windows on a grid: every token belongs to several groups, with a share in each.
 
 Source: a softmax mask from a learned module is the paper's (arXiv 2407.15219, section 3); its form
-is ours. Merged tokens keep their places, as the convolutions that run on them need. In a Swin,
-whose blocks need no grid, matching changes less at equal time, see docs/fidelity.md.
+is ours. Merged tokens keep their places because convolutions run on them. In a Swin, whose blocks
+need no grid, matching changes the maps less at equal time, see docs/fidelity.md.
 
 Letters: N = w * w tokens per window, P merged tokens, n windows per image, B images.
 """
@@ -31,17 +31,17 @@ class SoftGroups(NamedTuple):
 
 
 class Soft(MaskModule):
-    """Softmax masks from a learned spatial prior and what the tokens are (the paper's kind).
+    """Softmax masks from a learned spatial prior and token similarity (as in the paper).
 
-    The logits ``L = prior + scale * cos(z, x~ - mean of x~)`` compare each token with the merged
-    tokens of the mask so far: G is the softmax over the tokens, U, from the tokens that G made,
-    over the merged tokens. Prior and logit scale learn; no gradient goes through what is
-    compared.
+    The logits ``L = prior + scale * cos(z, x~ - mean of x~)`` compare each token with the current
+    merged tokens: G is the softmax over the tokens; U, computed with the tokens that G merged, is
+    the softmax over the merged tokens. Prior and logit scale are learned; no gradient flows through
+    the comparison.
 
     Args:
         window: tokens per window side (w).
         keep: merged tokens per window (P), 1 .. N - 1.
-        scale: logit scale at the start: what a difference of 1 in cosine similarity adds.
+        scale: initial logit scale: the logit of a difference of 1 in cosine similarity.
     """
 
     start: Tensor
@@ -50,7 +50,7 @@ class Soft(MaskModule):
         super().__init__()
         self.window, self.keep = window, keep
         self.register_buffer("start", triangular_prior(window, prior_centers(window, keep)), False)
-        # Learned as differences to the start, to which weight decay then leads back.
+        # Learned as offsets from the start, so that weight decay pulls back to it.
         self.prior_offset = nn.Parameter(torch.zeros_like(self.start))
         self.start_scale = scale
         self.log_scale = nn.Parameter(torch.zeros(()))
@@ -65,7 +65,8 @@ class Soft(MaskModule):
 
         Args:
             tokens: ``(B, n, N, C)``; padding is zero.
-            mass: how many tokens each token stands for, 0 for padding ``(1 or B, n, N)``; None: 1.
+            mass: number of tokens that each token stands for, 0 for padding ``(1 or B, n, N)``;
+                None: 1.
         """
         prior = self.prior
         weights = 0.0 if mass is None else _log_mass(mass).unsqueeze(-1)  # (1 or B, n, N, 1)
@@ -81,7 +82,7 @@ class Soft(MaskModule):
     def _logits(self, prior: Tensor, z: Tensor, merged: Tensor) -> Tensor:
         """L ``(B, n, N, P)``."""
         s = _direction(merged)
-        # What all merged tokens share decides nothing between them.
+        # What all merged tokens have in common does not distinguish them.
         s = s - s.mean(-2, keepdim=True)
         return prior + (z @ s.transpose(-1, -2)) * (
             self.start_scale * self.log_scale.exp() / z.shape[-1]
@@ -89,20 +90,20 @@ class Soft(MaskModule):
 
 
 def _direction(x: Tensor) -> Tensor:
-    """What is compared: ``(..., C)`` layer-normalised, without a gradient."""
+    """The compared vectors: ``(..., C)`` layer-normalised, without a gradient."""
     return F.layer_norm(x.detach(), (int(x.shape[-1]),))  # traced, a size is a tensor
 
 
 def _log_mass(mass: Tensor) -> Tensor:
-    """What a token weighs, as a logit; padding next to nothing."""
+    """A token's weight as a logit; padding gets almost none."""
     # More than what keeps regions apart: a region of padding alone has nobody else's tokens.
     return torch.where(mass > 0, mass.clamp(min=1e-6).log(), -5e3)
 
 
 def prior_centers(window: int, keep: int, shift: int = 0) -> Tensor:
-    """Where merged tokens lie: ``(P, 2)`` row and column in tokens, spread evenly.
+    """Positions of merged tokens: ``(P, 2)`` row and column in tokens, evenly spread.
 
-    With a shift every part of the window has its share, one at least.
+    With a shift, every part of the window gets its share, at least one.
     """
     cut = window - shift
     spans = [(0, cut), (cut, window)] if shift else [(0, window)]
@@ -118,7 +119,7 @@ def prior_centers(window: int, keep: int, shift: int = 0) -> Tensor:
 
 
 def _allot(areas: list[int], total: int) -> list[int]:
-    """Whole numbers near the areas' shares of a total, each from 1 to its area."""
+    """Split a total into integers proportional to areas, each between 1 and its area."""
     counts = [1] * len(areas)
     while sum(counts) < total:
         room = [i for i, area in enumerate(areas) if counts[i] < area]
