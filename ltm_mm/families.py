@@ -1,8 +1,8 @@
-"""One record per family of backbones: all that the package knows of a family beside its code.
+"""One record per family of backbones: all that the package knows about a family besides its code.
 
 Adding a family is its backbone (``ltm_mm/models/backbones/``) and a record here. Code that needs
-torch is named, ``"package.module:name"``, and imported when asked for. Presets, plans, configs,
-checkpoints, adapters and benchmarks read the records.
+torch is given by name, ``"package.module:name"``, and imported on first use. Presets, plans,
+configs, checkpoints, adapters and benchmarks read the records.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ Options = Callable[[int, int], list[Counts]]
 
 
 def by_position(shares: Sequence[Sequence[float]], depths: Sequence[int]) -> list:
-    """Shares stage by stage: a block takes the entry that lies as deep in its stage's list."""
+    """Shares per stage: a block takes the entry at its relative depth in the stage's list."""
     stages = [shares[min(stage, len(shares) - 1)] for stage in range(len(depths))]
     return [
         [shares_of_stage[k * len(shares_of_stage) // depth] for k in range(depth)] or None
@@ -24,7 +24,7 @@ def by_position(shares: Sequence[Sequence[float]], depths: Sequence[int]) -> lis
 
 
 def falling_shares(share: float, depth: int) -> tuple[float, ...]:
-    """Shares that fall by the same step in every block, down to the last one's."""
+    """Shares that fall by equal steps from block to block, down to ``share``."""
     return tuple(1 - (1 - share) * (k + 1) / depth for k in range(depth))
 
 
@@ -34,7 +34,7 @@ def falling(share: float, depths: Sequence[int]) -> list:
 
 
 def midway(shares: tuple[float, float], depths: Sequence[int]) -> list:
-    """A share, and the part of the blocks, after the first quarter, that fall to it evenly."""
+    """Shares that fall evenly to ``share`` over a part of the blocks, after the first quarter."""
     (share, part), (depth,) = shares, depths
     first = falling_shares(share, max(round(part * depth), 1))
     return [((1.0,) * (depth // 4) + first + (share,) * depth)[:depth]]
@@ -46,7 +46,7 @@ def one_share(*shares: float) -> Options:
 
 
 def square_numbers(depth: int, tokens: int) -> list[Counts]:
-    """Square numbers down to a quarter: the first block's, and that of all later ones."""
+    """Square numbers down to a quarter: one for the first block, one for all later blocks."""
     side = round(tokens**0.5)
     sides = range(side, (side + 1) // 2 - 1, -1)
     pairs = [(a, b) for a in sides for b in sides if b <= a and b < side]
@@ -64,7 +64,7 @@ def from_first_or_second(depth: int, tokens: int) -> list[Counts]:
 
 
 def falling_from(depth: int, tokens: int) -> list[Counts]:
-    """Counts that fall evenly from one of three blocks on, over one of four numbers of blocks."""
+    """Counts that fall evenly, from one of three first blocks, over one of four spans."""
 
     def counts(last: int, start: int, length: int) -> Counts:
         shares = (min(max(k - start + 1, 0) / length, 1.0) for k in range(depth))
@@ -80,36 +80,36 @@ def falling_from(depth: int, tokens: int) -> list[Counts]:
 
 @dataclass(frozen=True)
 class Family:
-    """What is known of a family. The first five are all that it must have.
+    """What is known about a family. Only the first five fields are required.
 
     Attributes:
         name: as in ``ltm-swin-tiny``.
         title: its name in messages.
-        code: where its backbone's class is.
-        archs: what the class takes as ``arch``.
-        default: the arch where none is given.
-        sizes: arch -> the arguments that it stands for, of a class that takes these, too; may
-            have short names of archs.
-        presets: name -> shares of tokens that are kept, in the form that ``spread`` takes.
-        spread: a preset's shares and the depths of all stages -> one entry per stage.
-        paper: (width, depths) -> the plan whose work meets the paper's.
-        options: ways to merge in a unit of a plan (a block, or a stage whose merged tokens go
-            from block to block), from its depth and number of tokens.
-        error_weights: what losing the tokens of one block adds to the squared error, stage by
-            stage; None: the same everywhere.
+        code: import path of its backbone class.
+        archs: values of the class's ``arch``.
+        default: the default arch.
+        sizes: arch -> the arguments that it sets, for a class that also takes these; may include
+            short names of archs.
+        presets: name -> shares of tokens to keep, in the form that ``spread`` takes.
+        spread: (a preset's shares, depths of all stages) -> one plan entry per stage.
+        paper: (width, depths) -> the plan that matches the paper's MACs.
+        options: (depth, tokens) -> ways to merge in a unit of a plan: a block, or a stage whose
+            merged tokens are passed from block to block.
+        error_weights: per stage, what losing the tokens of one block adds to the squared error;
+            None: the same everywhere.
         adapter: its :class:`ltm_mm.adapters.families.FamilyAdapter`, which finds its blocks in
-            models of other libraries; None: :func:`ltm_mm.apply` does not know it.
-        takes_window, takes_detail: whether the window's size and learned details can be chosen.
+            other libraries' models; None: not supported by :func:`ltm_mm.apply`.
+        takes_window, takes_detail: whether it has a ``window_size`` option, and learned details.
         replaces: types of mmdet and mmseg that ``--ltm`` converts.
-        timm: timm's name of an arch; None: timm has no such network.
-        timm_prefix: timm's names that begin so are archs, too.
+        timm: pattern of timm's names for the archs; None: not in timm.
+        timm_prefix: timm names with this prefix are archs, too.
         timm_backbone: whether ``--ltm`` converts a ``TIMMBackbone`` of it.
-        timm_maps: ``out_indices`` that a ``TIMMBackbone`` has by default.
-        timm_keywords: our keywords -> timm's, where a network of other sizes can be built.
-        timm_options: keywords with which timm's network takes the images that ours takes.
-        timm_sized: whether timm's network is built for one size of images.
-        checkpoints: name of a source of weights, a pattern found in its keys, its converter.
-        parts: attributes of its blocks -> 'attention', 'mlp', where they have names of their own.
+        timm_maps: default ``out_indices`` of a ``TIMMBackbone``.
+        timm_keywords: our keywords -> timm's, for networks of other sizes.
+        timm_options: keywords that make timm's network accept the same images as ours.
+        timm_sized: whether timm's network is built for one image size.
+        checkpoints: (source of weights, pattern in its keys, converter) each.
+        parts: attributes of its blocks -> 'attention' or 'mlp', if named differently.
     """
 
     name: str
@@ -144,22 +144,22 @@ class Family:
 
     @property
     def type(self) -> str:
-        """What a config's ``type`` is."""
+        """The ``type`` in a config."""
         return f"ltm_mm.{self.backbone}"
 
     def in_timm(self, arch: str) -> str:
-        """timm's name of an arch, which may be timm's own."""
+        """timm's name of an arch; names from timm are returned unchanged."""
         return self.timm.format(arch) if self.timm and arch in self.archs else arch
 
     def arch_of(self, timm_name: str) -> str | None:
-        """The arch of a timm model's name without its tag; None if there is none."""
+        """The arch for a timm model name (without its tag); None if there is none."""
         if self.timm_prefix and timm_name.startswith(self.timm_prefix):
             return timm_name
         return next((arch for arch in self.archs if self.in_timm(arch) == timm_name), None)
 
 
 def load(name: str) -> Any:
-    """What a record names as ``"package.module:name"``."""
+    """Import what a record names as ``"package.module:name"``."""
     module, _, attribute = name.partition(":")
     return getattr(import_module(module), attribute)
 
@@ -181,9 +181,9 @@ _SWIN_CHECKPOINTS = (
     ("timm Swin", r"^layers[._]\d+\.blocks\.\d+\.attn\.qkv\.",
      "ltm_mm.checkpoints.timm:convert_swin"),
 )  # fmt: skip
-# Presets are what tools/plan.py found on weights trained on photos, see docs/fidelity.md. Of the
-# paper's plans (arXiv 2407.15219) only the work is published, not the plans: these are ours and
-# meet that work at the paper's image size; tools/flops.py prints it.
+# Presets are what tools/plan.py found on weights trained on photos, see docs/fidelity.md. The paper
+# (arXiv 2407.15219) publishes only the MACs of its plans: the plans here are ours and match these
+# MACs at the paper's image size; tools/flops.py prints them.
 SWIN = Family(
     "swin",
     "Swin",
@@ -195,7 +195,7 @@ SWIN = Family(
         "light": ((1.0,), (1.0,), (1.0, 1.0, 0.65, 0.51, 0.33, 0.33), (0.33, 0.1)),
         "balanced": ((1.0,), (1.0,), (0.51, 0.33, 0.33, 0.18, 0.18, 0.18), (0.18, 0.1)),
         "fast": ((1.0, 0.49), (1.0, 0.49), (0.18, 0.18, 0.18, 0.1, 0.1, 0.1), (0.1, 0.1)),
-        # For what was learned on it, see docs/learn.md.
+        # Meant for learned models, see docs/learn.md.
         "fastest": ((0.33,), (0.245,), (0.18, 0.18, 0.18, 0.1, 0.1, 0.1), (0.1, 0.1)),
     },
     paper={
@@ -288,8 +288,8 @@ MOBILEVIT = Family(
     presets={"light": 0.8, "balanced": 0.65, "fast": 0.5},
     spread=falling,
     # The paper's figures (plain XS 0.70 G, S 1.40 G) are 0.69 of what the same networks count
-    # here, and its convolutions alone are more than what the paper has for LTM: these plans meet
-    # the *share* of the plain network's work (0.74 and 0.84).
+    # here, and its convolutions alone exceed the paper's figure for LTM: these plans match the
+    # *ratio* to the plain network's MACs (0.74 and 0.84).
     paper={
         (96, (0, 0, 2, 4, 3)): (None, None, 9, 9, 9),
         (144, (0, 0, 2, 4, 3)): falling(0.2, (0, 0, 2, 4, 3)),
@@ -308,7 +308,7 @@ MOBILEVIT = Family(
     ),
 )
 FAMILIES = {f.name: f for f in (SWIN, EFFICIENTVIT, VIT, MOBILEVIT)}
-# What tools take instead of a config.
+# Backbone names that tools accept instead of a config.
 NAMED = ", ".join(f"ltm-{f.name}-{{{','.join(f.archs)}}}" for f in FAMILIES.values())
 
 

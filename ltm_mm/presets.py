@@ -28,24 +28,24 @@ def resolve_plan(
     chained: bool = False,
     square: bool = False,
 ) -> Plan:
-    """Tokens that every block keeps, from any form a user may give.
+    """Tokens that every block keeps, from any form of ``keep``.
 
     Args:
         keep: None or 'none' (all: no merging), a preset's name, a number for all blocks, or one
             entry per stage: None, a number, or None or a number per block. A number is an int
             ``1 .. tokens`` or a share, a float above 0 and up to 1.
         depths: blocks per stage that can merge; 0 for a stage without attention.
-        tokens: what the numbers are of (N).
+        tokens: number of tokens that the numbers refer to (N).
         model: family and width.
-        chained: whether a block gets what the one before it kept: then numbers must not rise
-            within a stage.
-        square: whether merged tokens lie on a square grid: only square numbers of them can.
+        chained: whether a block gets the tokens that the previous one kept: then numbers must not
+            rise within a stage.
+        square: whether merged tokens lie on a square grid: then only square numbers are allowed.
 
     Returns:
         One tuple per stage, one int per block; ``tokens`` where nothing is merged.
 
     Raises:
-        ValueError: if the plan does not fit; says what is allowed.
+        ValueError: if the plan does not fit; the message states what is allowed.
     """
     keep = None if isinstance(keep, str) and keep == "none" else _plain(keep)
     if isinstance(keep, str):

@@ -25,8 +25,7 @@ class MaskModule(nn.Module):
         self.detail = None
 
     def grow_detail(self, state: Mapping[str, Tensor], prefix: str) -> None:
-        """Create a detail with the sizes found in a state dict under ``prefix``, if there is
-        one."""
+        """Create a detail if a state dict holds one under ``prefix``, with its sizes."""
         weight = state.get(f"{prefix}detail.down.weight")
         if weight is not None and self.detail is None:
             self.detail = Detail(weight.shape[1], weight.shape[0]).to(weight).train(self.training)

@@ -68,8 +68,7 @@ class Groups:
         return sum_groups(mass, self.group_index, self.count).squeeze(-1)
 
     def share(self, amounts: Tensor) -> Tensor:
-        """U^T times amounts per token, e.g. pixels of a class: ``(..., N, K)`` ->
-        ``(..., P, K)``."""
+        """U^T times amounts per token ``(..., N, K)``, e.g. pixels of a class: ``(..., P, K)``."""
         return sum_groups(amounts, self.group_index, self.count)
 
     def masks(self) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""What all backbones here share: the contract of an OpenMMLab backbone."""
+"""Base of all backbones here: the contract of an OpenMMLab backbone."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from ...merging import MaskModule
 from ...presets import Plan
 from .options import check_texts, is_ints
 
-BLOCK = r"stages\.\d+\.(blocks\.)?\d+|blocks\.\d+"  # paths of the blocks of all backbones
+BLOCK = r"stages\.\d+\.(blocks\.)?\d+|blocks\.\d+"  # paths of all backbones' blocks
 STEM: tuple[str, ...] = ("patch_embed.", "absolute_pos_embed", "pos_embed", "cls_token")
 STEM += ("reg_token", "norm_pre.", "stem.")
 
@@ -20,7 +20,7 @@ STEM += ("reg_token", "norm_pre.", "stem.")
 class LTMBackbone(nn.Module):
     """Base of the backbones: freezing, initial weights, and the declared outputs.
 
-    It keeps mmengine's ``BaseModule`` protocol without needing mmengine.
+    It follows mmengine's ``BaseModule`` protocol but does not need mmengine.
 
     A subclass sets ``plan`` (tokens that every block keeps), ``out_channels`` and ``strides``
     (one number per output map), calls :meth:`freeze` at the end of ``__init__``, and returns a
@@ -28,10 +28,10 @@ class LTMBackbone(nn.Module):
 
     Args:
         out_indices: stages whose maps are returned, in their order (-1: the last one); an int:
-            so many of the last ones, as in timm.
-        num_stages: how many stages there are.
-        frozen_stages: the stem and the stages before this one get no gradient and
-            stay in eval mode; -1 freezes nothing.
+            that many of the last ones, as in timm.
+        num_stages: number of stages.
+        frozen_stages: the stem and the stages before this one get no gradient and stay in eval
+            mode; -1: none.
         init_cfg: see :func:`checked_init_cfg`.
 
     Raises:
@@ -76,15 +76,15 @@ class LTMBackbone(nn.Module):
             module.requires_grad_(False)
 
     def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
-        """How deep a parameter lies, for learning rates that decay layer by layer (mmpretrain's).
+        """Depth of a parameter, for mmpretrain's layer-wise learning rate decay.
 
         Args:
             param_name: the parameter's name in the whole model.
-            prefix: of this backbone's parameters, e.g. ``backbone.``.
+            prefix: prefix of this backbone's parameters, e.g. ``backbone.``.
 
         Returns:
-            0 for the stem, 1 for the first block, ...; and how many depths there are. What
-            follows the blocks has the last depth, and so have a model's other parts.
+            0 for the stem, 1 for the first block, ...; and the number of depths. Layers after the
+            blocks, and the model's other parts, have the last depth.
         """
         blocks = [name for name, _ in self.named_modules() if re.fullmatch(BLOCK, name)]
         last = len(blocks) + 1
@@ -98,7 +98,7 @@ class LTMBackbone(nn.Module):
         return (0 if name.startswith(STEM) else last), last + 1
 
     def train(self, mode: bool = True) -> "LTMBackbone":
-        """Switch mode, keep what is frozen in eval mode, and return self."""
+        """Switch mode, keep frozen parts in eval mode, and return self."""
         super().train(mode)
         self.freeze()
         for module in self.modules():
@@ -128,7 +128,7 @@ class LTMBackbone(nn.Module):
         self.is_init = True
 
     def reset_parameters(self) -> None:
-        """Draw fresh weights; mask modules keep their own start."""
+        """Draw fresh weights; mask modules keep their own initial values."""
         raise NotImplementedError
 
     def modules_outside_masks(self) -> list[nn.Module]:
@@ -139,15 +139,15 @@ class LTMBackbone(nn.Module):
 
 
 def checked_init_cfg(init_cfg: object) -> dict | None:
-    """The weights that a backbone starts from, in the one form that is read later.
+    """The initial weights of a backbone, in a normalised form.
 
     Args:
         init_cfg: ``dict(type='Pretrained', checkpoint=path or URL)``, with ``prefix`` and ``trust``
-            of :func:`ltm_mm.checkpoints.load_backbone` where needed; the path or URL alone; None:
-            from scratch.
+            of :func:`ltm_mm.checkpoints.load_backbone` if needed; the path or URL alone; None: from
+            scratch.
 
     Raises:
-        ValueError: if it is neither of these.
+        ValueError: if it is none of these.
     """
     if init_cfg is None:
         return None
@@ -168,14 +168,14 @@ def checked_init_cfg(init_cfg: object) -> dict | None:
 
 
 def copy_weights(source: nn.Module, target: nn.Module) -> None:
-    """Copy parameters and buffers of one name and shape; others stay as they are."""
+    """Copy parameters and buffers that both modules have; the others stay unchanged."""
     target_state = target.state_dict()
     source_state = source.state_dict().items()
     target.load_state_dict({k: v for k, v in source_state if k in target_state}, strict=False)
 
 
 def norm_option(name: str | None) -> dict[str, type[nn.Module]]:
-    """timm's keyword for a normalisation layer of mmengine's registry; none for None.
+    """timm's keyword for a normalisation layer of mmengine's registry; empty for None.
 
     Raises:
         ValueError: if there is no such layer.

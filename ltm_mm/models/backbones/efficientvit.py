@@ -40,7 +40,7 @@ class LTMEfficientViT(LTMBackbone):
     a context module (linear attention) and a local module (inverted bottleneck with a
     depth-wise convolution). In a merged block the context module runs on all tokens,
     its output is merged into a smaller grid (its convolutions need one), and the local module
-    and the stage's later blocks run on that; the stage's end leads the update back to all
+    and the stage's later blocks run on that; at the stage's end the update is added back to all
     tokens. With ``keep=None`` it equals timm's ``features_only`` model.
 
     Args:
@@ -62,7 +62,7 @@ class LTMEfficientViT(LTMBackbone):
         init_cfg: ``dict(type='Pretrained', checkpoint=path or URL)``, that path alone, or None.
 
     Raises:
-        ValueError: if an argument does not fit; says what is allowed.
+        ValueError: if an argument does not fit; the message states what is allowed.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class LTMEfficientViT(LTMBackbone):
 
 
 class EfficientVitLTMStage(SwappedClass, MergeScope):
-    """A stage of timm's EfficientViT that merges on the way in and unmerges at its end.
+    """A stage of timm's EfficientViT that merges inside and unmerges at its end.
 
     See :func:`merge_stage`.
     """
@@ -146,7 +146,7 @@ class EfficientVitLTMStage(SwappedClass, MergeScope):
     def _run(
         self, block: nn.Module, x: Tensor, merge: GridMerge | None
     ) -> tuple[Tensor, GridMerge | None]:
-        """What goes out of a block, and the last merge so far."""
+        """A block's output, and the last merge so far."""
 
         def run(x: Tensor, merge: GridMerge | None) -> tuple[Tensor, GridMerge | None]:
             if not isinstance(block, AttentionBlock):
@@ -163,7 +163,7 @@ class EfficientVitLTMStage(SwappedClass, MergeScope):
 
 @dataclass
 class GridChain:
-    """What a block hands on beside its map.
+    """What a block passes on besides its map.
 
     Attributes:
         last: the merge that made the tokens; None: they are the map's.
@@ -183,10 +183,10 @@ class AttentionBlock(SwappedClass, MergingBlock):
 
         Args:
             x: tokens or merged tokens ``(B, C, H, W)``.
-            chain: of the stage's pass; gets the merge that the block makes.
+            chain: state of the stage's pass; receives the block's merge.
 
         Returns:
-            The grid that goes out ``(B, C, h, w)``.
+            The output grid ``(B, C, h, w)``.
         """
         x = _fast_layout(self.context_module(x))
         if self.merge is not None and chain is not None:
@@ -198,7 +198,7 @@ class AttentionBlock(SwappedClass, MergingBlock):
 
 
 def merge_stage(stage: Any, plan: Sequence[int], window: int, with_cp: bool = False) -> nn.Module:
-    """Let a stage merge tokens, in place; it gets parameters whose names contain ``.merge.``.
+    """Make a stage merge tokens, in place; it gets parameters with ``.merge.`` in their names.
 
     Args:
         stage: timm's ``EfficientVitStage`` or ``EfficientVitLargeStage``; its class is swapped,
@@ -235,7 +235,7 @@ def resolve_stage_plans(keep: Keep, stages: Sequence[Any], window: int) -> Plan:
         One tuple per stage, one square number per attention block; ``()`` without attention.
 
     Raises:
-        ValueError: if the plan does not fit; says what is allowed.
+        ValueError: if the plan does not fit; the message states what is allowed.
     """
     check_ints(window_size=window)
     blocks = [[b for b in stage.blocks if hasattr(b, "context_module")] for stage in stages]
@@ -246,7 +246,7 @@ def resolve_stage_plans(keep: Keep, stages: Sequence[Any], window: int) -> Plan:
 
 
 def _timm_model(arch: str, options: dict) -> nn.Module:
-    """timm's model, which lends its stem and stages."""
+    """timm's model, whose stem and stages are used."""
     from timm.models import efficientvit_mit
 
     build = getattr(efficientvit_mit, f"efficientvit_{arch}")
@@ -254,7 +254,7 @@ def _timm_model(arch: str, options: dict) -> nn.Module:
 
 
 def _fast_layout(x: Tensor) -> Tensor:
-    """The memory format that convolutions are fastest in on the CPU; as it is elsewhere."""
+    """The memory format in which convolutions are fastest on the CPU; unchanged elsewhere."""
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return x
     return x.contiguous(memory_format=torch.channels_last)

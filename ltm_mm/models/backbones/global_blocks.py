@@ -1,9 +1,9 @@
 """Transformer blocks with global attention that merge tokens: ViT's and MobileViT's.
 
 The blocks are timm's (``timm.models.vision_transformer.Block``, Apache-2.0). Merging between
-attention and MLP is the paper's place (arXiv 2407.15219, section 3) and ToMe's (Bolya et al., ICLR
-2023), whose proportional attention weighs keys; how tokens are matched and residual unmerging are
-ours, as everywhere here.
+attention and MLP follows the paper (arXiv 2407.15219, section 3) and ToMe (Bolya et al., ICLR
+2023), whose proportional attention weights keys; how tokens are matched and residual unmerging are
+ours.
 """
 
 from collections.abc import Iterable, Sequence
@@ -37,12 +37,12 @@ GridSize = tuple[int, int]
 
 @dataclass
 class Chain:
-    """What the blocks of one pass hand on beside their tokens.
+    """What the blocks of one pass hand on besides their tokens.
 
     Attributes:
         size: H and W of the grid.
         with_cp: recompute each block's activations in the backward pass.
-        merges: those made so far.
+        merges: the merges so far.
     """
 
     size: GridSize
@@ -51,12 +51,12 @@ class Chain:
 
     @property
     def last(self) -> ChainMerge | None:
-        """The merge that made the tokens; None: they are the grid's."""
+        """The merge that produced the tokens; None: they are those of the grid."""
         return self.merges[-1] if self.merges else None
 
 
 class GlobalBlocks(SwappedClass, MergeScope):
-    """A sequence of blocks that merge on the way in; their maps are unmerged to all tokens."""
+    """A sequence of blocks that merge tokens; their outputs are unmerged to all tokens."""
 
     def forward(
         self,
@@ -65,12 +65,12 @@ class GlobalBlocks(SwappedClass, MergeScope):
         take: Iterable[int] | None = None,
         with_cp: bool = False,
     ) -> list[Tensor] | Tensor:
-        """Run the blocks, up to the last one whose output is wanted.
+        """Run the blocks, up to the last one whose output is requested.
 
         Args:
             x: prefix and grid tokens, row by row ``(B, T + H * W, C)``.
             size: H and W of the grid, as merges are recorded with; None: one row.
-            take: blocks whose outputs are wanted; None: the last one's alone.
+            take: blocks whose outputs are returned; None: only the last one's.
             with_cp: recompute each block's activations in the backward pass.
 
         Returns:
@@ -102,8 +102,8 @@ def _unmerged(x: Tensor, merges: Sequence[ChainMerge], prefix: int) -> Tensor:
 class GlobalBlock(SwappedClass, MergingBlock):
     """timm's ``Block``: attention among all tokens, a merge where planned, and the MLP.
 
-    Its ``merge`` groups what is left after the attention (None: nothing is merged), ``prefix``
-    counts the class and register tokens before the grid's.
+    Its ``merge`` groups the tokens after the attention (None: nothing is merged); ``prefix`` is the
+    number of class and register tokens before the grid's.
     """
 
     EXTRAS = ("merge", "prefix")
@@ -113,11 +113,11 @@ class GlobalBlock(SwappedClass, MergingBlock):
 
         Args:
             x: prefix and grid tokens, or merged tokens ``(B, T + M, C)``.
-            chain: of this pass; gets the merge that the block makes.
-            **options: timm's; none is taken.
+            chain: state of this pass; receives the block's merge.
+            **options: timm's; none is supported.
 
         Returns:
-            What goes out ``(B, T + M', C)``.
+            The output ``(B, T + M', C)``.
         """
         if not isinstance(chain, Chain):
             raise ValueError(
@@ -158,20 +158,20 @@ class GlobalBlock(SwappedClass, MergingBlock):
 def merge_blocks(
     blocks: nn.Sequential, plan: Sequence[int], tokens: int, prefix: int = 0
 ) -> nn.Sequential:
-    """Let a sequence of timm's blocks merge, in place; see :class:`GlobalBlocks`.
+    """Make a sequence of timm's blocks merge tokens, in place; see :class:`GlobalBlocks`.
 
     Args:
-        blocks: timm's ``Block`` modules; their classes are swapped, and the sequence's.
-        plan: tokens that are left of every ``tokens`` after each block's attention, never
-            rising; merged tokens live on through the later blocks.
-        tokens: what the plan's numbers are of.
+        blocks: timm's ``Block`` modules; their classes and the sequence's are swapped.
+        plan: tokens kept per ``tokens`` after each block's attention, never rising; merged tokens
+            are carried to the later blocks.
+        tokens: number of tokens that the plan's numbers refer to.
         prefix: class and register tokens before the grid's; never merged.
 
     Returns:
         The sequence itself.
 
     Raises:
-        ValueError: if a block is built otherwise than timm's plain ``Block``.
+        ValueError: if a block differs from timm's plain ``Block``.
     """
     check_blocks(blocks)
     before = (tokens, *plan[:-1])  # what comes into each block
@@ -198,16 +198,16 @@ class GlobalMatch(MaskModule):
     """Groups of similar tokens of a whole image, by matching; it has no parameters.
 
     Args:
-        keep: tokens that are left of every ``tokens`` of the grid (rounded up).
-        before: how many of them come in.
-        tokens: what ``keep`` and ``before`` are of.
+        keep: tokens kept per ``tokens`` of the grid (rounded up).
+        before: input tokens per ``tokens`` of the grid.
+        tokens: number of tokens that ``keep`` and ``before`` refer to.
     """
 
     def __init__(self, keep: int, before: int, tokens: int) -> None:
         super().__init__()
         self.keep, self.before, self.tokens = keep, before, tokens
-        # What the rounds leave of every `tokens`. Their number depends on no image's size, so
-        # that one graph works for all sizes.
+        # What the rounds leave per `tokens`. Their number does not depend on the image size, so one
+        # graph works for all sizes.
         self.left = tuple(before - done for done in accumulate(rounds(before, keep)))
 
     def forward(self, x: Tensor, whole: int, sizes: Tensor | None) -> Groups | None:
@@ -219,7 +219,7 @@ class GlobalMatch(MaskModule):
             sizes: how many tokens of the grid each stands for ``(B, M)``; None: 1.
 
         Returns:
-            The groups; None where so few tokens are left already.
+            The groups; None if no more tokens than that are left.
         """
         left = [(whole * k + self.tokens - 1) // self.tokens for k in (self.before, *self.left)]
         if not torch.compiler.is_compiling() and x.shape[1] != left[0]:

@@ -22,29 +22,29 @@ from .global_blocks import merge_blocks
 from .options import check_arch, check_flags, check_ints, check_rates
 
 ARCHS = MOBILEVIT.archs
-TOKENS = 64  # what a plan's numbers are of
+TOKENS = 64  # tokens that a plan's numbers refer to
 
 
 class LTMMobileViT(LTMBackbone):
-    """MobileViT whose transformers merge tokens and unmerge them before they fold.
+    """MobileViT whose transformers merge tokens and unmerge them before patches are folded.
 
     A MobileViT block (one in each of the last three of five stages) cuts its map into
-    patches of 2 x 2 pixels; pixels of the same place in their patches attend to each
-    other, so there are four grids of tokens per image, one per place. Each is merged by
-    itself, as a ViT's tokens are, and its transformer's update is unmerged before the grids
-    are folded into a map again, which the convolutions behind it need at its own size. With
-    ``keep=None`` it equals timm's ``features_only`` model.
+    patches of 2 x 2 pixels; pixels at the same position in their patches attend to each other, so
+    there are four grids of tokens per image, one per position. Each is merged separately, like a
+    ViT's tokens, and the transformer's update is unmerged before the grids are folded into a map
+    again, because the convolutions after it need the full size. With ``keep=None`` it equals timm's
+    ``features_only`` model.
 
     Args:
         arch: 'xxs', 'xs' or 's'.
-        keep: tokens that are left: None (all: no merging), a preset ('light', 'balanced',
+        keep: tokens that are kept: None (all: no merging), a preset ('light', 'balanced',
             'fast', 'paper'), a number for all blocks, or one entry per stage: None (always for
             the first two), a number, or one per transformer block, never rising. A number is a
-            share (a float 0..1) or an int, of every 64 tokens of a grid.
+            share (a float 0..1), or an int per 64 tokens of a grid.
         in_channels: channels of the image.
         out_indices: stages whose maps are returned (strides 2, 4, 8, 16, 32); later
-            stages are not built. The last one's goes through MobileViT's final
-            convolution, as in timm.
+            stages are not built. The last stage's map goes through MobileViT's final convolution,
+            as in timm.
         drop_path_rate: of the last transformer block's residual branches, 0..1.
         norm_layer: name of another normalisation layer of mmengine's registry, e.g. 'SyncBN'.
         frozen_stages: -1 nothing, 0 the stem, k the first k stages too.
@@ -55,7 +55,7 @@ class LTMMobileViT(LTMBackbone):
         init_cfg: ``dict(type='Pretrained', checkpoint=path or URL)``, that path alone, or None.
 
     Raises:
-        ValueError: if an argument does not fit; says what is allowed.
+        ValueError: if an argument does not fit; the message states what is allowed.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ def resolve_stage_plans(keep: Keep, stages: Sequence[Any]) -> Plan:
         One tuple per stage, one int per transformer block; ``()`` without a transformer.
 
     Raises:
-        ValueError: if the plan does not fit; says what is allowed.
+        ValueError: if the plan does not fit; the message states what is allowed.
     """
     transformers = [[b.transformer for b in s if hasattr(b, "transformer")] for s in stages]
     depths = [sum(len(t) for t in in_stage) for in_stage in transformers]

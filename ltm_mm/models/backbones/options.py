@@ -1,7 +1,7 @@
-"""Which values the constructors of the backbones take, one function for each kind of value.
+"""Checks of the backbones' constructor arguments, one function per kind of value.
 
-Every function takes options by their names and raises a ValueError that names the first one that
-does not fit, its value, and what is allowed.
+Every function takes options by name and raises a ValueError that names the first invalid one, its
+value, and what is allowed.
 """
 
 import math
@@ -10,14 +10,14 @@ from typing import Any
 
 
 def check_ints(least: int = 1, **options: Any) -> None:
-    """Each must be an int, ``least`` at least."""
+    """Each must be an int >= ``least``."""
     for name, value in options.items():
         if type(value) is not int or value < least:
             raise ValueError(f"{name} must be an int >= {least}, got {value!r}")
 
 
 def check_ints_per_stage(**options: Any) -> None:
-    """Each must be a list of ints >= 1, all of one length."""
+    """Each must be a list of ints >= 1, all of the same length."""
     for name, value in options.items():
         if not is_ints(value) or not value or min(value) < 1:
             raise ValueError(f"{name} must be a list of ints >= 1, got {value!r}")
@@ -30,7 +30,7 @@ def check_ints_per_stage(**options: Any) -> None:
 
 
 def is_ints(value: object) -> bool:
-    """Whether a value is a sequence of nothing but ints."""
+    """Whether a value is a sequence of ints only."""
     return (
         isinstance(value, Sequence)
         and not isinstance(value, str)
@@ -72,7 +72,7 @@ def check_flags(**options: Any) -> None:
 
 
 def check_texts(**options: Any) -> None:
-    """Each must be a text that is not empty, or None."""
+    """Each must be a non-empty string, or None."""
     for name, value in options.items():
         if value is not None and not (isinstance(value, str) and value):
             raise ValueError(f"{name} must be a text or None, got {value!r}")

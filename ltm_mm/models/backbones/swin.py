@@ -37,9 +37,9 @@ ARCHS = SWIN.sizes
 class LTMSwin(LTMBackbone):
     """Swin Transformer whose blocks merge the tokens of their windows.
 
-    A merged block f groups the tokens of each of its (shifted) windows by what they are, works
-    on one merged token per group, and leads the update back to all tokens,
-    ``Y = Z + U (f(X~) - X~)``. With ``keep=None`` it equals mmdet's ``SwinTransformer``.
+    A merged block f groups similar tokens in each of its (shifted) windows, runs once per group,
+    and adds the update back to all tokens, ``Y = Z + U (f(X~) - X~)``. With ``keep=None`` it equals
+    mmdet's ``SwinTransformer``.
 
     Args:
         arch: 'tiny', 'small', 'base', 'large' (or their first letters): sets
@@ -48,12 +48,13 @@ class LTMSwin(LTMBackbone):
             merging), a preset ('light', 'balanced', 'fast', 'fastest', 'paper'), a number for all
             blocks (an int 1..N or a share of N, a float 0..1), or one entry per stage: None, a
             number, or one of them per block, e.g. ``(None, None, (None, 25, 25, 25, 25, 25),
-            None)``. A shifted window keeps 4 at least, one for each part that the shift keeps
-            apart; fewer count as 4 there.
-        detail: what corrects the update of merged blocks, see :class:`ltm_mm.merging.Detail`:
-            None (nothing), True (it starts at zero and learns with the rest), or a file of
-            ``tools/learn.py --train detail``. A checkpoint that holds details brings them itself.
-        pretrain_img_size: image size that ``absolute_pos_embed`` is made for, pixels.
+            None)``. A shifted window keeps at least 4, one for each part that the shift separates;
+            smaller numbers are raised to 4 there.
+        detail: corrects the update of merged blocks, see :class:`ltm_mm.merging.Detail`: None (no
+            correction), True (starts at zero and is trained with the rest), or a file of
+            ``tools/learn.py --train detail``. Details in a checkpoint are loaded without this
+            option.
+        pretrain_img_size: image size of ``absolute_pos_embed``, pixels.
         in_channels: channels of the image.
         embed_dims: channels of the first stage; doubled by each later stage.
         patch_size: pixels per patch side; equals ``strides[0]``.
@@ -66,18 +67,18 @@ class LTMSwin(LTMBackbone):
         patch_norm: whether patch embedding and patch mergings are normalised.
         drop_rate, attn_drop_rate, drop_path_rate: dropout of tokens, of attention
             weights, and of residual branches (the last block's rate), 0..1.
-        use_abs_pos_embed: whether an absolute position embedding is added; it is
-            resampled where the image has another size.
+        use_abs_pos_embed: whether an absolute position embedding is added; it is resampled for
+            other image sizes.
         act_cfg, norm_cfg: activation and normalisation layer; None: GELU and LN.
         with_cp: recompute activations in the backward pass to save memory.
         pretrained: deprecated spelling of ``init_cfg``'s checkpoint.
-        convert_weights: as in mmdet; has no effect, because the source of a
-            checkpoint (official, timm, mmdet) is told by its keys.
+        convert_weights: as in mmdet; has no effect, because the source of a checkpoint (official,
+            timm, mmdet) is recognised by its keys.
         frozen_stages: -1 nothing, 0 the patch embedding, k the first k stages too.
         init_cfg: ``dict(type='Pretrained', checkpoint=path or URL)``, that path alone, or None.
 
     Raises:
-        ValueError: if an argument does not fit; says what is allowed.
+        ValueError: if an argument does not fit; the message states what is allowed.
     """
 
     def __init__(
@@ -214,7 +215,7 @@ class LTMSwin(LTMBackbone):
         return [[(b, (b.norm1, b.norm2)) for b in stage.blocks] for stage in stages]
 
     def _attach(self, detail: bool | str | os.PathLike) -> Learned | None:
-        """Give merging blocks fresh details, or a file's."""
+        """Give merging blocks new details, or those of a file."""
         if detail is True:
             for blocks, width in zip(self.swin_stages(), self.num_features, strict=False):
                 for merge in (block.merge for block, _ in blocks):
@@ -271,14 +272,14 @@ def swin_plan(keep: Keep, depths: Sequence[int], window: int, width: int) -> Pla
     """Tokens of a window that every block keeps.
 
     Args:
-        keep: as :class:`LTMSwin`; every second block of a stage is shifted and keeps one token
-            per region at least.
+        keep: as :class:`LTMSwin`; every second block of a stage is shifted and keeps at least one
+            token per region.
         depths: blocks per stage.
         window: tokens per window side.
         width: channels of the first stage.
 
     Raises:
-        ValueError: if the plan does not fit; says what is allowed.
+        ValueError: if the plan does not fit; the message states what is allowed.
     """
     tokens = window * window
     return tuple(
@@ -288,7 +289,7 @@ def swin_plan(keep: Keep, depths: Sequence[int], window: int, width: int) -> Pla
 
 
 class SwinStage(nn.Module):
-    """Blocks on one resolution.
+    """Blocks at one resolution.
 
     Args:
         dim: channels (C).

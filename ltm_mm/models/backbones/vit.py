@@ -24,35 +24,34 @@ from .options import check_flags, check_image_size, check_ints, check_rates
 
 ARCHS = VIT.archs
 TIMMS = dict(embed_dims="embed_dim", num_layers="depth")  # timm's names of our keywords
-TOKENS = 196  # patches of an image of 224 x 224 pixels, which a plan's numbers are of
+TOKENS = 196  # patches of a 224 x 224 image, which a plan's numbers refer to
 
 
 class LTMViT(LTMBackbone):
     """Plain ViT whose blocks merge the patches of the whole image.
 
-    In a merged block attention runs on all tokens that come in, the patch tokens of its output
-    are merged, and the MLP and the later blocks run on merged tokens, whose keys count by how
-    many patches they stand for. A map is unmerged to all patches where it is taken; the blocks
-    behind it go on with merged tokens. With ``keep=None`` it equals timm's
-    ``forward_intermediates``.
+    In a merged block, attention runs on all input tokens, the patch tokens of its output are
+    merged, and the MLP and the later blocks run on merged tokens, whose keys count once per patch
+    they stand for. A map is unmerged to all patches where it is taken; later blocks continue with
+    merged tokens. With ``keep=None`` it equals timm's ``forward_intermediates``.
 
     Args:
-        arch: 'tiny', 'small', 'base', 'large' (patches of 16 pixels), or timm's name of
-            any ViT with its plain blocks, e.g. 'vit_base_patch14_reg4_dinov2'.
-        keep: patch tokens that are left: None (all: no merging), a preset ('light',
+        arch: 'tiny', 'small', 'base', 'large' (patches of 16 pixels), or the timm name of any ViT
+            with plain blocks, e.g. 'vit_base_patch14_reg4_dinov2'.
+        keep: patch tokens that are kept: None (all: no merging), a preset ('light',
             'balanced', 'fast', 'paper'), or, because a ViT is one stage, one entry in a tuple:
-            a number, or one per block, never rising. A number is a share (a float 0..1) or an
-            int, of every 196 patches of the image (14 x 14, as 224 pixels have).
-        img_size, patch_size, in_channels, embed_dims, num_layers, num_heads: pixels per
-            side that the position embedding is made for, pixels per patch side, channels
-            of the image, channels, blocks and attention heads; None: the arch's own.
+            a number, or one per block, never rising. A number is a share (a float 0..1), or an int
+            per 196 patches of the image (14 x 14, those of 224 pixels).
+        img_size, patch_size, in_channels, embed_dims, num_layers, num_heads: image side of the
+            position embedding in pixels, pixels per patch side, channels of the image, channels,
+            blocks and attention heads; None: the arch's own.
         out_indices: blocks whose maps are returned; an int: so many of the last ones, as
             in timm; None: with a pyramid the last one, else four, the last of each
             quarter. Later blocks are not built.
         simple_pyramid: make four maps of strides 1/4, 1/2, 1 and 2 patches from the one
-            map of ``out_indices`` (ViTDet's), for detectors. Without, all maps have
-            the patches' stride, as UPerNet's MultiLevelNeck takes them.
-        final_norm: apply the ViT's last norm to the maps, as its classifier has it.
+            map of ``out_indices`` (ViTDet's), for detectors. Without it, all maps have the patches'
+            stride, as UPerNet's MultiLevelNeck expects.
+        final_norm: apply the ViT's last norm to the maps, as before its classifier.
         drop_path_rate: of the last block's residual branches, 0..1.
         norm_layer: name of another normalisation layer of mmengine's registry, e.g. 'LN'.
         frozen_stages: -1 nothing, 0 patch and position embedding, k the first k blocks
@@ -61,7 +60,7 @@ class LTMViT(LTMBackbone):
         init_cfg: ``dict(type='Pretrained', checkpoint=path or URL)``, that path alone, or None.
 
     Raises:
-        ValueError: if an argument does not fit; says what is allowed.
+        ValueError: if an argument does not fit; the message states what is allowed.
     """
 
     def __init__(
@@ -197,7 +196,7 @@ class LTMViT(LTMBackbone):
 class SimplePyramid(nn.Module):
     """Four maps from a plain ViT's last one (ViTDet, section 3).
 
-    The 1 x 1 and 3 x 3 convolutions that follow in ViTDet are the neck's here: mmdet's
+    The 1 x 1 and 3 x 3 convolutions that follow in ViTDet are part of the neck here, mmdet's
     ``ChannelMapper``.
 
     Args:
@@ -247,5 +246,5 @@ def _timm_model(arch: str, options: dict) -> nn.Module:
     options = dict(num_classes=0, dynamic_img_size=True, dynamic_img_pad=True) | options
     try:
         return timm.create_model(name, **options)
-    except AssertionError as error:  # heads that channels cannot be shared out to
+    except AssertionError as error:  # channels that the heads do not divide
         raise ValueError(f"arch {arch!r} cannot be built: {error}") from error
