@@ -3,11 +3,11 @@
 #     python tools/train.py configs/ltm_mobilevit_ssdlite.py
 #
 # Needs COCO 2017 in data/coco/ (annotations/, train2017/, val2017/). From scratch unless you
-# give ImageNet weights, timm's or of a run of ltm_mobilevit_imagenet.py:
+# give ImageNet weights, timm's or from a run of ltm_mobilevit_imagenet.py:
 #     --cfg-options model.backbone.init_cfg.type=Pretrained \
 #         model.backbone.init_cfg.checkpoint=mobilevit_s.safetensors
-# mmdet's SSDLite with the backbone exchanged, and its head as it is but for a mend without which
-# it cannot predict (ltm_mm/models/ssd_head.py). A pretrained MobileViT wants images that are not
+# mmdet's SSDLite with another backbone and its own head, except for a fix without which it cannot
+# predict (ltm_mm/models/ssd_head.py). A pretrained MobileViT needs images that are not
 # normalised: data_preprocessor.mean=[0,0,0] data_preprocessor.std=[255,255,255].
 # The schedule is for 8 GPUs x 24 images. Not trained here: no result is claimed for it.
 _base_ = "mmdet::ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py"

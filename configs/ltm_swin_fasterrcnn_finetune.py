@@ -2,9 +2,9 @@
 #
 #     DATA_ROOT=path/to/fruits_nuts/ python tools/train.py configs/ltm_swin_fasterrcnn_finetune.py
 #
-# For data of your own copy this file and change the first block. All of the model but the heads for
-# your classes starts from mmdet's Mask R-CNN with Swin-T, trained on COCO (box AP 46.0): it needs
-# the internet once, or a file of yours (--cfg-options load_from=FILE); on a CPU it takes hours.
+# For your own data, copy this file and change the first block. The model, except the heads for
+# your classes, starts from mmdet's Mask R-CNN with Swin-T, trained on COCO (box AP 46.0): it needs
+# the internet once, or a local file (--cfg-options load_from=FILE); on a CPU it takes hours.
 # Not trained here: no result is claimed for it.
 _base_ = "ltm_swin_fasterrcnn.py"
 
@@ -15,7 +15,7 @@ val_annotations, val_images = "annotations/instances_val.json", "data/images/"
 image_size = (1333, 800)  # width, height: photos are resized to fit into it
 batch_size = 2
 epochs = 12
-repeats = 10  # of the training images per epoch; 1 unless you have few
+repeats = 10  # repeats of the training images per epoch; 1 unless you have few
 flips = ["horizontal", "vertical", "diagonal"]  # for photos from above; else ["horizontal"]
 learning_rate = 5e-5
 load_from = "https://download.openmmlab.com/mmdetection/v2.0/swin/mask_rcnn_swin-t-p4-w7_fpn_ms-crop-3x_coco/mask_rcnn_swin-t-p4-w7_fpn_ms-crop-3x_coco_20210906_131725-bacf6f7b.pth"

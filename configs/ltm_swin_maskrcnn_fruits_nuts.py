@@ -1,9 +1,9 @@
-# Your own COCO-format data with masks, by the example of 18 photos of dates, figs and hazelnuts.
+# Your own COCO-format data with masks; the example is 18 photos of dates, figs and hazelnuts.
 #
 #     DATA_ROOT=path/to/fruits_nuts/ python tools/train.py configs/ltm_swin_maskrcnn_fruits_nuts.py
 #
-# For data of your own copy this file and change the first block. Small photos, a narrow network and
-# random weights, so that it trains on two cores; with a GPU take ltm_swin_maskrcnn_finetune.py.
+# For your own data, copy this file and change the first block. Small photos, a narrow network and
+# random weights, so it trains on two cores; with a GPU use ltm_swin_maskrcnn_finetune.py.
 _base_ = "ltm_swin_maskrcnn_shapes.py"
 
 data_root = "{{$DATA_ROOT:data/fruits_nuts/}}"
@@ -13,7 +13,7 @@ val_annotations, val_images = "annotations/instances_val.json", "data/images/"
 image_size = (320, 240)  # width, height: photos are resized to fit into it
 batch_size = 2
 epochs = 8
-repeats = 10  # of the training images per epoch; 1 unless you have few
+repeats = 10  # repeats of the training images per epoch; 1 unless you have few
 flips = ["horizontal", "vertical", "diagonal"]  # for photos from above; else ["horizontal"]
 
 num_classes = len(classes)

@@ -2,5 +2,5 @@
 #
 #     python tools/train.py configs/ltm_swin_maskrcnn_ib.py
 #
-# All else, data and weights included, as in ltm_swin_maskrcnn.py; not trained here either.
+# Everything else, including data and weights, as in ltm_swin_maskrcnn.py; not trained here either.
 _base_ = ["ltm_swin_maskrcnn.py", "_base_/ib.py"]

@@ -3,9 +3,9 @@
 #     python tools/train.py configs/ltm_swin_upernet.py
 #
 # Needs ADE20K in data/ade/ADEChallengeData2016/ (images/, annotations/) and, for the ImageNet
-# weights of the backbone, the internet once; a file of yours instead:
+# weights of the backbone, the internet once; to use a local file:
 #     --cfg-options model.backbone.init_cfg.checkpoint=swin_tiny_patch4_window7_224.pth
-# and from scratch: --cfg-options model.backbone.init_cfg=None
+# to train from scratch: --cfg-options model.backbone.init_cfg=None
 # The schedule is for 8 GPUs x 2 images. Not trained here: no result is claimed for it.
 _base_ = [
     "_base_/models/upernet.py",

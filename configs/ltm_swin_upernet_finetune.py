@@ -2,22 +2,22 @@
 #
 #     DATA_ROOT=data/fruits_nuts_labels/ python tools/train.py configs/ltm_swin_upernet_finetune.py
 #
-# For data of your own copy this file and change the first block. All of the model but the last layer
-# of its heads starts from mmseg's UPerNet with Swin-T, trained on ADE20K (mIoU 44.4): it needs the
-# internet once, or a file of yours (--cfg-options load_from=FILE); on a CPU it takes hours.
+# For your own data, copy this file and change the first block. The model, except the last layer
+# of its heads, starts from mmseg's UPerNet with Swin-T, trained on ADE20K (mIoU 44.4): it needs the
+# internet once, or a local file (--cfg-options load_from=FILE); on a CPU it takes hours.
 # Not trained here: no result is claimed for it.
 _base_ = "ltm_swin_upernet.py"
 
 data_root = "{{$DATA_ROOT:data/fruits_nuts_labels/}}"
-classes = ("background", "date", "fig", "hazelnut")  # a pixel's value is a place in this list
+classes = ("background", "date", "fig", "hazelnut")  # a pixel's value is an index into this list
 train_images, train_labels = "images/train", "labels/train"
 val_images, val_labels = "images/val", "labels/val"
 image_suffix, label_suffix = ".jpg", ".png"
-reduce_zero_label = False  # True: 0 means "other" and does not count, and classes start at 1
+reduce_zero_label = False  # True: 0 means "other" and is ignored, and classes start at 1
 image_size = (1024, 512)  # width, height: photos are resized to fit into it
 batch_size = 4
 epochs = 20
-repeats = 10  # of the training images per epoch; 1 unless you have few
+repeats = 10  # repeats of the training images per epoch; 1 unless you have few
 flips = ["horizontal", "vertical", "diagonal"]  # for photos from above; else ["horizontal"]
 learning_rate = 6e-5
 load_from = "https://mmassets.onedl.ai/mmsegmentation/v0.5/swin/upernet_swin_tiny_patch4_window7_512x512_160k_ade20k_pretrain_224x224_1K/upernet_swin_tiny_patch4_window7_512x512_160k_ade20k_pretrain_224x224_1K_20210531_112542-e380ad3e.pth"

@@ -1,21 +1,21 @@
-# Your own label maps, by the example of 18 photos of dates, figs and hazelnuts (docs/own-data.md).
+# Your own label maps; the example is 18 photos of dates, figs and hazelnuts (docs/own-data.md).
 #
 #     DATA_ROOT=data/fruits_nuts_labels/ python tools/train.py configs/ltm_swin_upernet_fruits_nuts.py
 #
-# For data of your own copy this file and change the first block. Small photos, a narrow network and
-# random weights, so that it trains on two cores; with a GPU take ltm_swin_upernet_finetune.py.
+# For your own data, copy this file and change the first block. Small photos, a narrow network and
+# random weights, so it trains on two cores; with a GPU use ltm_swin_upernet_finetune.py.
 _base_ = "ltm_swin_upernet_shapes.py"
 
 data_root = "{{$DATA_ROOT:data/fruits_nuts_labels/}}"
-classes = ("background", "date", "fig", "hazelnut")  # a pixel's value is a place in this list
+classes = ("background", "date", "fig", "hazelnut")  # a pixel's value is an index into this list
 train_images, train_labels = "images/train", "labels/train"
 val_images, val_labels = "images/val", "labels/val"
 image_suffix, label_suffix = ".jpg", ".png"
-reduce_zero_label = False  # True: 0 means "other" and does not count, and classes start at 1
+reduce_zero_label = False  # True: 0 means "other" and is ignored, and classes start at 1
 image_size = (320, 240)  # width, height: photos are resized to fit into it
 batch_size = 4
 epochs = 20
-repeats = 10  # of the training images per epoch; 1 unless you have few
+repeats = 10  # repeats of the training images per epoch; 1 unless you have few
 flips = ["horizontal", "vertical", "diagonal"]  # for photos from above; else ["horizontal"]
 learning_rate = 2e-3
 

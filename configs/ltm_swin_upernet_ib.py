@@ -2,5 +2,5 @@
 #
 #     python tools/train.py configs/ltm_swin_upernet_ib.py
 #
-# All else, data and weights included, as in ltm_swin_upernet.py; not trained here either.
+# Everything else, including data and weights, as in ltm_swin_upernet.py; not trained here either.
 _base_ = ["ltm_swin_upernet.py", "_base_/ib.py"]

@@ -3,7 +3,7 @@
 #     python tools/train.py configs/ltm_vit_imagenet.py
 #
 # Needs mmpretrain (pip install 'ltm_mm[mmpretrain]') and ImageNet in data/imagenet/
-# (train/, val/). The classifier reads the mean of all patches, as dense tasks do, where DeiT
+# (train/, val/). The classifier reads the mean of all patches, as dense tasks do; DeiT's
 # reads the class token. ViT-B: --cfg-options model.backbone.arch=base model.head.in_channels=768
 # The schedule is for 4 GPUs x 256 images. Not trained here: no result is claimed for it.
 _base_ = "mmpretrain::deit/deit-small_4xb256_in1k.py"

@@ -3,12 +3,12 @@
 #     python tools/train.py configs/ltm_vit_maskrcnn.py
 #
 # Needs COCO 2017 in data/coco/ (annotations/, train2017/, val2017/). From scratch unless you
-# give ImageNet weights, timm's or of a run of ltm_vit_imagenet.py:
+# give ImageNet weights, timm's or from a run of ltm_vit_imagenet.py:
 #     --cfg-options model.backbone.init_cfg.type=Pretrained \
 #         model.backbone.init_cfg.checkpoint=vit_small_patch16_224.safetensors
 # ViT-B: --cfg-options model.backbone.arch=base 'model.neck.in_channels=[192,384,768,768]'
-# As in ViTDet every level is made from the last map and there is no top-down path; attention
-# is global everywhere (ViTDet's is windowed in most blocks), on merged tokens where merged.
+# As in ViTDet, every level is made from the last map, without a top-down path; attention
+# is global everywhere (ViTDet's is windowed in most blocks), on merged tokens after a merge.
 # The schedule is for 8 GPUs x 2 images. Not trained here: no result is claimed for it.
 _base_ = "mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py"
 

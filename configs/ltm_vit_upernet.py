@@ -3,7 +3,7 @@
 #     python tools/train.py configs/ltm_vit_upernet.py
 #
 # Needs ADE20K in data/ade/ADEChallengeData2016/ (images/, annotations/). From scratch unless
-# you give ImageNet weights, timm's or of a run of ltm_vit_imagenet.py:
+# you give ImageNet weights, timm's or from a run of ltm_vit_imagenet.py:
 #     --cfg-options model.backbone.init_cfg.type=Pretrained \
 #         model.backbone.init_cfg.checkpoint=vit_base_patch16_224.safetensors
 # Maps of four blocks go through mmseg's MultiLevelNeck, which resizes them to four strides.

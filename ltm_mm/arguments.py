@@ -1,6 +1,6 @@
 """Command-line options that several tools share.
 
-Nothing heavy is imported here, so that ``--help`` answers at once and without OpenMMLab.
+Nothing heavy is imported here: ``--help`` is fast and works without OpenMMLab.
 """
 
 import argparse
@@ -14,8 +14,8 @@ from .errors import clean_errors
 from .families import NAMED, load
 
 KEEP = (
-    "none, light, balanced, fast, fastest (Swin only, to be learned), paper, tokens per window "
-    "(25) or a share of them (0.5), or one entry per stage such as "
+    "none, light, balanced, fast, fastest (Swin only, for learned models), paper, tokens per "
+    "window (25) or a share of them (0.5), or one entry per stage such as "
     "'(None, None, (None, 25, 25, 25, 25, 25), None)'"
 )
 CONFIG = "a config file, or a config of an installed package: mmdet::PATH, mmseg::PATH"
@@ -34,7 +34,7 @@ class ConfigOptions(argparse.Action):
         values: str | Sequence[str] | None,
         option_string: str | None = None,
     ) -> None:
-        """Add the pairs to those that the command line had before."""
+        """Add the pairs to earlier ones of the command line."""
         options = dict(getattr(namespace, self.dest, None) or {})
         for pair in [values] if isinstance(values, str) else values or ():
             key, equals, value = pair.partition("=")
@@ -50,7 +50,7 @@ class ConfigOptions(argparse.Action):
 
 
 def parse_value(text: str) -> object:
-    """A value as mmengine reads it, which would leave out all spaces: of paths and names, too.
+    """Parse a value as mmengine does, but keep spaces in paths and names.
 
     Args:
         text: a number, True, False, None, a text, or several of them: ``a,b``, ``[a, b]``,
@@ -113,10 +113,10 @@ SHARED: dict[str, dict] = {
 
 
 class Parser(argparse.ArgumentParser):
-    """A tool's parser, with the options that all tools share.
+    """A tool's parser, with the options shared by all tools.
 
     Args:
-        what: the tool does, in one line.
+        what: what the tool does, in one line.
     """
 
     def __init__(self, what: str) -> None:
@@ -124,17 +124,17 @@ class Parser(argparse.ArgumentParser):
         self.add("--debug")
 
     def add(self, *names: str, **options: object) -> None:
-        """Add an argument, with the options of ``SHARED`` where not given here."""
+        """Add an argument; options not given here come from ``SHARED``."""
         self.add_argument(*names, **{**SHARED.get(names[0], {}), **options})  # type: ignore[arg-type]
 
 
 def run_tool(args: argparse.Namespace, function: str, *then: str) -> Any:
-    """Run a tool; a mistake in the input ends it with one line.
+    """Run a tool; invalid input ends it with a one-line error.
 
     Args:
-        args: its arguments, which the function takes by name.
+        args: its arguments, passed to the function by name.
         function: ``"package.module:name"``, imported here.
-        then: functions that are called after it, without arguments.
+        then: functions to call afterwards, without arguments.
     """
     options = vars(args)
     options.pop("local_rank", None)

@@ -4,16 +4,15 @@
     timm.create_model("ltm_swin_tiny", pretrained=True, keep="balanced")
     timm.create_model("ltm_vit_small", features_only=True)
 
-and in timm's own training scripts, which import nothing of ours by themselves:
+and in timm's own training scripts, which do not import ltm_mm themselves:
 
     python -m ltm_mm.timm_models path/to/timm/train.py --model ltm_swin_tiny \
         --model-kwargs keep=paper ...
 
-A model ``ltm_*`` is timm's plain one with merging put on by :func:`ltm_mm.apply`: its
-parameters are the plain ones (``pretrained=True`` loads timm's weights), those of an
-EfficientViT's masks, and nothing else. It takes timm's keywords and ``keep`` and ``window_size``
-of ``apply``; ``keep="none"`` (timm drops keywords that are None) is the plain model. Its
-checkpoints load into the backbones here (``init_cfg``).
+A model ``ltm_*`` is timm's plain one after :func:`ltm_mm.apply`: its only parameters are the plain
+ones (``pretrained=True`` loads timm's weights) and those of an EfficientViT's masks. It takes
+timm's keywords, and ``keep`` and ``window_size`` of ``apply``; ``keep="none"`` (timm drops keywords
+that are None) is the plain model. Its checkpoints load into the backbones here (``init_cfg``).
 """
 
 import runpy
@@ -37,7 +36,7 @@ PLAIN = {
 
 
 def _register(name: str, plain: str) -> Callable[..., nn.Module]:
-    """Enter a model in timm's registry, which goes by a function's name."""
+    """Register a model with timm, whose registry uses the function's name."""
 
     def build(
         pretrained: bool = False,
@@ -54,7 +53,7 @@ def _register(name: str, plain: str) -> Callable[..., nn.Module]:
 
 
 def _run_script() -> None:
-    """Run a script that then knows the names."""
+    """Run a script with the names registered."""
     if len(sys.argv) < 2:
         sys.exit("usage: python -m ltm_mm.timm_models SCRIPT [its arguments]")
     import_module("ltm_mm.timm_models")

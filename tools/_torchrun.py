@@ -1,4 +1,4 @@
-"""torchrun, without its own traceback when a process ends: that process has said why."""
+"""torchrun without its own traceback when a process fails, which has reported the error itself."""
 
 import sys
 

@@ -1,11 +1,11 @@
-"""Measure time, memory and MACs of a backbone or a whole model beside its baselines.
+"""Measure time, memory and MACs of a backbone or a whole model next to its baselines.
 
 python tools/benchmark.py ltm-swin-t --against mmdet-swin --ltm none balanced fast
 """
 
 import os
 
-# PyTorch's profiler, which counts the CPU's memory, says at start that there is no GPU.
+# PyTorch's profiler, which counts the CPU's memory, logs at start that there is no GPU.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 

@@ -39,15 +39,15 @@ COLUMNS = ("config", "configs", "model", "built", "loss step", "prediction")
 
 @dataclass
 class Coverage:
-    """What one config did.
+    """The result of one config.
 
     Attributes:
-        config: as ``package::path``.
+        config: name as ``package::path``.
         model: type of the model, with its decode head for a segmentor.
         backbone: what was converted.
         losses: sum of the losses of one step; None if the step was not run.
         outputs: predictions for the image, e.g. '100 instances'; None if not run.
-        problem: why something was not run or failed; None if all ran.
+        problem: why something failed or was not run; None if everything ran.
     """
 
     config: str
@@ -230,7 +230,7 @@ def _run_segmentor(model: Any, cfg: Config, size: int) -> tuple[float, str]:
 
 
 def to_cells(row: Coverage, count: int) -> list[str]:
-    """A row of the table, as ``COLUMNS``.
+    """A row of the table, with the columns ``COLUMNS``.
 
     Args:
         row: the result.

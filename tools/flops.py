@@ -44,7 +44,7 @@ POINTS = (
 
 
 class PointFigures(NamedTuple):
-    """What a point's models have here: GMACs (classifier included) and parameters, in millions."""
+    """GMACs (with classifier) and parameters in millions that a point's models have here."""
 
     plain_macs: float
     macs: float
@@ -90,7 +90,7 @@ def _forward_run(model: nn.Module, images: torch.Tensor) -> Callable[[], None]:
 
 
 def to_markdown(points: Sequence[Point], figures: Sequence[PointFigures]) -> str:
-    """The table of the README; starred figures are the paper's."""
+    """The table of docs/benchmarks.md; starred figures are the paper's."""
     timed = any(f.speedup for f in figures)
     head = ["model, pixels", "GMACs plain*", "LTM*", "GMACs plain", "`'paper'`"]
     head += ["parameters plain", "`'paper'`", *["speed-up"] * timed]
@@ -107,7 +107,7 @@ def to_markdown(points: Sequence[Point], figures: Sequence[PointFigures]) -> str
 def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        description=f"The preset 'paper' beside the paper (ltm_mm {ltm_mm.__version__})"
+        description=f"Compare the preset 'paper' with the paper (ltm_mm {ltm_mm.__version__})"
     )
     add = parser.add_argument
     add("--rounds", type=int, default=0, help="timed passes of each model; 0: no timing [0]")

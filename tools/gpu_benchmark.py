@@ -5,7 +5,7 @@ python tools/gpu_benchmark.py --out work_dirs/gpu
 
 import os
 
-# For the processes that it starts, too: PyTorch's profiler has much to say at its start.
+# Also for child processes: PyTorch's profiler logs a lot when it starts.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 

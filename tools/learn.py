@@ -40,7 +40,7 @@ def parse_args() -> argparse.Namespace:
         "no extra time; all: both [detail for several plans, all for one]",
     )
     add("--steps", type=int, default=300, help="optimiser steps [%(default)s]")
-    add("--lr", type=float, help="learning rate of the weights [fitted to network and plan]")
+    add("--lr", type=float, help="learning rate of the weights [chosen for network and plan]")
     add("--batch-size", type=int, default=2, help="crops per step [%(default)s]")
     add("--crop", type=int, default=320, help="side of the crops in pixels [%(default)s]")
     add("--seed", type=int, default=0, help="[%(default)s]")
@@ -50,7 +50,7 @@ def parse_args() -> argparse.Namespace:
     add("--device")
     add("--trust-checkpoint")
     add("--cfg-options")
-    # Options may stand between the positional arguments, of which one may be left out.
+    # Options may appear between the positional arguments, one of which is optional.
     return parser.parse_intermixed_args()
 
 

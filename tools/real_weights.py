@@ -1,4 +1,4 @@
-"""Measure merging on networks trained on photos beside its baselines: tables and plans.
+"""Measure merging next to its baselines, on networks trained on photos: tables and plans.
 
 LTM_SHARED_REAL names the folder of weights and photos [../shared/real], LTM_SHARED_DATA the
 folder of other photos [../shared/data].
@@ -96,7 +96,7 @@ class Scores:
         self.predicted: dict[int, list[np.ndarray]] = {}
 
     def __call__(self, row: Any, place: int, classes: np.ndarray) -> None:
-        """Keep a prediction; see the last one to the metric."""
+        """Store a prediction; after the last one compute the metric."""
         maps = self.predicted.setdefault(id(row), [])
         maps.append(classes.astype(np.uint8))
         if place == len(self.labels) - 1:
@@ -111,7 +111,7 @@ def parse_args() -> argparse.Namespace:
     add(
         "network",
         choices=list(PLANS),
-        help="vit: classifies all patches at 448 px; vit-224: the photo",
+        help="vit classifies all patches at 448 px, vit-224 the whole photo",
     )
     add("--ltm", nargs="+", metavar="KEEP", help="plans [those of the tables and the presets]")
     add("--every", type=int, default=1, metavar="K", help="every K-th photo [1]")
@@ -120,7 +120,7 @@ def parse_args() -> argparse.Namespace:
     add("--threads", type=int, help="CPU threads [as PyTorch chooses]")
     add("--cpu-time", action="store_true", help="CPU seconds, with --threads 1")
     add("--out", default="work_dirs/real_weights", metavar="DIR", help="[%(default)s]")
-    add("--target-time", type=float, metavar="SHARE", help="choose a plan instead of a table")
+    add("--target-time", type=float, metavar="SHARE", help="print a plan instead of a table")
     add("--logits", action="store_true", help="measure the error of the logits, not of the maps")
     add("--time-of", metavar="NAME", help="take times from this backbone, such as ltm-swin-t")
     add("--size-of", nargs=2, type=int, default=[800, 1216], metavar=("H", "W"))
@@ -132,7 +132,7 @@ def parse_args() -> argparse.Namespace:
     )
     add("--train", choices=["detail", "weights", "all"], nargs="+", default=["all"], help="[all]")
     add("--together", action="store_true", help="learn for all plans at once")
-    add("--lr", type=float, help="learning rate of the weights [fitted to network and plan]")
+    add("--lr", type=float, help="learning rate of the weights [chosen for network and plan]")
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args()
 
@@ -154,7 +154,7 @@ def main() -> None:
 def print_table(
     args: argparse.Namespace, shared: ModuleType, images: tuple, labels: tuple, clock: Any
 ) -> None:
-    """Every plan beside its baselines."""
+    """Print every plan next to its baselines."""
     timed = stand_in(args)
     plans = {text: parse_keep(text) for text in args.ltm or PLANS[args.network]}
     fidelity = ltm_mm.fidelity(
@@ -183,7 +183,7 @@ def print_table(
 
 
 def save_image(shared: ModuleType, network: str, image: torch.Tensor, quality: int) -> torch.Tensor:
-    """A normalised image as it is after it was saved as JPEG."""
+    """A normalised image after saving it as JPEG."""
     from ltm_mm.engine.photos import jpeg
 
     mean, std = (np.float32(0.5),) * 2 if network.startswith("vit") else (shared.MEAN, shared.STD)
@@ -194,7 +194,7 @@ def save_image(shared: ModuleType, network: str, image: torch.Tensor, quality: i
 
 
 def learned_plans(args: argparse.Namespace, shared: ModuleType, plans: dict) -> dict:
-    """Every plan with what was learned for it, or for all together."""
+    """Every plan with what was learned for it, or for all plans together."""
     from ltm_mm.analysis.fidelity.compare import LearnedPlan
     from ltm_mm.learning import Settings
 
@@ -231,7 +231,7 @@ def learned_plans(args: argparse.Namespace, shared: ModuleType, plans: dict) -> 
 
 
 def stand_in(args: argparse.Namespace) -> tuple | None:
-    """What builds the backbone whose times count, and an image for it."""
+    """A function that builds the backbone to time, and an image for it."""
     if not args.time_of:
         return None
     from ltm_mm.engine.build import model_builder, named_config
@@ -243,7 +243,7 @@ def stand_in(args: argparse.Namespace) -> tuple | None:
 def print_plan(
     args: argparse.Namespace, shared: ModuleType, images: tuple, labels: tuple, clock: Any
 ) -> None:
-    """The plan of the least error within a time budget."""
+    """Print the plan with the least error within a time budget."""
     from ltm_mm.analysis.plan.run import choose_plan, report
 
     chosen = choose_plan(

@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-# Files beside this one must not hide installed modules of the same name (test, coverage, ...).
+# Files next to this one must not hide installed modules of the same name (test, coverage, ...).
 sys.path[:] = [p for p in sys.path if Path(p).resolve() != Path(__file__).resolve().parent]
 
 import ltm_mm  # noqa: F401  isort: skip  (first: it provides mmcv's ops where they are not compiled)
@@ -23,7 +23,7 @@ def parse_args() -> argparse.Namespace:
     add(
         "checkpoint",
         nargs="?",
-        help="checkpoint of a model or backbone, plain or merging [as training would start]",
+        help="checkpoint of a model or backbone, plain or merging [as at the start of training]",
     )
     add("image", help="an image or a folder of images")
     add("--out-dir", metavar="DIR", help="picture folder [work_dirs/<config's name>/visualize]")
@@ -49,7 +49,7 @@ def parse_args() -> argparse.Namespace:
     add("--ltm")
     add("--detail")
     add("--cfg-options")
-    # Options may stand between the positional arguments, of which one may be left out.
+    # Options may appear between the positional arguments, one of which is optional.
     return parser.parse_intermixed_args()
 
 

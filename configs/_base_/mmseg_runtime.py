@@ -1,5 +1,5 @@
-# mmseg's runtime for trainings by iterations. It is written out because mmengine looks for
-# `mmseg::` under the name mmsegmentation and does not find mmseg's continuation.
+# mmseg's runtime for training by iterations. It is written out because mmengine looks for
+# `mmseg::` under the name mmsegmentation and does not find onedl-mmsegmentation.
 default_scope = "mmseg"
 env_cfg = dict(
     cudnn_benchmark=True,

@@ -1,4 +1,4 @@
-# mmseg's runtime for short runs: visible progress, checkpoints on the way, a fixed seed.
+# mmseg's runtime for short runs: visible progress, intermediate checkpoints, a fixed seed.
 _base_ = "mmseg_runtime.py"
 
 env_cfg = dict(cudnn_benchmark=False)

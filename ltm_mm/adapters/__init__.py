@@ -1,4 +1,4 @@
-"""Token merging on a model in memory, whoever built it: put it on, take it off."""
+"""Add token merging to a model in memory, from any library, and remove it again."""
 
 from .apply import apply, is_applied, remove
 

@@ -1,8 +1,8 @@
-"""Files of what was learned for merging: details, and weights where these learned, too.
+"""Files with what was learned for merging: details, and weights if they were trained, too.
 
 A file is an ordinary checkpoint, ``state_dict`` and ``meta``. Without weights its keys are
-``stages.I.blocks.K.merge.detail.*``, whatever the library calls its blocks; weights have the
-model's own names. ``meta["ltm_learned"]`` says what it belongs to.
+``stages.I.blocks.K.merge.detail.*`` for every library; weights have the model's own names.
+``meta["ltm_learned"]`` describes the model it belongs to.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from .read import read_file
 
 DETAIL_KEY = re.compile(r"stages\.(\d+)\.blocks\.(\d+)\.merge\.detail\.(.+)")
 
-# A Swin's blocks, stage by stage: each block, and the norms of its attention and MLP.
+# A Swin's blocks per stage: each block, and the norms of its attention and MLP.
 Stages = Sequence[Sequence[tuple[nn.Module, Sequence[Any]]]]
 
 
@@ -36,11 +36,11 @@ class Learned:
 
     Attributes:
         details: by stage and block.
-        widths, depths: channels and blocks of the stages that it belongs to.
-        digest: of the weights that the details go with, see :func:`weights_digest`.
-        plans: that it was learned for, as text.
-        weights: parameters that learned, by their name in the model; None: they did not.
-        history: what was measured while it learned, for reports.
+        widths, depths: channels and blocks of the model's stages.
+        digest: digest of the weights that the details belong to, see :func:`weights_digest`.
+        plans: the plans that it was learned for, as text.
+        weights: trained parameters, by their name in the model; None: weights were frozen.
+        history: measurements during learning, for reports.
     """
 
     details: dict[tuple[int, int], Detail]
@@ -52,10 +52,10 @@ class Learned:
     history: dict = field(default_factory=dict)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write it, whole or not at all.
+        """Write it to a file, atomically.
 
         Raises:
-            OSError: if the file cannot be written; what was there before is left.
+            OSError: if the file cannot be written; an existing file is kept.
         """
         save_whole(self.as_checkpoint(), path)
 
@@ -63,8 +63,8 @@ class Learned:
         """As a checkpoint.
 
         Args:
-            state: of the whole model with merging, under its own names; None: details (and
-                learned weights) alone.
+            state: state dict of the whole model with merging, under its own names; None: only
+                details (and learned weights).
         """
         if state is None:
             state = {
@@ -87,7 +87,7 @@ class Learned:
         """Put the details into a backbone's merging blocks.
 
         Args:
-            stages: the backbone's; blocks that do not merge get nothing.
+            stages: the backbone's stages; blocks that do not merge get no detail.
 
         Raises:
             ValueError: if they belong to another architecture.
@@ -118,7 +118,7 @@ class Learned:
             )
 
     def check_weights(self, stages: Stages) -> None:
-        """Log a warning where a backbone has other weights than the details were learned on."""
+        """Log a warning if a backbone has other weights than those the details were learned on."""
         on_meta = any(norm.weight.is_meta for blocks in stages for _, ns in blocks for norm in ns)
         if self.details and not on_meta and weights_digest(stages) != self.digest:
             print_log(
@@ -133,8 +133,8 @@ class Learned:
         """Read a file that :meth:`save` or ``tools/learn.py`` wrote.
 
         Raises:
-            FileNotFoundError: no such file.
-            ValueError: it is no such file, or damaged.
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file holds nothing learned, or is damaged.
         """
         content = read_file(path)
         metadata = (content.get("meta") or {}).get(META) if isinstance(content, Mapping) else None

@@ -1,4 +1,4 @@
-"""Export of a network in memory, whoever built it; needs no package of OpenMMLab."""
+"""Export of a network in memory, from any library; needs no OpenMMLab package."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -28,26 +28,26 @@ def export(
 ) -> list[Difference]:
     """Write a network as a file that runs without this package, and compare the two.
 
-    The file takes any number of images. It holds a copy in eval mode, in single precision, and
-    returns the model's tensors in their order, those of dictionaries and transformers' outputs too.
+    The file takes any number of images. It holds a copy in eval mode and single precision, and
+    returns the model's tensors in order, also from dictionaries and transformers' outputs.
 
     Args:
-        model: takes one tensor of images, e.g. of timm, torchvision or transformers, after
-            :func:`ltm_mm.apply` or plain.
-        example: images ``(B, C, H, W)``; their size and channels count, not their values.
+        model: takes one tensor of images, e.g. a model of timm, torchvision or transformers, with
+            :func:`ltm_mm.apply` or without.
+        example: images ``(B, C, H, W)``; only their size and channels matter.
         path: ``.onnx``, ``.xml`` (OpenVINO's, with a ``.bin`` beside it) or ``.pt2``
             (``torch.export``).
-        dynamic_size: take images of any height and width from half of the example's on, if the
-            model's own code does.
-        check: run the file on drawn images, of four sizes with ``dynamic_size``, and compare.
+        dynamic_size: accept any height and width from half of the example's up, if the model's own
+            code allows it.
+        check: run the file on generated images, of four sizes with ``dynamic_size``, and compare.
 
     Returns:
-        What the comparison found, batch by batch; nothing without ``check``.
+        The differences found, one per batch; empty without ``check``.
 
     Raises:
         ValueError: if the input does not fit, or the model cannot be traced.
         UserError: if the file cannot be written, or differs from the model by more than rounding.
-        ImportError: if a package is missing; says how to get it.
+        ImportError: if a package is missing; the message states how to install it.
     """
     path = _checked_path(path, check)
     if not isinstance(model, nn.Module):

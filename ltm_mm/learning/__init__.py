@@ -1,4 +1,4 @@
-"""What merging loses, learned: the plain network teaches the merged one, without labels."""
+"""Learning what merging loses: the plain network teaches the merged one, without labels."""
 
 from ..checkpoints.learned import Learned
 from .distill import Progress, Settings, distill

@@ -1,6 +1,6 @@
-# UPerNet with heads narrow enough for two cores. The background, most of the pixels, counts a
-# fifth in the loss, so that about half of the loss is about which shape it is (an equal weight
-# was not tried at this length). GN, because batches are small.
+# UPerNet with heads narrow enough for two cores. The background, most of the pixels, has a
+# weight of one fifth, so about half of the loss depends on which shape it is (equal weights
+# were not tried at this length). GN, because batches are small.
 _base_ = "upernet.py"
 
 num_classes = 7

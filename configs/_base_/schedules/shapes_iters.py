@@ -1,5 +1,5 @@
-# AdamW from scratch, by iterations (segmentors). For the first 300 or so the shapes are told
-# from the background but not from one another: a training has to be longer than that.
+# AdamW from scratch, by iterations (segmentors). In the first 300 or so the model separates shapes
+# from the background, but not from each other: train for longer than that.
 max_iters = 1600
 warmup = 20
 

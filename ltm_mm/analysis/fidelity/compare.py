@@ -1,4 +1,4 @@
-"""What merging would change in a model, on photos without labels."""
+"""Measure what merging would change in a model, on photos without labels."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,9 +32,9 @@ from .baselines import pooled, with_tome
 from .report import Fidelity, FidelityRow
 
 BASELINES = ("image", "pooling", "tome", "jpeg")
-QUALITIES = (98, 90, 75)  # of photos that are saved as JPEG once more
+QUALITIES = (98, 90, 75)  # of photos that are saved again as JPEG
 NOISE = 1e-4  # standard deviations of the pixels
-STEADY = ("plain", "plan", "learned")  # rows that are run with noise, too
+STEADY = ("plain", "plan", "learned")  # rows that are also run with noise
 NOISY_PHOTOS = 8  # how many are run again with noise
 PRESETS = ("light", "balanced", "fast")
 Predict = Callable[[nn.Module, Any], object]
@@ -101,39 +101,42 @@ def fidelity(
     timed: tuple[Callable[[Keep], nn.Module], Tensor] | None = None,
     saved: Callable[[Tensor, int], Tensor] | None = None,
 ) -> Fidelity:
-    """What merging would change in a model: error, agreement, work and time.
+    """Measure what merging would change in a model: error, agreement, MACs and time.
 
-    The model itself is not changed. Times are of ``predict`` on the first image, with nothing
-    merged but in the same blocks as the reference.
+    The model itself is not changed. Times are those of ``predict`` on the first image; their
+    reference is the model in our blocks without merging.
 
     Args:
-        model: built, as :func:`ltm_mm.apply` supports it, plain.
+        model: a built model that :func:`ltm_mm.apply` supports, without merging.
         images: ``(3, H, W)`` or ``(1, 3, H, W)``, normalised.
-        keep: the plans, each as ``ltm_mm.apply`` takes it, or a :class:`LearnedPlan`; a mapping
-            names them. A name or a number is one plan.
+        keep: the plans, each as for ``ltm_mm.apply`` or a :class:`LearnedPlan`; a mapping names
+            them. A name or a number is a single plan.
         predict: gets a model and an image and returns logits ``(1, classes)`` or ``(1, classes,
             H, W)``, a NumPy array of classes, or :class:`ltm_mm.visualization.predictions
             .Instances`; its time is measured. None: calls the model.
         maps: gets a model and an image and returns the maps to compare; None: the backbone's.
-        baselines: 'image' (the plain model on an image so small that it takes as long), 'pooling'
-            (as many merged tokens from neighbours) and 'tome' (ToMe at equal work; a ViT's).
-        rounds: rounds of timing that count; 0: no time is measured, and no smaller image found.
-        threads: CPU threads; None: as they are.
-        watch: told each row, the image's number and what was predicted (classes, label map or
+        baselines: 'image' (the plain model on a smaller image of equal time), 'pooling' (as many
+            merged tokens, grouped by position), 'tome' (ToMe at equal MACs; ViT only) and 'jpeg'
+            (see ``saved``).
+        rounds: timed rounds; 0: no timing, and no smaller image.
+        threads: CPU threads; None: unchanged.
+        watch: called with each row, the image's index and the prediction (classes, label map or
             instances), e.g. to compare it with labels; may fill ``row.metrics``.
-        progress: whether progress is shown.
-        clock: seconds so far; ``time.process_time`` (with one thread) on a machine that others use.
-        timed: what builds another model of as many blocks with a plan (None: nothing merged), and
-            an image: times, and the share of the sides of the smaller image, are of that model. A
-            small trained network stands for a large one so. None: of ``model``.
-        saved: gets an image and a quality, and returns the image as it is after it was saved as
-            JPEG: what that changes is a yardstick. None: there is none.
+        progress: whether to show progress.
+        clock: returns seconds; use ``time.process_time`` (with one thread) on a shared machine.
+        timed: a function that builds another model with as many blocks for a plan (None: without
+            merging), and an image: times, and the scale of the smaller image, are those of that
+            model. This measures the error on a small trained network and the time of a large one.
+            None: ``model``.
+        saved: gets an image and a quality, and returns the image after saving it as JPEG, a
+            baseline for comparison. None: no such baseline.
 
     Returns:
         One row per model; ``print(found.table())`` shows them.
 
     Raises:
-        ValueError: if the model, a plan or a baseline does not fit; says what is allowed.
+        ValueError: if the model, a plan or a baseline does not fit; the message states what is
+            allowed.
     """
     tested = ModelUnderTest(
         model,
