@@ -1,4 +1,4 @@
-"""The backbones, one family per file; their classes are imported when first asked for."""
+"""The backbones, one family per file; their classes are imported on first use."""
 
 from ...families import FAMILIES, load
 
