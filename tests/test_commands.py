@@ -39,6 +39,7 @@ NOT_RUN = ("check_configs", "_imagenet.py", "cuda", "openvino")
 QUICK = {
     "benchmark.py": ["--size", "64", "96", "--rounds", "1"],
     "fidelity.py": ["--num-photos", "1", "--rounds", "1", "--size", "96", "96"],
+    "learn.py": ["--steps", "4", "--crop", "64", "--rounds", "1"],
     "plan.py": ["--size", "224", "224", "--rounds", "1"],
     "flops.py": ["--rounds", "1"],
     "gpu_benchmark.py": ["--dry-run", "--parts", "environment"],
@@ -92,7 +93,8 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
             exec(code, {"__name__": "page"})  # data/fruits_nuts_labels
     Image.fromarray(draw_image("val", 50)[0]).save(folder / "photo.jpg")
     (folder / "photos").mkdir()
-    shutil.copy(folder / "photo.jpg", folder / "photos")
+    for k in range(2):
+        Image.fromarray(draw_image("val", k)[0]).save(folder / "photos" / f"{k}.jpg")
     return folder
 
 

@@ -116,12 +116,9 @@ class Fidelity:
         """
         try:
             content = json.loads(path.read_text())
-            rows = [
-                FidelityRow(**{**row, "steadiness": _known(row["steadiness"])})
-                for row in content["rows"]
-            ]
+            rows = [FidelityRow(**_unknown_as_nan(row)) for row in content["rows"]]
             return cls(rows, content["metadata"], content["no_faster"])
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"{path} holds no table of tools/fidelity.py ({error!r})") from error
 
     def save(self, stem: Path) -> list[Path]:
@@ -167,10 +164,6 @@ class Fidelity:
         return figure
 
 
-def _known(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
 def _pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Of points in order of time those with less error than all faster ones."""
     front: list[tuple[float, float]] = []
@@ -209,3 +202,18 @@ def _finite(node: object) -> object:
     if isinstance(node, list):
         return [_finite(value) for value in node]
     return None if isinstance(node, float) and not math.isfinite(node) else node
+
+
+def _unknown_as_nan(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as it was before :func:`_finite`."""
+
+    def known(value: float | None) -> float:
+        return math.nan if value is None else value
+
+    return {
+        **row,
+        "errors": [known(error) for error in row["errors"]],
+        "agreement": {name: known(share) for name, share in row["agreement"].items()},
+        "metrics": {name: known(value) for name, value in row["metrics"].items()},
+        "steadiness": known(row["steadiness"]),
+    }

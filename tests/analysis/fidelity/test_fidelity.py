@@ -565,6 +565,13 @@ def test_tool_prints_a_table_and_writes_files(trained, tmp_path, capsys):
     assert (tmp_path / "tiny.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_table_with_unknown_figures_is_read_back(tmp_path):
+    unknown = dict(errors=[0.0, NAN], agreement={"box AP": NAN}, metrics={"bbox_mAP": NAN})
+    found = Fidelity([FidelityRow("plain", **unknown), FidelityRow("fast", "plan", **unknown)], {})
+    (file,) = found.save(tmp_path / "found")
+    assert Fidelity.read(file).table() == found.table()
+
+
 def test_picture_shows_all_points_and_the_plain_models_time():
     """Two errors that are nearly the same lie inside the axes, not on their edge."""
     seconds = dict(plain=[1.0, 1.0], fast=[0.8, 0.8], fastest=[0.7, 0.7])
