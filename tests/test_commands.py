@@ -34,6 +34,7 @@ from tests.test_readme import ROOT, blocks, commands, words_of
 
 pytestmark = pytest.mark.slow
 SMALL = (96, 96)
+CONFIG = "mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py"  # where a page says CONFIG
 NOT_RUN = ("check_configs", "_imagenet.py", "cuda", "openvino")
 # Options that make a measuring tool quick; of an option given twice the last one counts.
 QUICK = {
@@ -114,6 +115,7 @@ def test_command_runs(command: str, sandbox: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(sandbox)
     variables = dict(w.split("=", 1) for w in shlex.split(command) if re.match(r"[A-Z_]+=", w))
     words = words_of(re.sub(r"\$\(cat (\S+)\)", lambda m: Path(m[1]).read_text(), command))
+    words = [CONFIG if word == "CONFIG" else word for word in words]
     for key, value in {"DATA_ROOT": "path/to/fruits_nuts/", **variables}.items():
         monkeypatch.setenv(key, value)
         variables[key] = value
