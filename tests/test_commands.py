@@ -40,7 +40,7 @@ NOT_RUN = ("check_configs", "_imagenet.py", "cuda", "openvino")
 QUICK = {
     "benchmark.py": ["--size", "64", "96", "--rounds", "1"],
     "fidelity.py": ["--num-photos", "1", "--rounds", "1", "--size", "96", "96"],
-    "learn.py": ["--steps", "4", "--crop", "64", "--rounds", "1"],
+    "learn.py": ["--steps", "4", "--crop", "64", "--rounds", "0"],
     "plan.py": ["--size", "224", "224", "--rounds", "1"],
     "flops.py": ["--rounds", "1"],
     "gpu_benchmark.py": ["--dry-run", "--parts", "environment"],

@@ -37,7 +37,8 @@ def parse_args() -> argparse.Namespace:
         "--train",
         choices=["detail", "weights", "all"],
         help="detail: a thin block per merging Swin block, weights are frozen; weights: no detail, "
-        "no extra time; all: both [detail for several plans, all for one]",
+        "no extra time; all: both [detail for several plans, weights for light or balanced, "
+        "all for any other]",
     )
     add("--steps", type=int, default=300, help="optimiser steps [%(default)s]")
     add("--lr", type=float, help="learning rate of the weights [chosen for network and plan]")

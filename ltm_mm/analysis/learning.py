@@ -103,8 +103,8 @@ def run_learning(
         photos: a folder; None: the images of the config's train set.
         out: the file. With weights it is an ordinary checkpoint, else it holds details.
         ltm: plans, which share what is learned.
-        train: 'detail', 'weights' or 'all', see :func:`ltm_mm.learn`; None: 'detail' for several
-            plans and 'all' for one.
+        train: 'detail', 'weights' or 'all', see :func:`ltm_mm.learn`; None: see
+            :func:`.learn.default_train`.
         steps, lr, batch_size, crop, seed: see :class:`ltm_mm.learning.Settings`.
         resume: go on from ``OUT.resume``.
         rounds: of timing, for the table; 0: no time.

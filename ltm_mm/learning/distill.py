@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..adapters.maps import feature_maps
 
 BACK_OFF = 0.25
+DIVERGED = 1.5  # times the loss at the start; less than that at full rates is common, and harmless
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,9 @@ def distill(
 ) -> Progress:
     """Train merged networks; they end with the best parameters on the held-out photos.
 
-    If the held-out loss is higher than at the start, the rates were too large: training continues
-    from the best parameters so far, with the rates multiplied by ``BACK_OFF``.
+    If the held-out loss exceeds ``DIVERGED`` times its value at the start, the rates were too
+    large: training continues from the best parameters so far, with the rates multiplied by
+    ``BACK_OFF``.
 
     Args:
         teacher: without merging, in eval mode; not changed.
@@ -132,7 +134,7 @@ def distill(
             progress.optimizer, progress.random_state = optimizer.state_dict(), rng.getstate()
             if progress.step % every == 0 or progress.step == settings.steps:
                 _check(progress, held_out_loss(), parameters)
-                if progress.held_out[progress.step] > progress.held_out[0]:
+                if progress.held_out[progress.step] > DIVERGED * progress.held_out[0]:
                     _copy(progress.best or start, parameters)
                     optimizer.state.clear()
                     progress.optimizer = optimizer.state_dict()
