@@ -40,7 +40,7 @@ NOT_RUN = ("check_configs", "_imagenet.py", "cuda", "openvino")
 QUICK = {
     "benchmark.py": ["--size", "64", "96", "--rounds", "1"],
     "fidelity.py": ["--num-photos", "1", "--rounds", "1", "--size", "96", "96"],
-    "learn.py": ["--steps", "4", "--crop", "64", "--rounds", "0"],
+    "learn.py": ["--steps", "6", "--crop", "224", "--lr", "1e-7", "--rounds", "0"],
     "plan.py": ["--size", "224", "224", "--rounds", "1"],
     "flops.py": ["--rounds", "1"],
     "gpu_benchmark.py": ["--dry-run", "--parts", "environment"],
@@ -209,6 +209,7 @@ def _make_checkpoints(words: list[str], config: str) -> None:
         cfg = load_config(config)
         backbone = cfg.model.backbone
         backbone.init_cfg = None
+        torch.manual_seed(0)
         with DefaultScope.overwrite_default_scope(cfg.default_scope):
             model = MODELS.build(cfg.model)
         Path(name).parent.mkdir(parents=True, exist_ok=True)
